@@ -1,0 +1,185 @@
+"""The command line: loads a configuration and calls one function. Heavy imports wait until a command needs them."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distrec import __version__
+from distrec.errors import UserError
+
+if TYPE_CHECKING:
+    from distrec.train.config import Config
+    from distrec.train.run_folder import Result
+
+_WORDS = "a configuration file (YAML) and overrides like optim.lr=0.01; both may be left out"
+_TRAIN_EXAMPLES = """\
+examples:
+  distrec train                                        planted data, 2 workers: a first look
+  distrec train configs/gowalla_mf_ssm.yaml data.source=path/to/gowalla
+  distrec train data.source=mine.csv data.test_fraction=0.2 train.workers=4
+  distrec train configs/gowalla_mf_ssm.yaml data.source=path/to/gowalla run.resume=true
+
+`distrec keys` lists every key with its default and what it does.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Exits with 0, 1 (a failure that is a fault of ours), 2 (a mistake to put right) or 130 (Ctrl-C)."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except UserError as error:
+        print(f"distrec: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        again = [*argv, *(["run.resume=true"] if "run.resume=true" not in argv else [])]
+        hint = f" Go on from the last checkpoint: distrec {shlex.join(again)}" if arguments.command == "train" else ""
+        print(f"\ndistrec: stopped.{hint}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="distrec", description="Train collaborative-filtering embedding models on a Ray cluster."
+    )
+    parser.add_argument("--version", action="version", version=f"distrec {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = _add(commands, "train", _train, "prepare the data if need be, train, and evaluate on the test part")
+    command.epilog = _TRAIN_EXAMPLES
+    command.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=_WORDS)
+    loudness = command.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="print the result alone")
+    loudness.add_argument("--verbose", action="store_true", help="also print what Ray and the workers log")
+
+    command = _add(commands, "prepare", _prepare, "turn raw interactions into a prepared folder, and print where it is")
+    command.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=_WORDS)
+
+    command = _add(commands, "evaluate", _evaluate, "evaluate the last checkpoint of a run, in this process")
+    command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    command.add_argument("words", nargs="*", metavar="key=value", help="overrides, for instance eval.k=[10,20,50]")
+    command.add_argument("--part", choices=("test", "valid"), default="test", help="what to evaluate on (default: test)")
+
+    command = _add(commands, "info", _info, "print counts, density and degree quantiles of a data set, or what a run is")
+    command.add_argument("path", type=Path, metavar="PATH", help="a prepared folder, or a run folder")
+
+    _add(commands, "keys", _keys, "list every key of the configuration with its default and what it does")
+    return parser
+
+
+def _add(commands: argparse._SubParsersAction, name: str, run: object, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _load(words: Sequence[str]) -> tuple["Config", str]:
+    """The configuration that the words of a command line describe, and its name."""
+    from distrec.config import load
+    from distrec.train.config import Config
+
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise UserError(f"one configuration file at a time; got {', '.join(files)}")
+    path = Path(files[0]) if files else None
+    return load(Config, path, [word for word in words if "=" in word]), path.stem if path else "distrec"
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    config, name = _load(arguments.words)
+    from distrec.tracking.progress import Progress
+    from distrec.train.launch import train
+
+    mode = "quiet" if arguments.quiet else "plain" if arguments.verbose else "auto"
+    with Progress(mode) as progress:
+        result = train(config, name, progress, verbose=arguments.verbose)
+    _show(result, quiet=arguments.quiet)
+
+
+def _show(result: "Result", quiet: bool) -> None:
+    from distrec.tracking.progress import results_table
+    from distrec.train.run_folder import RunFolder
+
+    results_table([{"metric": key, "value": value} for key, value in result.metrics.items()])
+    print(f"run folder  {result.folder}")
+    uri = RunFolder(result.folder).facts().get("mlflow_uri")
+    if uri and not quiet:
+        print(f"MLflow      {f'mlflow ui --backend-store-uri {uri}' if '://' in uri and not uri.startswith('http') else uri}")
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    config, _ = _load(arguments.words)
+    from distrec.data.prepare import prepare
+
+    dataset = prepare(config.data, log=print)
+    _print_rows(dataset.summary())
+    print(f"\n{dataset.path}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from distrec.config import flat, load
+    from distrec.data.dataset import Part
+    from distrec.data.prepare import prepare
+    from distrec.tracking.progress import results_table
+    from distrec.train.config import Config
+    from distrec.train.run_folder import RunFolder
+    from distrec.train.trainer import Trainer
+
+    folder = RunFolder(arguments.run)
+    before = folder.config()
+    config = load(Config, folder.config_file, [*arguments.words, "train.workers=1"])
+    changed = [key for key, value in flat(config).items() if flat(before)[key] != value]
+    if wrong := [key for key in changed if not key.startswith(("eval.", "train.", "data.source", "data.cache"))]:
+        raise UserError(f"{', '.join(wrong)}: a trained run can only be given other eval.* keys")
+    dataset = prepare(config.data, log=lambda text: None)
+    folder.check_fingerprint(dataset.manifest.fingerprint)
+    part = Part[arguments.part.upper()]
+    if not getattr(dataset.manifest, arguments.part):
+        raise UserError(f"{config.data.source} has no {arguments.part} part")
+    trainer = Trainer(config, dataset, torch.device("cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu"))
+    trainer.load(folder.last_checkpoint())
+    metrics = trainer.evaluate(part)
+    results_table([{"metric": f"{arguments.part}/{key}", "value": value} for key, value in metrics.items()])
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from distrec.data.dataset import Dataset
+    from distrec.train.run_folder import RunFolder
+
+    folder = RunFolder(arguments.path)
+    if not folder.config_file.exists():
+        _print_rows(Dataset.open(arguments.path).summary())
+        return
+    result, config = folder.result(), folder.config()
+    print(f"run folder of {config.model.name} with {config.loss.name} on {config.data.source}")
+    if result is None:
+        print("not finished: go on with run.resume=true")
+    else:
+        _show(result, quiet=False)
+
+
+def _keys(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from distrec.config import describe
+    from distrec.train.config import Config
+
+    console = Console(highlight=False)
+    for key, kind, default, text in describe(Config):
+        console.print(f"[bold]{key}[/] [dim]{escape(kind)}[/] = {escape(default)}")
+        console.print(f"    {escape(text)}")
+
+
+def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")

@@ -1,0 +1,18 @@
+"""Losses that compare the positive with one negative at a time."""
+
+import torch
+from torch.nn.functional import softplus
+
+from distrec.losses.config import LossConfig
+from distrec.losses.loss import Scores, losses
+
+
+@losses.register("bpr")
+def bpr(scores: Scores, config: LossConfig) -> torch.Tensor:
+    """mean_j softplus(s_uj - s_ui), over the negatives j of each pair (Rendle et al., UAI 2009).
+
+    Through softplus, not log(sigmoid + epsilon), so that the worst-ranked pairs keep their gradient.
+    """
+    counts_BN = scores.negative_BN > -torch.inf
+    loss_BN = softplus(scores.negative_BN - scores.positive_B[:, None])  # 0 at -inf
+    return loss_BN.sum(1) / counts_BN.sum(1).clamp(min=1)

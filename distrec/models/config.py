@@ -1,0 +1,18 @@
+"""What is learned."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from distrec.config import Section
+
+
+class ModelConfig(Section):
+    name: str = "mf"
+    """Model; `mf` is matrix factorisation."""
+    dim: int = Field(64, ge=1)
+    """Dimension D of the embeddings."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """How a user and an item are compared, in training and in evaluation."""
+    init_std: float = Field(0.01, gt=0)
+    """Standard deviation of the normal distribution that rows start from."""

@@ -1,0 +1,20 @@
+"""Matrix factorisation: the score of a pair is the dot product or the cosine of its two rows."""
+
+import torch
+from torch.nn.functional import normalize
+
+from distrec.models.config import ModelConfig
+from distrec.models.model import models
+
+
+@models.register("mf")
+class MF:
+    """Koren, Bell, Volinsky, "Matrix Factorization Techniques for Recommender Systems", IEEE Computer 2009, without biases."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.cosine = config.similarity == "cosine"
+
+    def users(self, rows_UD: torch.Tensor) -> torch.Tensor:
+        return normalize(rows_UD, dim=1) if self.cosine else rows_UD
+
+    items = users

@@ -1,0 +1,24 @@
+"""Scores of the pairs of a batch from representations of its unique rows."""
+
+import torch
+
+
+def pair_scores(
+    users_UD: torch.Tensor, items_UD: torch.Tensor, user_at_B: torch.Tensor, item_at_BN: torch.Tensor
+) -> torch.Tensor:
+    """Scores of each user with its own N items, (B, N): the readable form, which builds the (B, N, D) items."""
+    return torch.einsum("bd,bnd->bn", users_UD[user_at_B], items_UD[item_at_BN])
+
+
+def shared_scores(
+    users_UD: torch.Tensor, items_UD: torch.Tensor, user_at_B: torch.Tensor, item_at_N: torch.Tensor
+) -> torch.Tensor:
+    """Scores of each user with the same N items, (B, N): one matrix product."""
+    return users_UD.index_select(0, user_at_B) @ items_UD.index_select(0, item_at_N).T
+
+
+def positive_scores(
+    users_UD: torch.Tensor, items_UD: torch.Tensor, user_at_B: torch.Tensor, item_at_B: torch.Tensor
+) -> torch.Tensor:
+    """Score of each pair, (B,)."""
+    return (users_UD.index_select(0, user_at_B) * items_UD.index_select(0, item_at_B)).sum(1)

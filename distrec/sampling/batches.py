@@ -1,0 +1,224 @@
+"""The batches of one worker, as a pure function of (seed, epoch, step): no state, so it does not matter who asks, or how often.
+
+Step s of S takes from bucket p of n_p interactions the positions floor(s n_p / S) .. floor((s + 1) n_p / S) of a shuffle keyed
+by (seed, epoch, p): each interaction once an epoch. An interaction's number in the epoch (the sizes of the buckets before its
+own, plus its position) keys its negatives.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from distrec.batch import Batch
+from distrec.data.dataset import Dataset, Part
+from distrec.plan import Plan
+from distrec.sampling.config import SamplingConfig
+from distrec.sampling.negatives import NegativeSampler, item_masses
+from distrec.seeds import Purpose, generator, uniforms
+
+_OF_PAIRS, _SHARED = 0, 1  # the two ways of drawing never share a stream
+
+
+def steps_per_epoch(interactions: int, batch_size: int) -> int:
+    """Steps S of an epoch: as few as keep a step at `batch_size` pairs on average."""
+    return max(1, -(-interactions // batch_size))
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """Everything that determines the batches of one worker. Small and picklable: the data are read on first use.
+
+    Args:
+        dataset: the prepared data set.
+        config: how negatives are drawn.
+        seed: the run's seed.
+        batch_size: pairs of a step over all workers.
+        worker, workers: whose batches.
+        with_log_q: whether the batches carry log q.
+    """
+
+    dataset: Dataset
+    config: SamplingConfig
+    seed: int
+    batch_size: int
+    worker: int
+    workers: int
+    with_log_q: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return steps_per_epoch(self.dataset.manifest.train, self.batch_size)
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Rough size of a batch, for cutting the stream into blocks."""
+        pairs, n = self.batch_size // self.workers + 1, self.config.negatives
+        return 4 * (3 * pairs + 2 * (n if self.config.shared else pairs * n * (2 if self.with_log_q else 1)))
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """The batch of one step."""
+        return self.batches(epoch, step, step + 1)[0]
+
+    def batches(self, epoch: int, first: int, last: int) -> list[Batch]:
+        """The batches of steps `first` .. `last` (exclusive) of an epoch. Many at once cost less than one at a time."""
+        at, step, number = self._pairs(epoch, first, last)
+        by_step = np.argsort(step, kind="stable")
+        ends = np.searchsorted(step[by_step], np.arange(first, last + 1))
+        if self.config.shared:
+            drawn = self._shared_negatives(epoch, first, last)
+        else:
+            drawn = self._pair_negatives(epoch, at, number)[by_step]
+        at = at[by_step]
+        made = []
+        for k in range(last - first):
+            pairs = slice(ends[k], ends[k + 1])
+            made.append(self._batch(epoch, first + k, at[pairs], drawn[k] if self.config.shared else drawn[pairs]))
+        return made
+
+    @cached_property
+    def _bucket_sizes_P(self) -> np.ndarray:
+        degrees = self.dataset.user_degrees()
+        buckets = self.dataset.manifest.buckets
+        return np.bincount(np.arange(len(degrees)) % buckets, weights=degrees, minlength=buckets).astype(np.int64)
+
+    @cached_property
+    def _plans(self) -> tuple[Plan, Plan]:
+        m = self.dataset.manifest
+        return Plan(m.users, m.buckets, self.workers), Plan(m.items, m.buckets, self.workers)
+
+    @cached_property
+    def _interactions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """This worker's training interactions: local user and item, bucket after bucket, and where each bucket starts."""
+        buckets = self._plans[0].owned_buckets(self.worker)
+        user, item = self.dataset.interactions(Part.TRAIN, buckets)
+        starts = np.concatenate([[0], np.cumsum(self._bucket_sizes_P[list(buckets)])])
+        return self._plans[0].local(user), item, starts
+
+    @cached_property
+    def _sampler(self) -> NegativeSampler:
+        m = self.dataset.manifest
+        masses = item_masses(self.config, self.dataset.item_degrees(), m.users)
+        return NegativeSampler(masses, self._positives if self.config.reject else None)
+
+    @cached_property
+    def _positives(self) -> tuple[np.ndarray, np.ndarray]:
+        """(offsets, items): the training items of each local user, ascending."""
+        user, item, _ = self._interactions
+        order = np.lexsort((item, user))
+        counts = np.bincount(user, minlength=self._plans[0].size(self.worker))
+        return np.concatenate([[0], np.cumsum(counts)]), item[order]
+
+    @cached_property
+    def _orders(self) -> dict[int, list[np.ndarray]]:
+        return {}
+
+    def _order(self, epoch: int) -> list[np.ndarray]:
+        """The shuffles of this worker's buckets in an epoch: places in `_interactions`. The latest two epochs are kept."""
+        if epoch not in self._orders:
+            _, _, starts = self._interactions
+            buckets = self._plans[0].owned_buckets(self.worker)
+            self._orders[epoch] = [
+                starts[k] + generator(self.seed, Purpose.SHUFFLE, epoch, p).permutation(self._bucket_sizes_P[p])
+                for k, p in enumerate(buckets)
+            ]
+            self._orders.pop(min(self._orders) if len(self._orders) > 2 else None, None)
+        return self._orders[epoch]
+
+    def _pairs(self, epoch: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(place in `_interactions`, step, number in the epoch) of the pairs of some steps, bucket after bucket."""
+        before_P = np.concatenate([[0], np.cumsum(self._bucket_sizes_P)])
+        at, step, number = [], [], []
+        for order, p in zip(self._order(epoch), self._plans[0].owned_buckets(self.worker), strict=True):
+            cuts = np.arange(first, last + 1) * len(order) // self.steps
+            at.append(order[cuts[0] : cuts[-1]])
+            step.append(np.repeat(np.arange(first, last), np.diff(cuts)))
+            number.append(np.arange(before_P[p] + cuts[0], before_P[p] + cuts[-1]))
+        return np.concatenate(at), np.concatenate(step), np.concatenate(number)
+
+    def _shared_negatives(self, epoch: int, first: int, last: int) -> np.ndarray:
+        """Negatives of whole steps, (steps, N): every worker draws the same."""
+        n = self.config.negatives
+        drawn = uniforms(self.seed, Purpose.NEGATIVES, epoch, _SHARED, first=first * n, count=(last - first) * n)
+        return self._sampler.draw(drawn, None).reshape(last - first, n)
+
+    def _pair_negatives(self, epoch: int, at: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """Negatives of each pair, (pairs, N). Draws number * N .. number * N + N - 1 of the epoch belong to a pair."""
+        n = self.config.negatives
+        user = self._interactions[0][at]
+        drawn = np.empty((len(at), n), np.int32)
+        # A bucket's numbers are consecutive, so that one start of the generator serves them all.
+        runs = np.flatnonzero(np.diff(number, prepend=-2) != 1)
+        for start, end in zip(runs, [*runs[1:], len(number)], strict=True):
+            flat = uniforms(
+                self.seed, Purpose.NEGATIVES, epoch, _OF_PAIRS, first=int(number[start]) * n, count=(end - start) * n
+            )
+            drawn[start:end] = self._sampler.draw(flat.reshape(end - start, n), user[start:end, None])
+        return drawn
+
+    def _batch(self, epoch: int, step: int, at: np.ndarray, negatives: np.ndarray) -> Batch:
+        """De-duplicates and addresses the rows of one step. `negatives` is (B, N), or (N,) when shared."""
+        user, item, _ = self._interactions
+        user_B, plan = user[at], self._plans[1]
+        none = np.zeros(0, np.int64)
+        users_U, user_at = unique_ids(user_B, self._plans[0].size(self.worker))
+        ids_U, places = unique_ids(np.concatenate([item[at], negatives.ravel()]), plan.rows)
+        owner_U = plan.owner(ids_U)
+        by_owner = np.argsort(owner_U, kind="stable")
+        place_of = np.empty(len(ids_U), np.int32)
+        place_of[by_owner] = np.arange(len(ids_U), dtype=np.int32)
+        places = place_of[places]
+        masked = self._known(user_B, negatives) if self.config.shared and self.config.reject else none
+        log_q = none
+        if self.with_log_q:
+            log_q = self._sampler.log_q(negatives, None if self.config.shared else user_B[:, None]).ravel()
+        cuts = np.array([step, step + 1])[:, None] * self._bucket_sizes_P // self.steps
+        return Batch(
+            epoch=epoch,
+            step=step,
+            pairs=int((cuts[1] - cuts[0]).sum()),
+            users_U=users_U,
+            user_at_B=user_at,
+            items_U=plan.local(ids_U)[by_owner],
+            item_splits_W=np.bincount(owner_U, minlength=self.workers),
+            positive_at_B=places[: len(at)],
+            negative_at=places[len(at) :],
+            masked=masked,
+            log_q=log_q,
+        )
+
+    def _known(self, user_B: np.ndarray, negatives_N: np.ndarray) -> np.ndarray:
+        """Flat places in (B, N) where a shared negative is a training positive of the pair's user, ascending, int64.
+
+        Walks the positives of the batch's users, of which there are far fewer than the B * N scores.
+        """
+        offsets, items = self._positives
+        counts = offsets[user_B + 1] - offsets[user_B]
+        ends = np.cumsum(counts)
+        walk = np.arange(ends[-1] if len(ends) else 0) + np.repeat(offsets[user_B] - (ends - counts), counts)
+        drawn_V = np.zeros(self._plans[1].rows, bool)
+        drawn_V[negatives_N] = True
+        hit = np.flatnonzero(drawn_V[items[walk]])
+        pair, item = np.searchsorted(ends, hit, side="right"), items[walk[hit]]
+        order = np.argsort(negatives_N, kind="stable")
+        low = np.searchsorted(negatives_N[order], item, side="left")
+        times = np.searchsorted(negatives_N[order], item, side="right") - low  # an item may be drawn more than once
+        within = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+        return np.sort(np.repeat(pair, times) * len(negatives_N) + order[np.repeat(low, times) + within])
+
+
+def unique_ids(ids: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(unique ids ascending, place of each id among them), int32; ids lie in [0, size).
+
+    Many ids are marked in an array of `size`, which is linear; a few are sorted, which does not touch the whole range.
+    """
+    if len(ids) * 16 < size:
+        unique, inverse = np.unique(ids, return_inverse=True)
+        return unique.astype(np.int32), inverse.astype(np.int32)
+    seen = np.zeros(size, bool)
+    seen[ids] = True
+    unique = np.flatnonzero(seen).astype(np.int32)
+    place = np.empty(size, np.int32)
+    place[unique] = np.arange(len(unique), dtype=np.int32)
+    return unique, place[ids]

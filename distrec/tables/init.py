@@ -1,0 +1,23 @@
+"""Initial rows as a function of (seed, table, bucket, row): the same on any number of workers."""
+
+import zlib
+
+import numpy as np
+import torch
+
+from distrec.plan import Plan
+from distrec.seeds import Purpose, generator
+
+
+def normal_rows(seed: int, table: str, plan: Plan, worker: int, dim: int, std: float) -> torch.Tensor:
+    """A worker's shard of normal rows with standard deviation `std`, (V_local, dim) float32.
+
+    A bucket is drawn as one run, so that a worker draws only the rows it owns.
+    """
+    rows_VD = np.empty((plan.size(worker), dim), np.float32)
+    ids_V = plan.rows_of(worker)
+    for bucket in plan.owned_buckets(worker):
+        local = np.flatnonzero(ids_V % plan.buckets == bucket)
+        draws = generator(seed, Purpose.INIT, zlib.crc32(table.encode()), bucket)
+        rows_VD[local] = draws.standard_normal((len(local), dim), np.float32)
+    return torch.from_numpy(rows_VD * np.float32(std))

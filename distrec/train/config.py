@@ -1,0 +1,73 @@
+"""The whole configuration: one section a part, and the checks that need more than one of them."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from distrec.config import Section
+from distrec.data.config import DataConfig
+from distrec.evaluation.config import EvalConfig
+from distrec.losses import losses
+from distrec.losses.config import LossConfig
+from distrec.models import models
+from distrec.models.config import ModelConfig
+from distrec.optim.config import OptimConfig
+from distrec.sampling.config import SamplingConfig
+from distrec.tracking.config import TrackingConfig
+
+
+class TrainConfig(Section):
+    workers: int = Field(2, ge=1)
+    """Worker processes W. They change the speed, not the result."""
+    epochs: int = Field(10, ge=1)
+    """Passes over the training interactions."""
+    batch_size: int = Field(2048, ge=1)
+    """Pairs of a step, over all workers."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes CUDA where the cluster has a GPU for each worker."""
+    threads: int = Field(0, ge=0)
+    """Threads of each worker on the CPU; 0 shares the cores of the machine among the workers."""
+    checkpoint_every: int = Field(1, ge=1)
+    """Epochs between checkpoints; the last epoch always has one."""
+    look_ahead_mib: int = Field(256, ge=16)
+    """Bound on the batches that are prepared ahead of each worker, MiB."""
+
+
+class RunConfig(Section):
+    dir: Path | None = None
+    """Run folder. By default runs/NAME, or the next free runs/NAME-2, -3, ..., NAME being the configuration file's."""
+    seed: int = 0
+    """Seed of initial rows, shuffles and negatives."""
+    resume: bool = False
+    """Go on from the last checkpoint of the run folder (by default: of the latest run of that name)."""
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    run: RunConfig = RunConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Config":
+        losses[self.loss.name]
+        models[self.model.name]
+        workers = self.train.workers
+        if workers > self.data.buckets:
+            raise ValueError(
+                f"train.workers={workers} is more than data.buckets={self.data.buckets}: a worker would own nothing; "
+                "use fewer workers or more buckets"
+            )
+        if self.train.batch_size < workers:
+            raise ValueError(f"train.batch_size={self.train.batch_size} is less than train.workers={workers}")
+        if self.sampling.negatives == 0:
+            raise ValueError(f"loss.name={self.loss.name} compares with negatives: sampling.negatives must be at least 1")
+        return self

@@ -1,0 +1,238 @@
+"""From a configuration to a result: prepares the data, runs the workers on Ray, records what they tell."""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from distrec.config import flat
+from distrec.data.dataset import Dataset
+from distrec.data.prepare import prepare
+from distrec.errors import UserError
+from distrec.tracking.environment import versions
+from distrec.tracking.tracker import Tracker, open_tracker
+from distrec.train.config import Config
+from distrec.train.run_folder import CHECKPOINTS, Result, RunFolder, Timing
+from distrec.train.worker import Job, work
+
+Event = dict[str, Any]
+Listener = Callable[[Event], None]
+
+_POLL_S = 0.1
+_WORKER_CPUS = 1.0
+_STREAM_CPUS = 2.0  # logical, for the reading and pumping tasks of one worker's stream
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the user's folder
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a checkpoint waits for the controller's next look
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class _Mailbox:
+    """An actor between the workers and the driver: rank 0 puts events, the driver takes them."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        self.events.append(event)
+
+    def take(self) -> list[Event]:
+        taken, self.events = self.events, []
+        return taken
+
+
+def train(config: Config, name: str = "distrec", on_event: Listener | None = None, verbose: bool = False) -> Result:
+    """Trains to the end of the last epoch and evaluates on the test part.
+
+    Uses the Ray that is running, or the cluster at RAY_ADDRESS, or starts one on this machine and stops it afterwards.
+
+    Args:
+        config: the whole configuration.
+        name: names the run folder where `run.dir` does not.
+        on_event: is called with plain dicts as the training goes on (kinds `note`, `step` and `epoch`), in this thread.
+        verbose: let Ray and the workers write to the terminal.
+
+    Returns:
+        The result, as written to the run folder.
+
+    Raises:
+        UserError: a mistake in the configuration or the data, or a training that diverged.
+        KeyboardInterrupt: stopped by Ctrl-C; the run can be resumed from its last checkpoint.
+    """
+    start, tell = time.perf_counter(), on_event or (lambda event: None)
+    folder = RunFolder.choose(config, name)
+    if config.run.resume and (done := folder.result()):
+        tell({"kind": "note", "text": f"{folder.path} has ended already"})
+        return done
+    dataset = prepare(config.data, log=lambda text: tell({"kind": "note", "text": text}))
+    facts = _check(config, dataset, folder)
+    tracker = open_tracker(
+        config.tracking, folder.path, facts.get("mlflow_run"), lambda text: tell({"kind": "note", "text": text})
+    )
+    tracker.start(flat(config), {"fingerprint": facts["fingerprint"], "folder": str(folder.path)}, folder.path.name)
+    folder.start(config, facts | {"mlflow_run": tracker.run_id, "mlflow_uri": getattr(tracker, "uri", None)})
+    status = "FAILED"
+    try:
+        with _ray(config, verbose):
+            outcome = _fit(config, dataset, folder, lambda event: _record(event, tracker, tell))
+        result = _result(config, dataset, folder, outcome, time.perf_counter() - start)
+        tracker.log_metrics(result.metrics, config.train.epochs)
+        tracker.log_table([{"metric": key, "value": value} for key, value in result.metrics.items()])
+        tracker.log_file(folder.finish(result))
+        status = "FINISHED"
+        return result
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+
+
+def _check(config: Config, dataset: Dataset, folder: RunFolder) -> dict[str, Any]:
+    """What must fit before anything starts. Returns the facts that the run folder keeps."""
+    m, facts = dataset.manifest, folder.facts()
+    if not m.test:
+        raise UserError(
+            f"{config.data.source} has no test part: name a file in data.test, or hold out a share of each user's "
+            "interactions with data.test_fraction=0.2"
+        )
+    if not m.train:
+        raise UserError(f"{config.data.source} has no training interactions")
+    if config.train.workers > m.buckets:  # a data set prepared earlier has its own number of buckets
+        raise UserError(f"train.workers={config.train.workers} is more than the data set's {m.buckets} buckets")
+    folder.check_fingerprint(m.fingerprint)
+    return facts | {"fingerprint": m.fingerprint}
+
+
+@contextlib.contextmanager
+def _ray(config: Config, verbose: bool) -> Iterator[None]:
+    """Ray, quiet unless `verbose`; stopped afterwards if it was started here."""
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    level = logging.INFO if verbose else logging.ERROR
+    for logger in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(logger).setLevel(level)
+    started = not ray.is_initialized()
+    if started:
+        logical = None
+        if not os.environ.get("RAY_ADDRESS"):
+            # On one machine the numbers are only Ray's bookkeeping: never let a stream wait for a worker's CPU.
+            logical = max(os.cpu_count() or 1, round(config.train.workers * (_WORKER_CPUS + _STREAM_CPUS)))
+        ray.init(num_cpus=logical, logging_level=level, log_to_driver=verbose, include_dashboard=False)
+    try:
+        _check_cluster(config)
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _check_cluster(config: Config) -> None:
+    """Refuses what would otherwise wait for ever."""
+    has, workers = ray.cluster_resources(), config.train.workers
+    needed = workers * (_WORKER_CPUS + _STREAM_CPUS)
+    if has.get("CPU", 0) < needed:
+        raise UserError(
+            f"train.workers={workers} needs {needed:g} CPUs ({_WORKER_CPUS:g} a worker, {_STREAM_CPUS:g} for its stream); "
+            f"the Ray cluster has {has.get('CPU', 0):g}"
+        )
+    if config.train.device == "cuda" and has.get("GPU", 0) < workers:
+        raise UserError(f"train.device=cuda needs a GPU for each of {workers} workers; the Ray cluster has {has.get('GPU', 0):g}")
+
+
+def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener) -> dict[str, Any]:
+    """Runs the workers; hands their events to `on_event` in this thread. Returns what rank 0 returned."""
+    gpu = config.train.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= config.train.workers
+    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=Job(config, dataset, mailbox),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.train.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": _WORKER_CPUS} | ({"GPU": 1} if gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            # A second fit under the same name and path goes on from the last checkpoint: that is how a run resumes.
+            name=CHECKPOINTS,
+            storage_path=str(folder.path),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    box: dict[str, Any] = {}
+    # In a thread of its own, so that this one can pass events on, and so that Ctrl-C reaches us and not Ray's own handler.
+    thread = threading.Thread(target=_catch, args=(trainer.fit, box), daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        for event in ray.get(mailbox.take.remote()):
+            on_event(event)
+    ray.kill(mailbox)
+    if "error" in box:
+        raise _readable(box["error"])
+    return box["value"].return_value
+
+
+def _catch(call: Callable[[], Any], box: dict[str, Any]) -> None:
+    try:
+        box["value"] = call()
+    except BaseException as error:
+        box["error"] = error
+
+
+def _readable(error: BaseException) -> BaseException:
+    """A worker's UserError as itself; anything else as it came."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause: BaseException | None = getattr(failure, "_base_exc", failure)
+        while cause is not None:
+            if isinstance(cause, UserError):
+                return UserError(str(cause))
+            cause = cause.__cause__
+    return error
+
+
+def _record(event: Event, tracker: Tracker, tell: Listener) -> None:
+    if event["kind"] == "epoch":
+        figures = {"train/loss": event["loss"], "train/epoch_s": event["seconds"]}
+        figures["train/interactions_per_s"] = event["interactions_per_s"]
+        figures |= {f"time/{part}_s": seconds for part, seconds in event["split"].items()}
+        figures |= {f"valid/{key}": value for key, value in event.get("metrics", {}).items()}
+        tracker.log_metrics(figures, event["epoch"])
+    tell(event)
+
+
+def _result(config: Config, dataset: Dataset, folder: RunFolder, outcome: dict[str, Any], total_s: float) -> Result:
+    history = outcome["history"]
+    metrics = {f"valid/{key}": value for key, value in history[-1].get("metrics", {}).items()}
+    metrics |= {f"test/{key}": value for key, value in outcome["metrics"].items()}
+    epoch_s = tuple(record["seconds"] for record in history)
+    timing = Timing(
+        epoch_s=epoch_s,
+        train_s=sum(epoch_s),
+        eval_s=outcome["eval_s"] + sum(record.get("eval_s", 0.0) for record in history),
+        first_batch_s=outcome["first_batch_s"],
+        total_s=total_s,
+    )
+    return Result(
+        metrics=metrics,
+        workers=config.train.workers,
+        epochs=len(history),
+        interactions=dataset.manifest.train,
+        loss=tuple(record["loss"] for record in history),
+        timing=timing,
+        fingerprint=dataset.manifest.fingerprint,
+        versions=versions(),
+        folder=folder.path,
+    )

@@ -1,0 +1,159 @@
+"""One worker's part of the training: tables, step, evaluation, checkpoint. Knows nothing of Ray; one process is a group of one."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distrec.batch import Batch
+from distrec.data.dataset import Dataset, Part
+from distrec.evaluation.metrics import RankingSums, ranking_sums
+from distrec.evaluation.ranking import Pairs, rank
+from distrec.losses import Scores, losses
+from distrec.models import make_model
+from distrec.models.scores import pair_scores, positive_scores, shared_scores
+from distrec.optim.sparse import SparseOptimizer
+from distrec.plan import Plan
+from distrec.sampling.batches import BatchSource
+from distrec.tables.checkpoint import load_shard, save_shard
+from distrec.tables.exchange import Exchange
+from distrec.tables.init import normal_rows
+from distrec.tables.table import Table
+from distrec.tracking.meters import StepMeters
+from distrec.train.config import Config
+
+USERS, ITEMS = "users", "items"
+
+
+@dataclass(frozen=True)
+class TableParts:
+    """A shard and what updates it."""
+
+    table: Table
+    optimizer: SparseOptimizer
+
+
+class Trainer:
+    """The state of one worker. All workers of the group make the same calls in the same order.
+
+    Args:
+        config: the run.
+        dataset: its prepared data.
+        device: where the shards live.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
+        self.config, self.dataset, self.device = config, dataset, device
+        self.exchange = Exchange(device)
+        m, workers = dataset.manifest, self.exchange.workers
+        self.plans = {USERS: Plan(m.users, m.buckets, workers), ITEMS: Plan(m.items, m.buckets, workers)}
+        self.source = BatchSource(
+            dataset, config.sampling, config.run.seed, config.train.batch_size, self.exchange.rank, workers, config.loss.log_q
+        )
+        self.model = make_model(config.model)
+        self.loss = losses[config.loss.name]
+        self.parts = {name: self._make_table(name) for name in (USERS, ITEMS)}
+        self.meters = StepMeters()
+
+    def _make_table(self, name: str) -> TableParts:
+        plan, rank_, c = self.plans[name], self.exchange.rank, self.config
+        rows_VD = normal_rows(c.run.seed, name, plan, rank_, c.model.dim, c.model.init_std).to(self.device)
+        table = Table(name, plan, rank_, rows_VD)
+        return TableParts(table, SparseOptimizer(table, c.optim, c.train.epochs * self.source.steps))
+
+    def step(self, batch: Batch) -> torch.Tensor:
+        """Takes one step. Returns the sum of the losses of this worker's pairs, a scalar that nobody has waited for."""
+        users, items = self.parts[USERS], self.parts[ITEMS]
+        with self.meters.part("look_up"):
+            users_U = self._tensor(batch.users_U).long()
+            user_rows_UD = users.table.read(users_U).requires_grad_()
+            rows, route = self.exchange.look_up(items.table, self._tensor(batch.items_U), batch.item_splits_W.tolist())
+            item_rows_UD = rows.requires_grad_()
+        with self.meters.part("compute"):
+            loss_B = self.loss(self._scores(batch, user_rows_UD, item_rows_UD), self.config.loss)
+            loss_sum = loss_B.sum()
+            # The mean over the whole step's pairs: each worker adds its own, whatever their number.
+            (loss_sum / batch.pairs).backward()
+        with self.meters.part("update"):
+            users.optimizer.step(users_U, user_rows_UD.grad)
+            items.optimizer.step(*self.exchange.sum_gradients(route, item_rows_UD.grad))
+        return loss_sum.detach()
+
+    def _scores(self, batch: Batch, user_rows_UD: torch.Tensor, item_rows_UD: torch.Tensor) -> Scores:
+        users_UD, items_UD = self.model.users(user_rows_UD), self.model.items(item_rows_UD)
+        user_at_B, positive_at_B = self._tensor(batch.user_at_B), self._tensor(batch.positive_at_B)
+        negative_at, pairs, n = self._tensor(batch.negative_at), len(user_at_B), self.config.sampling.negatives
+        positive_B = positive_scores(users_UD, items_UD, user_at_B, positive_at_B)
+        if self.config.sampling.shared:
+            negative_BN = shared_scores(users_UD, items_UD, user_at_B, negative_at)
+            if len(batch.masked):
+                masked = torch.zeros(pairs * n, dtype=torch.bool, device=self.device)
+                masked[self._tensor(batch.masked)] = True
+                negative_BN = negative_BN.masked_fill(masked.view(pairs, n), -torch.inf)
+        else:
+            negative_BN = pair_scores(users_UD, items_UD, user_at_B, negative_at.view(pairs, n))
+        log_q_BN = self._tensor(batch.log_q).view(-1, n) if self.config.loss.log_q else None
+        return Scores(positive_B, negative_BN, log_q_BN)
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    @torch.no_grad()
+    def evaluate(self, part: Part) -> dict[str, float]:
+        """Metrics on a part over all workers' users, for instance {"recall@20": ...}, and how many users they are over.
+
+        Everything known before the part is left out of the rankings: the training items, and for the test part the
+        validation items too. Users without held-out items have nothing to find, and users without training items no
+        trained row: both are left out, and counted.
+        """
+        ks = self.config.eval.k
+        held_out, known, users = self._held_out(part)
+        users_UD = self.model.users(self.parts[USERS].table.settle()[self._tensor(users)])
+        items_VD = self.model.items(self.parts[ITEMS].table.settle())
+        ranked_UK = rank(users_UD, known, items_VD, self.plans[ITEMS], self.exchange, max(ks)).numpy()
+        mine = ranking_sums(ranked_UK, held_out.offsets(len(users)), held_out.item, ks)
+        everyone = self.exchange.all_sum([*mine.sums.values(), mine.users])
+        total = RankingSums(dict(zip(mine.sums, everyone, strict=False)), int(everyone[-1]), self.dataset.manifest.users - int(everyone[-1]))
+        return {**total.means(), "users": total.users, "users_left_out": total.left_out}
+
+    def _held_out(self, part: Part) -> tuple[Pairs, Pairs, np.ndarray]:
+        """(held-out items, known items, local numbers) of the users to evaluate; rows number these users."""
+        plan, buckets = self.plans[USERS], self.plans[USERS].owned_buckets(self.exchange.rank)
+        parts = {p: self.dataset.interactions(p, buckets) for p in (Part.TRAIN, Part.VALID, Part.TEST) if p <= part}
+        local = {p: plan.local(user) for p, (user, _) in parts.items()}
+        users = np.intersect1d(local[part], local[Part.TRAIN])
+        held_out = _pairs_of(users, [local[part]], [parts[part][1]])
+        before = [p for p in parts if p < part]
+        return held_out, _pairs_of(users, [local[p] for p in before], [parts[p][1] for p in before]), users
+
+    def save(self, folder: Path, meta: dict[str, Any]) -> None:
+        """Writes this worker's part of a checkpoint: settled rows, optimizer state, and `meta`."""
+        tables, scalars = {}, {}
+        for name, part in self.parts.items():
+            rows = {"rows": part.table.settle()}
+            state = part.optimizer.state()
+            rows |= {f"optim.{key}": value for key, value in state.items() if isinstance(value, torch.Tensor)}
+            scalars[name] = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}
+            tables[name] = {key: value.cpu() for key, value in rows.items()}
+        save_shard(folder, self.exchange.rank, self.plans, tables, {**meta, "optim": scalars})
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Goes on from a checkpoint, of any number of workers. Returns its `meta`."""
+        tables, meta = load_shard(folder, self.exchange.rank, self.plans)
+        for name, part in self.parts.items():
+            part.table.stored_VD.copy_(tables[name]["rows"])
+            state = {key.removeprefix("optim."): value for key, value in tables[name].items() if key != "rows"}
+            part.optimizer.load(state | meta["optim"][name])
+        return meta
+
+
+def _pairs_of(users: np.ndarray, local: Iterable[np.ndarray], items: Iterable[np.ndarray]) -> Pairs:
+    """The pairs of some users (ascending local numbers), numbered by their place among them."""
+    user, item = np.concatenate([*local, users[:0]]), np.concatenate([*items, np.zeros(0, np.int32)])
+    kept = np.isin(user, users)
+    row, item = np.searchsorted(users, user[kept]), item[kept].astype(np.int64)
+    order = np.lexsort((item, row))
+    return Pairs(row[order], item[order])
