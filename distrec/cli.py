@@ -146,8 +146,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise UserError(f"{config.data.source} has no {arguments.part} part")
     trainer = Trainer(config, dataset, torch.device("cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu"))
     trainer.load(folder.last_checkpoint())
-    metrics = trainer.evaluate(part)
-    results_table([{"metric": f"{arguments.part}/{key}", "value": value} for key, value in metrics.items()])
+    found = trainer.evaluate(part)
+    results_table([{"metric": f"{arguments.part}/{key}", "value": value} for key, value in found.means().items()])
+    print(f"over {found.users:,} users; {found.left_out:,} left out, without {arguments.part} or training items")
 
 
 def _info(arguments: argparse.Namespace) -> None:

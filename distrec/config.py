@@ -146,9 +146,17 @@ def _unknown(kind: type[Section], tree: dict[str, Any], prefix: str) -> Iterator
     for name, value in tree.items():
         field = kind.model_fields.get(name)
         if field is None:
-            yield f"{prefix}{name}"
+            yield from _leaves(value, f"{prefix}{name}")
         elif (inner := _section(field.annotation)) is not None and isinstance(value, dict):
             yield from _unknown(inner, value, f"{prefix}{name}.")
+
+
+def _leaves(value: Any, key: str) -> Iterator[str]:  # noqa: ANN401
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}")
+    else:
+        yield key
 
 
 def _unknown_key(key: str, known: list[str]) -> str:

@@ -59,6 +59,7 @@ class NegativeSampler:
         """
         if self.offsets is None or user is None:
             return self._item_at((uniforms * self.total).astype(np.int64))
+        user = user.astype(np.int64)  # a search key needs more than 32 bits
         whole = self.saturated[user]
         place = (uniforms * np.where(whole, self.total, self.free[user])).astype(np.int64)
         cuts = np.searchsorted(self.keys, user * (self.total + 1) + place, side="right")

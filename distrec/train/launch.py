@@ -214,9 +214,9 @@ def _record(event: Event, tracker: Tracker, tell: Listener) -> None:
 
 
 def _result(config: Config, dataset: Dataset, folder: RunFolder, outcome: dict[str, Any], total_s: float) -> Result:
-    history = outcome["history"]
+    history, test = outcome["history"], outcome["test"]
     metrics = {f"valid/{key}": value for key, value in history[-1].get("metrics", {}).items()}
-    metrics |= {f"test/{key}": value for key, value in outcome["metrics"].items()}
+    metrics |= {f"test/{key}": value for key, value in test.means().items()}
     epoch_s = tuple(record["seconds"] for record in history)
     timing = Timing(
         epoch_s=epoch_s,
@@ -227,6 +227,8 @@ def _result(config: Config, dataset: Dataset, folder: RunFolder, outcome: dict[s
     )
     return Result(
         metrics=metrics,
+        test_users=test.users,
+        left_out_users=test.left_out,
         workers=config.train.workers,
         epochs=len(history),
         interactions=dataset.manifest.train,

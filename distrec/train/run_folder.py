@@ -39,6 +39,10 @@ class Result(Section):
 
     metrics: dict[str, float]
     """`test/recall@20` and so on; `valid/...` of the last epoch if there is a validation part."""
+    test_users: int
+    """Users that the test metrics are means over."""
+    left_out_users: int
+    """Users that were not: without test items there is nothing to find, without training items no trained row."""
     workers: int
     epochs: int
     interactions: int

@@ -102,8 +102,8 @@ class Trainer:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     @torch.no_grad()
-    def evaluate(self, part: Part) -> dict[str, float]:
-        """Metrics on a part over all workers' users, for instance {"recall@20": ...}, and how many users they are over.
+    def evaluate(self, part: Part) -> RankingSums:
+        """Metrics on a part, over the users of all workers.
 
         Everything known before the part is left out of the rankings: the training items, and for the test part the
         validation items too. Users without held-out items have nothing to find, and users without training items no
@@ -116,8 +116,8 @@ class Trainer:
         ranked_UK = rank(users_UD, known, items_VD, self.plans[ITEMS], self.exchange, max(ks)).numpy()
         mine = ranking_sums(ranked_UK, held_out.offsets(len(users)), held_out.item, ks)
         everyone = self.exchange.all_sum([*mine.sums.values(), mine.users])
-        total = RankingSums(dict(zip(mine.sums, everyone, strict=False)), int(everyone[-1]), self.dataset.manifest.users - int(everyone[-1]))
-        return {**total.means(), "users": total.users, "users_left_out": total.left_out}
+        ranked = int(everyone[-1])
+        return RankingSums(dict(zip(mine.sums, everyone, strict=False)), ranked, self.dataset.manifest.users - ranked)
 
     def _held_out(self, part: Part) -> tuple[Pairs, Pairs, np.ndarray]:
         """(held-out items, known items, local numbers) of the users to evaluate; rows number these users."""

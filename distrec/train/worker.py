@@ -54,9 +54,9 @@ class _Loop:
             self._tell({"kind": "note", "text": f"resumed after epoch {len(self.history)}"})
         first_batch_s = self._train_epochs() if len(self.history) < self.config.train.epochs else 0.0
         start = time.perf_counter()
-        metrics = self.trainer.evaluate(Part.TEST)
+        test = self.trainer.evaluate(Part.TEST)
         eval_s = time.perf_counter() - start
-        return {"history": self.history, "metrics": metrics, "first_batch_s": first_batch_s, "eval_s": eval_s}
+        return {"history": self.history, "test": test, "first_batch_s": first_batch_s, "eval_s": eval_s}
 
     def _train_epochs(self) -> float:
         """Runs the epochs that are left. Returns the seconds until the first batch came."""
@@ -90,7 +90,7 @@ class _Loop:
         every = self.config.eval.every
         if every and self.job.dataset.manifest.valid and ((epoch + 1) % every == 0 or last):
             start = time.perf_counter()
-            record["metrics"] = self.trainer.evaluate(Part.VALID)
+            record["metrics"] = self.trainer.evaluate(Part.VALID).means()
             record["eval_s"] = time.perf_counter() - start
         self.history.append(record)
         if last or (epoch + 1) % self.config.train.checkpoint_every == 0:

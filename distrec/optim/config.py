@@ -1,0 +1,102 @@
+"""What a user can say about the optimizer: rule, learning rate, decay and schedule; and what does not combine."""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from distrec.config import Section
+from distrec.errors import UserError
+from distrec.optim.rules import RULES
+
+
+class DecayConfig(Section):
+    """Weight decay: which rows it reaches, how it enters, how strong it is."""
+
+    scope: Literal["none", "in_batch", "full"] = "none"
+    """Which rows decay at a step: none; in_batch, those in the batch; full, the whole table at no more cost."""
+
+    coupling: Literal["decoupled", "l2"] = "decoupled"
+    """decoupled: w <- (1 - lr * strength) w, then the rule. l2: strength * w is added to the gradient.
+    With rule sgd the two are the same."""
+
+    strength: float = Field(default=0.0, ge=0)
+    """The decay strength lambda; lr * strength must be below 1."""
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the steps of a run; it never exceeds `lr`."""
+
+    name: Literal["constant", "linear", "cosine", "step"] = "constant"
+    """The shape after the warm-up: constant; linear or cosine, to final_fraction; step, by factor every so often."""
+
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the rate rises linearly to lr; step t of them has lr * t / warmup_steps."""
+
+    final_fraction: float = Field(default=0.0, ge=0, le=1)
+    """For linear and cosine: where the rate ends, as a part of lr. It is reached just after the last step, so that the
+    last step still learns."""
+
+    every_steps: int = Field(default=1000, ge=1)
+    """For step: how many steps, counted from the end of the warm-up, keep one rate."""
+
+    factor: float = Field(default=0.5, gt=0, le=1)
+    """For step: what the rate is multiplied by each time."""
+
+
+class OptimConfig(Section):
+    """The sparse-aware optimizer of one run."""
+
+    rule: str = "lazy_adam"
+    """How a gradient changes its row: sgd, adagrad, or lazy_adam (Adam whose moments move only with their row)."""
+
+    lr: float = Field(default=1e-3, gt=0)
+    """The learning rate at its peak."""
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """For lazy_adam: what the first moment keeps at an update."""
+
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """For lazy_adam: what the second moment keeps at an update."""
+
+    eps: float = Field(default=1e-8, gt=0)
+    """For adagrad and lazy_adam: added to the root in the denominator."""
+
+    decay: DecayConfig = DecayConfig()
+    """Weight decay."""
+
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over the run."""
+
+    @field_validator("rule")
+    @classmethod
+    def _known_rule(cls, rule: str) -> str:
+        RULES[rule]
+        return rule
+
+    @model_validator(mode="after")
+    def _combines(self) -> Self:
+        reason = refusal(self)
+        if reason is not None:
+            raise UserError(reason)
+        return self
+
+
+def refusal(config: OptimConfig) -> str | None:
+    """Why this combination of settings is refused, and what to do instead; None where it is sound."""
+    decay = config.decay
+    if decay.scope == "none" and decay.strength > 0:
+        return (
+            f"decay.strength is {decay.strength:g}, but decay.scope none decays nothing; "
+            "choose scope in_batch or full, or set strength to 0"
+        )
+    if decay.scope == "full" and decay.coupling == "l2" and not RULES[config.rule].l2_is_decoupled:
+        return (
+            f"decay.scope full with coupling l2 is refused for rule {config.rule}: decay would feed the accumulators "
+            "of idle rows too, for which there is no closed form; use coupling decoupled, or scope in_batch"
+        )
+    if config.lr * decay.strength >= 1:  # no schedule exceeds lr, so its peak decides
+        return (
+            f"lr * decay.strength is {config.lr * decay.strength:g} and must be below 1: "
+            "a step would shrink a row to nothing or turn its sign; lower one of them"
+        )
+    return None

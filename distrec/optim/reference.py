@@ -1,0 +1,62 @@
+"""The optimizer as its formulas say it: the whole table, row by row, at each step. Slow on purpose: the oracle."""
+
+from collections.abc import Callable
+
+import torch
+
+from distrec.optim.config import OptimConfig
+from distrec.optim.schedule import learning_rate
+
+
+class DenseReference:
+    """Every allowed combination of rule, decay and schedule over a whole table, (V, D), in the dtype of its rows."""
+
+    def __init__(self, rows_VD: torch.Tensor, config: OptimConfig, total_steps: int) -> None:
+        self.rows_VD = rows_VD.clone()
+        self.config = config
+        self.total_steps = total_steps
+        self.t = 0
+        self.first_VD = torch.zeros_like(rows_VD)  # m of Adam
+        self.second_VD = torch.zeros_like(rows_VD)  # v of Adam, the sum of squares of Adagrad
+        self.rules: dict[str, Callable[[int, torch.Tensor], torch.Tensor]] = {
+            "sgd": self.sgd,
+            "adagrad": self.adagrad,
+            "lazy_adam": self.lazy_adam,
+        }
+
+    def step(self, rows_U: torch.Tensor, grad_UD: torch.Tensor) -> None:
+        """One step in which the rows `rows_U` (unique) have the gradients `grad_UD` and all the others have none."""
+        self.t += 1
+        lr = learning_rate(self.config.schedule, self.config.lr, self.t, self.total_steps)
+        grads = dict(zip(rows_U.tolist(), grad_UD, strict=True))
+        for row in range(len(self.rows_VD)):
+            self.step_row(row, grads.get(row), lr)
+
+    def step_row(self, row: int, grad: torch.Tensor | None, lr: float) -> None:
+        """One row of a step; a row outside the batch has no gradient."""
+        decay = self.config.decay
+        if decay.scope == "full" or (decay.scope == "in_batch" and grad is not None):
+            if decay.coupling == "decoupled":
+                self.rows_VD[row] = (1 - lr * decay.strength) * self.rows_VD[row]
+            else:
+                penalty = decay.strength * self.rows_VD[row]
+                grad = penalty if grad is None else grad + penalty
+        if grad is not None:
+            self.rows_VD[row] = self.rows_VD[row] - lr * self.rules[self.config.rule](row, grad)
+
+    def sgd(self, row: int, grad: torch.Tensor) -> torch.Tensor:
+        """g."""
+        return grad
+
+    def adagrad(self, row: int, grad: torch.Tensor) -> torch.Tensor:
+        """s <- s + g^2;  g / (sqrt(s) + eps)."""
+        self.second_VD[row] = self.second_VD[row] + grad**2
+        return grad / (self.second_VD[row].sqrt() + self.config.eps)
+
+    def lazy_adam(self, row: int, grad: torch.Tensor) -> torch.Tensor:
+        """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)."""
+        b1, b2 = self.config.beta1, self.config.beta2
+        self.first_VD[row] = b1 * self.first_VD[row] + (1 - b1) * grad
+        self.second_VD[row] = b2 * self.second_VD[row] + (1 - b2) * grad**2
+        correction = (1 - b2**self.t) ** 0.5 / (1 - b1**self.t)
+        return correction * self.first_VD[row] / (self.second_VD[row].sqrt() + self.config.eps)

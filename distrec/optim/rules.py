@@ -1,0 +1,108 @@
+"""Rules: how the gradients of touched rows change them. A rule owns its accumulators
+and sees nothing of decay or schedules.
+
+To add one, write a class and register it: configuration and `SparseOptimizer` find it by its name.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Protocol
+
+import torch
+
+from distrec.registry import Registry
+
+
+class Hyper(Protocol):
+    """The part of `OptimConfig` that rules read. A protocol, as the configuration itself imports this file."""
+
+    @property
+    def beta1(self) -> float: ...
+
+    @property
+    def beta2(self) -> float: ...
+
+    @property
+    def eps(self) -> float: ...
+
+
+class Rule(ABC):
+    """One rule over one shard. Its accumulators are in `slots`: name -> (V_local, ...), in the order of the rows."""
+
+    l2_is_decoupled: ClassVar[bool] = False
+    """Whether lambda * w in the gradient does what decoupled decay does: only if the step is linear in it."""
+
+    def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
+        """Allocates accumulators for a shard like `rows_VD`: its size, dtype and device."""
+        self.slots: dict[str, torch.Tensor] = {}
+
+    @abstractmethod
+    def update(
+        self, local_U: torch.Tensor, rows_UD: torch.Tensor, grad_UD: torch.Tensor, lr: float, t: int
+    ) -> torch.Tensor:
+        """The touched rows after step t (1-based). Reads and writes the accumulators of these rows only.
+
+        Args:
+            local_U: local row numbers, int64, unique.
+            rows_UD: the rows before the step; may be overwritten, and the result may be this tensor.
+            grad_UD: their gradients; not written to.
+            lr: the learning rate of this step.
+            t: the step of the run, also counting those that did not touch these rows.
+        """
+
+
+RULES: Registry[type[Rule]] = Registry("optimizer rule")
+
+
+@RULES.register("sgd")
+class SGD(Rule):
+    """w <- w - lr g."""
+
+    l2_is_decoupled = True
+
+    def update(
+        self, local_U: torch.Tensor, rows_UD: torch.Tensor, grad_UD: torch.Tensor, lr: float, t: int
+    ) -> torch.Tensor:
+        return rows_UD.sub_(grad_UD, alpha=lr)
+
+
+@RULES.register("adagrad")
+class Adagrad(Rule):
+    """s <- s + g^2;  w <- w - lr g / (sqrt(s) + eps), s from 0. Duchi et al. 2011; the same as torch.optim.Adagrad."""
+
+    def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
+        self._eps = hyper.eps
+        self._sum_VD = torch.zeros_like(rows_VD)
+        self.slots = {"sum": self._sum_VD}
+
+    def update(
+        self, local_U: torch.Tensor, rows_UD: torch.Tensor, grad_UD: torch.Tensor, lr: float, t: int
+    ) -> torch.Tensor:
+        sum_UD = self._sum_VD.index_select(0, local_U).addcmul_(grad_UD, grad_UD)
+        self._sum_VD.index_copy_(0, local_U, sum_UD)
+        return rows_UD.addcdiv_(grad_UD, sum_UD.sqrt_().add_(self._eps), value=-lr)
+
+
+@RULES.register("lazy_adam")
+class LazyAdam(Rule):
+    """Adam (Kingma and Ba 2015) whose moments move only when their row is touched; the same as torch.optim.SparseAdam.
+
+    m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;
+    w <- w - lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps), with t the step of the run, not of the row.
+    """
+
+    def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
+        self._beta1, self._beta2, self._eps = hyper.beta1, hyper.beta2, hyper.eps
+        self._moment1_VD = torch.zeros_like(rows_VD)
+        self._moment2_VD = torch.zeros_like(rows_VD)
+        self.slots = {"moment1": self._moment1_VD, "moment2": self._moment2_VD}
+
+    def update(
+        self, local_U: torch.Tensor, rows_UD: torch.Tensor, grad_UD: torch.Tensor, lr: float, t: int
+    ) -> torch.Tensor:
+        moment1_UD = self._moment1_VD.index_select(0, local_U).lerp_(grad_UD, 1 - self._beta1)
+        self._moment1_VD.index_copy_(0, local_U, moment1_UD)
+        moment2_UD = self._moment2_VD.index_select(0, local_U).mul_(self._beta2)
+        moment2_UD.addcmul_(grad_UD, grad_UD, value=1 - self._beta2)
+        self._moment2_VD.index_copy_(0, local_U, moment2_UD)
+        step_size = lr * (1 - self._beta2**t) ** 0.5 / (1 - self._beta1**t)
+        return rows_UD.addcdiv_(moment1_UD, moment2_UD.sqrt_().add_(self._eps), value=-step_size)

@@ -1,0 +1,111 @@
+"""The sparse-aware optimizer: a step costs what the batch touches, and weight decay may still reach the whole table."""
+
+import torch
+
+from distrec.errors import UserError
+from distrec.optim.config import OptimConfig
+from distrec.optim.decay import FullDecay
+from distrec.optim.rules import RULES
+from distrec.optim.schedule import learning_rate
+from distrec.tables.table import Table
+
+
+class SparseOptimizer:
+    """Updates one shard of one table. `reference.DenseReference` is the same thing written as a sweep over all rows."""
+
+    def __init__(self, table: Table, config: OptimConfig, total_steps: int) -> None:
+        """Allocates the accumulators on the table's device.
+
+        With full scope it becomes `table.lazy`: from then on rows must be read through the table, not from `stored_VD`.
+
+        Args:
+            table: the shard.
+            config: rule, decay and schedule.
+            total_steps: steps of the whole run, for the schedule.
+        """
+        self._table = table
+        self._config = config
+        self._total_steps = total_steps
+        self._t = 0
+        self._rule = RULES[config.rule](table.stored_VD, config)
+        self._full: FullDecay | None = None
+        if config.decay.scope == "full" and config.decay.strength > 0:
+            # Coupling l2 gets here only with rules to which it is the same as decoupled: see config.refusal.
+            assert table.lazy is None, f"table {table.name} already has an optimizer with full decay"
+            self._full = FullDecay(len(table.stored_VD), table.stored_VD.device, config.decay.strength)
+            table.lazy = self._full
+
+    @property
+    def t(self) -> int:
+        """Steps taken."""
+        return self._t
+
+    @torch.no_grad()
+    def step(self, local_U: torch.Tensor, grad_UD: torch.Tensor) -> None:
+        """One step: decay first, then the rule, as in torch.optim.AdamW.
+
+        Every worker takes every step, also with nothing touched: the step counts, and full decay happens.
+
+        Args:
+            local_U: local row numbers, int64, in any order. They must be unique, which is not checked (sorting them
+                costs a good part of a step): of two entries for one row one is lost. Sum a row's gradients first.
+            grad_UD: gradients of these rows as `table.read` gave them; same dtype and device as the table.
+        """
+        stored_VD = self._table.stored_VD
+        assert local_U.dtype == torch.int64 and local_U.dim() == 1, (local_U.dtype, local_U.shape)
+        assert grad_UD.shape == (len(local_U), stored_VD.shape[1]), (grad_UD.shape, local_U.shape, stored_VD.shape)
+        assert grad_UD.dtype == stored_VD.dtype, (grad_UD.dtype, stored_VD.dtype)
+        self._t += 1
+        lr = learning_rate(self._config.schedule, self._config.lr, self._t, self._total_steps)
+        if self._full is not None:
+            self._full.advance(lr)
+        if len(local_U) == 0:
+            return
+        rows_UD, grad_UD = self._decayed(stored_VD.index_select(0, local_U), grad_UD, local_U, lr)
+        rows_UD = self._rule.update(local_U, rows_UD, grad_UD, lr, self._t)
+        stored_VD.index_copy_(0, local_U, rows_UD)
+
+    def _decayed(
+        self, rows_UD: torch.Tensor, grad_UD: torch.Tensor, local_U: torch.Tensor, lr: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The touched rows and gradients that the rule sees. Overwrites the rows, not the gradients."""
+        decay = self._config.decay
+        if self._full is not None:  # what the rows owe and this step's decay, in one factor
+            return self._full.settle_(rows_UD, local_U), grad_UD
+        if decay.scope == "none" or decay.strength == 0:
+            return rows_UD, grad_UD
+        if decay.coupling == "l2":
+            return rows_UD, grad_UD.add(rows_UD, alpha=decay.strength)
+        return rows_UD.mul_(1 - lr * decay.strength), grad_UD
+
+    def state(self) -> dict[str, torch.Tensor | int]:
+        """What a checkpoint must keep beside the rows.
+
+        Tensors are (V_local, ...), in the order of the shard's rows, and are saved and resharded like them. They are
+        the live accumulators, not copies. Integers belong to the run and are the same on every worker.
+
+        The rows that go with it must be settled: call `table.settle()` first. Then decay has nothing to save.
+        """
+        assert self._full is None or not self._full.owes, f"settle table {self._table.name} before saving its optimizer"
+        return {"t": self._t, **self._rule.slots}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, torch.Tensor | int]) -> None:
+        """Goes on from a state. The caller has put the settled rows that were saved with it into `table.stored_VD`.
+
+        Raises:
+            UserError: the state was saved by another rule.
+        """
+        slots = self._rule.slots
+        if state.keys() != {"t", *slots}:
+            raise UserError(
+                f"the saved optimizer state holds {', '.join(sorted(state))}; rule {self._config.rule} of table "
+                f"{self._table.name} needs {', '.join(sorted({'t', *slots}))}; resume with the rule of the saved run"
+            )
+        for name, slot in slots.items():
+            saved = state[name]
+            assert isinstance(saved, torch.Tensor) and saved.shape == slot.shape, (name, saved, slot.shape)
+            slot.copy_(saved)
+        self._t = int(state["t"])
+        if self._full is not None:
+            self._full.mark_settled()

@@ -1,0 +1,39 @@
+"""Rows of results as text: the same columns and figures in the terminal and in `results.md`."""
+
+from collections.abc import Mapping, Sequence
+
+Row = Mapping[str, object]
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """Every key, in the order of first appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def texts(rows: Sequence[Row], name: str) -> list[str]:
+    """A column's cells. Floats have 4 decimals, as metrics want; 1 decimal if the column reaches 10 (seconds)."""
+    values = [row.get(name) for row in rows]
+    decimals = 1 if any(isinstance(v, float) and 10 <= abs(v) < float("inf") for v in values) else 4
+    return ["" if v is None else f"{v:.{decimals}f}" if isinstance(v, float) else str(v) for v in values]
+
+
+def is_numeric(rows: Sequence[Row], name: str) -> bool:
+    """Whether a column holds numbers, and is therefore set flush right."""
+    return all(isinstance(row[name], int | float) for row in rows if row.get(name) is not None)
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """A Markdown table, padded so that it also reads well as plain text. Empty for no rows."""
+    if not rows:
+        return ""
+    names = columns(rows)
+    cells = [[text.replace("|", r"\|") for text in texts(rows, name)] for name in names]
+    widths = [max(3, len(name), *map(len, column)) for name, column in zip(names, cells, strict=True)]
+    right = [is_numeric(rows, name) for name in names]
+
+    def line(row: Sequence[str]) -> str:
+        placed = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
+        return f"| {' | '.join(placed)} |"
+
+    rule = [f"{'-' * (w - 1)}:" if r else "-" * w for w, r in zip(widths, right, strict=True)]
+    return "\n".join([line(names), line(rule), *map(line, zip(*cells, strict=True))]) + "\n"

@@ -1,0 +1,120 @@
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distrec.errors import UserError
+from distrec.evaluation.metrics import METRICS, RankingSums, ranking_sums
+
+
+def csr(relevant):
+    """A list of each user's items as offsets and items."""
+    offsets = np.cumsum([0] + [len(r) for r in relevant])
+    return offsets, np.array([i for r in relevant for i in r], np.int64)
+
+
+def loop(ranked, relevant, ks):
+    """Oracle: one user, one place at a time."""
+    totals = {f"{name}@{k}": 0.0 for name in ("recall", "ndcg") for k in ks}
+    users = 0
+    for row, wanted in zip(ranked, relevant, strict=True):
+        wanted = set(wanted)
+        if not wanted:
+            continue
+        users += 1
+        for k in ks:
+            hits = [rank for rank, item in enumerate(row[:k], start=1) if item in wanted]
+            ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(wanted)) + 1))
+            totals[f"recall@{k}"] += len(hits) / len(wanted)
+            totals[f"ndcg@{k}"] += sum(1 / math.log2(rank + 1) for rank in hits) / ideal
+    return totals, users
+
+
+@st.composite
+def rankings(draw):
+    """Lists of distinct items, padded with -1; relevant items in any order, repeated now and then."""
+    items, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    users = draw(st.integers(0, 6))
+    ids = st.integers(0, items - 1)
+    ranked = [draw(st.lists(ids, unique=True, max_size=min(width, items))) for _ in range(users)]
+    padded = np.array([row + [-1] * (width - len(row)) for row in ranked], np.int64).reshape(users, width)
+    return padded, [draw(st.lists(ids, max_size=8)) for _ in range(users)]
+
+
+@given(rankings(), st.lists(st.integers(1, 15), min_size=1, max_size=3, unique=True))
+@settings(max_examples=300, deadline=None)
+def test_equals_the_loop_over_users(ranking, ks):
+    ranked, relevant = ranking
+    got = ranking_sums(ranked, *csr(relevant), ks)
+    totals, users = loop(ranked.tolist(), relevant, ks)
+    assert (got.users, got.left_out) == (users, len(relevant) - users)
+    assert got.sums == pytest.approx(totals, abs=1e-8)
+
+
+def test_by_hand():
+    ranked = np.array([[5, 2, 9, 1], [7, 3, 0, -1], [4, 6, 8, 2]])
+    relevant = [[2, 1, 30], [], [4]]
+    got = ranking_sums(ranked, *csr(relevant), (2, 4))
+    # User 0 has hits at ranks 2 and 4 of three relevant items, user 2 one at rank 1 of one; user 1 is left out.
+    d = [None, 1.0, 1 / math.log2(3), 0.5, 1 / math.log2(5)]
+    assert (got.users, got.left_out) == (2, 1)
+    assert got.means() == pytest.approx(
+        {
+            "recall@2": (1 / 3 + 1) / 2,
+            "recall@4": (2 / 3 + 1) / 2,
+            "ndcg@2": (d[2] / (d[1] + d[2]) + 1) / 2,
+            "ndcg@4": ((d[2] + d[4]) / (d[1] + d[2] + d[3]) + 1) / 2,
+        },
+        abs=1e-9,
+    )
+
+
+def test_cut_off_beyond_the_catalogue():
+    got = ranking_sums(np.array([[0, 1, 2]]), *csr([[0, 1, 2]]), (20,)).means()
+    assert got == {"recall@20": 1.0, "ndcg@20": 1.0}
+
+
+def test_everything_masked_and_id_zero_relevant():
+    """-1 of one user must not meet the last item of the user before."""
+    relevant = [[0, 3], [0], [3]]
+    got = ranking_sums(np.full((3, 4), -1), *csr(relevant), (4,))
+    assert got.users == 3 and set(got.sums.values()) == {0.0}
+
+
+def test_no_relevant_items_at_all():
+    got = ranking_sums(np.array([[1, 2], [3, 4]]), *csr([[], []]), (2,))
+    assert (got.users, got.left_out) == (0, 2) and set(got.sums.values()) == {0.0}
+    with pytest.raises(UserError, match="none of the 2 users has a held-out item"):
+        got.means()
+
+
+def test_sums_do_not_depend_on_how_users_are_split():
+    rng = np.random.default_rng(3)
+    ranked = rng.permuted(np.tile(np.arange(60), (997, 1)), axis=1)[:, :20]
+    relevant = [rng.choice(60, rng.integers(0, 9), replace=False).tolist() for _ in range(997)]
+    whole = ranking_sums(ranked, *csr(relevant), (5, 20))
+    for workers in (2, 3, 16):
+        parts = [ranking_sums(ranked[w::workers], *csr(relevant[w::workers]), (5, 20)) for w in range(workers)]
+        total = parts[-1]
+        for part in parts[-2::-1]:
+            total = total.add(part)
+        assert total == whole  # bit-equal, not nearly: see _RESOLUTION
+
+
+def test_rounding_is_far_below_what_is_printed():
+    got = ranking_sums(np.array([[0]]), *csr([[0, 1, 2]]), (1,)).sums["recall@1"]
+    assert abs(Fraction(got) - Fraction(1, 3)) <= Fraction(1, 2**33)
+
+
+def test_mistakes_are_named():
+    ranked, relevant = np.array([[1]]), csr([[1]])
+    with pytest.raises(UserError, match="unknown metric 'hits'; known: ndcg, recall"):
+        ranking_sums(ranked, *relevant, (1,), names=("hits",))
+    with pytest.raises(UserError, match="at least 1"):
+        ranking_sums(ranked, *relevant, (0,))
+    with pytest.raises(AssertionError):
+        RankingSums({"recall@1": 0.0}, 1, 0).add(RankingSums({"recall@2": 0.0}, 1, 0))
+    assert list(METRICS) == ["ndcg", "recall"]

@@ -1,0 +1,63 @@
+"""Which settings are refused, and what the message says."""
+
+import pytest
+from pydantic import ValidationError
+
+from distrec.config import describe, parse
+from distrec.errors import UserError
+from distrec.optim.config import DecayConfig, OptimConfig, refusal
+from distrec.optim.rules import RULES
+
+from .cases import ALLOWED, config
+
+
+def test_the_defaults_stand():
+    assert refusal(OptimConfig()) is None
+
+
+@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+def test_allowed_combinations_have_no_reason_against_them(rule, scope, coupling):
+    assert refusal(config(rule, scope, coupling)) is None
+
+
+@pytest.mark.parametrize("rule", [name for name in RULES if not RULES[name].l2_is_decoupled])
+def test_full_l2_is_refused_where_it_feeds_accumulators(rule):
+    with pytest.raises(UserError) as caught:
+        parse(OptimConfig, {"rule": rule, "decay": {"scope": "full", "coupling": "l2", "strength": 0.1}})
+    message = str(caught.value)
+    assert rule in message and "accumulators" in message
+    assert message.endswith("use coupling decoupled, or scope in_batch")
+
+
+@pytest.mark.parametrize("scope", ["in_batch", "full"])
+@pytest.mark.parametrize(("lr", "strength"), [(0.5, 2.0), (1.0, 1.0), (0.1, 50.0)])
+def test_decay_that_takes_a_whole_row_is_refused(scope, lr, strength):
+    with pytest.raises(UserError, match="must be below 1"):
+        parse(OptimConfig, {"rule": "sgd", "lr": lr, "decay": {"scope": scope, "strength": strength}})
+    with pytest.raises(ValueError, match="must be below 1"):
+        OptimConfig(lr=lr, decay=DecayConfig(scope=scope, strength=strength))
+    OptimConfig(lr=lr, decay=DecayConfig(scope=scope, strength=strength * 0.999 * min(1, 1 / (lr * strength))))
+
+
+def test_strength_without_scope_is_refused():
+    with pytest.raises(UserError, match="decays nothing; choose scope in_batch or full, or set strength to 0"):
+        parse(OptimConfig, {"decay": {"strength": 0.1}})
+
+
+def test_an_unknown_rule_lists_the_known_ones():
+    with pytest.raises(UserError, match="rule: unknown optimizer rule 'adamw'; known: adagrad, lazy_adam, sgd"):
+        parse(OptimConfig, {"rule": "adamw"})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"lr": 0}, {"lr": -1}, {"beta1": 1}, {"beta2": -0.1}, {"eps": 0}, {"decay": {"strength": -1}}]
+    + [{"decay": {"scope": "all"}}, {"schedule": {"factor": 0}}, {"schedule": {"final_fraction": 2}}],
+)
+def test_values_out_of_range_are_refused(values):
+    with pytest.raises(ValidationError):
+        OptimConfig.model_validate(values)
+
+
+def test_every_field_has_its_help():
+    assert [key for key, *_, text in describe(OptimConfig) if not text] == []

@@ -1,0 +1,169 @@
+"""The sparse-aware optimizer against the dense reference."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from distrec.optim.config import ScheduleConfig
+from distrec.optim.reference import DenseReference
+from distrec.optim.rules import RULES
+from distrec.optim.sparse import SparseOptimizer
+from distrec.plan import Plan
+from distrec.tables.table import Table
+
+from .cases import ALLOWED, DIM, SHRINKS, Run, batches, config, runs, start
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+EMPTY = torch.zeros(0, dtype=torch.int64)
+
+
+def worst(run: Run, dtype: torch.dtype) -> float:
+    """The largest deviation from a float64 reference at any read, relative to the row at its largest.
+
+    Relative to its present size would ask for more than arithmetic gives: a gradient may cancel a row almost exactly.
+    """
+    generator = torch.Generator().manual_seed(run.seed)
+    rows_VD = torch.randn(run.size, DIM, generator=generator)
+    table, optimizer = start(run.config, rows_VD.to(dtype), run.total_steps)
+    reference = DenseReference(rows_VD.double(), run.config, run.total_steps)
+    scale_V = reference.rows_VD.abs().amax(1)
+    found = 0.0
+    for kind, rows in [*run.actions, ("settle", [])]:
+        rows_U = torch.tensor(rows, dtype=torch.int64)
+        if kind == "step":
+            grad_UD = run.grad_scale * torch.randn(len(rows), DIM, generator=generator)
+            optimizer.step(rows_U, grad_UD.to(dtype))
+            reference.step(rows_U, grad_UD.double())
+            scale_V = torch.maximum(scale_V, reference.rows_VD.abs().amax(1))
+            continue
+        if kind == "settle":
+            rows_U = torch.arange(run.size)
+        shown_UD = table.settle() if kind == "settle" else table.read(rows_U)
+        assert shown_UD.dtype == dtype
+        error_UD = (shown_UD.double() - reference.rows_VD[rows_U]).abs() / scale_V[rows_U, None]
+        found = max(found, error_UD.max().item() if len(rows_U) else 0.0)
+    return found
+
+
+@settings(max_examples=300, deadline=None)
+@given(runs())
+def test_float64_equals_the_reference(run):
+    assert worst(run, torch.float64) <= 1e-12
+
+
+@settings(max_examples=200, deadline=None)
+@given(runs())
+def test_float32_stays_within_a_few_roundings_a_step(run):
+    """A step rounds its row some ten times. With l2 a gradient may nearly cancel the penalty, which costs digits."""
+    steps = sum(kind == "step" for kind, _ in run.actions)
+    assert worst(run, torch.float32) <= 8 * 2**-24 * (steps + 1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+def test_every_allowed_combination(rule, scope, coupling, device):
+    rows_VD = torch.randn(7, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    chosen = config(rule, scope, coupling, schedule=ScheduleConfig(name="cosine", warmup_steps=3))
+    table, optimizer = start(chosen, rows_VD.to(device), total_steps=30)
+    reference = DenseReference(rows_VD, chosen, total_steps=30)
+    for rows_U, grad_UD in batches(2, 30, 7):
+        optimizer.step(rows_U.to(device), grad_UD.to(device))
+        reference.step(rows_U, grad_UD)
+    torch.testing.assert_close(table.settle().cpu(), reference.rows_VD, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shrink", SHRINKS)
+def test_rows_never_touched_decay_to_the_last_digits(shrink):
+    """Nothing cancels here, so each element must agree with the sweep relative to itself, however small it is."""
+    rows_VD = torch.randn(4, DIM, dtype=torch.float64)
+    chosen = config(scope="full", shrink=shrink, schedule=ScheduleConfig(name="linear", warmup_steps=7))
+    table, optimizer = start(chosen, rows_VD, total_steps=40)
+    reference = DenseReference(rows_VD, chosen, total_steps=40)
+    for _ in range(40):
+        optimizer.step(torch.tensor([3]), torch.ones(1, DIM, dtype=torch.float64))
+        reference.step(torch.tensor([3]), torch.ones(1, DIM, dtype=torch.float64))
+    idle = torch.arange(3)
+    torch.testing.assert_close(table.read(idle), reference.rows_VD[idle], rtol=1e-12, atol=1e-300)
+    assert shrink == 0 or (table.read(idle).abs() < rows_VD[idle].abs()).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_row_first_touched_at_step_10000(rule):
+    rows_VD = torch.randn(2, DIM, dtype=torch.float64)
+    chosen = config(rule, "full", shrink=1e-3, schedule=ScheduleConfig(name="cosine", warmup_steps=100))
+    table, optimizer = start(chosen, rows_VD, total_steps=10_001)
+    reference = DenseReference(rows_VD, chosen, total_steps=10_001)
+    none_UD = torch.zeros(0, DIM, dtype=torch.float64)
+    for _ in range(9_999):
+        optimizer.step(EMPTY, none_UD)
+        reference.step(EMPTY, none_UD)
+    for _ in range(2):
+        optimizer.step(torch.tensor([1]), rows_VD[1:])
+        reference.step(torch.tensor([1]), rows_VD[1:])
+    torch.testing.assert_close(table.settle(), reference.rows_VD, rtol=1e-12, atol=0)
+
+
+def test_decay_comes_before_the_rule():
+    """By hand: the row decays, then the gradient moves it, and the move itself is not decayed."""
+    table, optimizer = start(config(scope="full", lr=0.5, shrink=0.25), torch.ones(2, 1))
+    optimizer.step(torch.tensor([0]), torch.ones(1, 1))
+    assert table.read(torch.tensor([0, 1])).tolist() == [[0.75 - 0.5], [0.75]]
+
+
+def test_reading_changes_nothing_and_gives_copies():
+    table, optimizer = start(config(scope="full"), torch.randn(3, DIM))
+    optimizer.step(torch.tensor([1]), torch.ones(1, DIM))
+    stored_VD = table.stored_VD.clone()
+    first = table.read(torch.arange(3))
+    first_value = first.clone()
+    first.zero_()
+    assert torch.equal(table.stored_VD, stored_VD)
+    assert torch.equal(table.read(torch.arange(3)), first_value)
+
+
+@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+def test_a_step_leaves_its_gradient_and_idle_state_as_they_are(rule, scope, coupling):
+    table, optimizer = start(config(rule, scope, coupling), torch.randn(4, DIM))
+    optimizer.step(torch.arange(4), torch.randn(4, DIM))
+    table.settle()
+    before = {name: value.clone() for name, value in optimizer.state().items() if name != "t"}
+    stored_VD, grad_UD = table.stored_VD.clone(), torch.randn(2, DIM)
+    given_UD = grad_UD.clone()
+    optimizer.step(torch.tensor([3, 1]), grad_UD)
+    assert torch.equal(grad_UD, given_UD)
+    assert torch.equal(table.stored_VD[[0, 2]], stored_VD[[0, 2]]), "a step must not visit idle rows"
+    table.settle()
+    for name, value in before.items():
+        assert torch.equal(optimizer.state()[name][[0, 2]], value[[0, 2]]), name
+        assert not torch.equal(optimizer.state()[name][[1, 3]], value[[1, 3]]), name
+
+
+@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+def test_a_shard_without_rows(rule, scope, coupling):
+    table = Table("items", Plan(rows=1, buckets=2, workers=2), 1, torch.zeros(0, DIM))
+    optimizer = SparseOptimizer(table, config(rule, scope, coupling), total_steps=3)
+    for _ in range(3):
+        optimizer.step(EMPTY, torch.zeros(0, DIM))
+    assert table.read(EMPTY).shape == table.settle().shape == (0, DIM)
+    assert optimizer.state()["t"] == 3
+    optimizer.load(optimizer.state())
+
+
+def test_only_full_decay_makes_a_table_lazy():
+    cases = [("none", 0.1, False), ("in_batch", 0.1, False), ("full", 0.0, False), ("full", 0.1, True)]
+    for scope, shrink, lazy in cases:
+        table, _ = start(config(scope=scope, shrink=shrink), torch.zeros(2, DIM))
+        assert (table.lazy is not None) == lazy, (scope, shrink)
+
+
+def test_misshapen_gradients_are_caught():
+    _, optimizer = start(config(), torch.zeros(3, DIM))
+    for local_U, grad_UD in [
+        (torch.tensor([0, 1]), torch.zeros(1, DIM)),
+        (torch.tensor([0]), torch.zeros(1, DIM + 1)),
+        (torch.tensor([0]), torch.zeros(1, DIM, dtype=torch.float64)),
+        (torch.tensor([0], dtype=torch.int32), torch.zeros(1, DIM)),
+    ]:
+        with pytest.raises(AssertionError):
+            optimizer.step(local_U, grad_UD)
+    assert optimizer.t == 0

@@ -1,0 +1,111 @@
+"""A run that is saved and resumed, on as many workers or on others, is the run that was never interrupted."""
+
+import numpy as np
+import pytest
+import torch
+
+from distrec.errors import UserError
+from distrec.optim.config import OptimConfig, ScheduleConfig
+from distrec.optim.sparse import SparseOptimizer
+from distrec.plan import Plan
+from distrec.tables.table import Table
+
+from .cases import ALLOWED, DIM, batches, config, start
+
+SCHEDULE = ScheduleConfig(name="linear", warmup_steps=4)
+STEPS, CUT, V = 30, 13, 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+def test_resumed_equals_uninterrupted_bit_for_bit(rule, scope, coupling, dtype):
+    """Both settle where the checkpoint is taken: saving settles the run that goes on, too."""
+    chosen = config(rule, scope, coupling, schedule=SCHEDULE)
+    steps = batches(5, STEPS, V, dtype)
+    table, optimizer = start(chosen, torch.randn(V, DIM, dtype=dtype), STEPS)
+    for batch in steps[:CUT]:
+        optimizer.step(*batch)
+    saved_VD = table.settle().clone()
+    saved = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in optimizer.state().items()}
+
+    other_table, other = start(chosen, torch.randn(V, DIM, dtype=dtype), STEPS)
+    for batch in steps[:3]:  # a used optimizer must forget what it did
+        other.step(*batch)
+    other_table.stored_VD.copy_(saved_VD)
+    other.load(saved)
+    for batch in steps[CUT:]:
+        optimizer.step(*batch)
+        other.step(*batch)
+    assert torch.equal(other_table.settle(), table.settle())
+    assert optimizer.state().keys() == other.state().keys()
+    for name, value in optimizer.state().items():
+        assert torch.equal(torch.as_tensor(other.state()[name]), torch.as_tensor(value)), name
+
+
+def shards(chosen: OptimConfig, rows_VD: torch.Tensor, workers: int) -> list[tuple[Table, SparseOptimizer]]:
+    """The table over some workers, each with its optimizer."""
+    plan = Plan(V, 4, workers)
+    tables = [Table("items", plan, w, rows_VD[plan.rows_of(w)].clone()) for w in range(workers)]
+    return [(table, SparseOptimizer(table, chosen, STEPS)) for table in tables]
+
+
+def take(parts: list[tuple[Table, SparseOptimizer]], rows_U: torch.Tensor, grad_UD: torch.Tensor) -> None:
+    """One step of all workers, each with the rows that it owns."""
+    for table, optimizer in parts:
+        mine = table.plan.owner(rows_U) == table.worker
+        optimizer.step(table.plan.local(rows_U[mine]), grad_UD[mine])
+
+
+def gather(parts: list[tuple[Table, SparseOptimizer]]) -> dict[str, torch.Tensor]:
+    """Rows and per-row state of the whole table, in the order of its rows."""
+    order = torch.from_numpy(np.concatenate([table.plan.rows_of(table.worker) for table, _ in parts]))
+    local = [{"rows": table.settle(), **optimizer.state()} for table, optimizer in parts]
+    names = [name for name in local[0] if name != "t"]
+    return {name: torch.cat([part[name] for part in local])[order.argsort()] for name in names}
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 4)])
+@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+def test_resharding_by_row_changes_nothing(rule, scope, coupling, before, after):
+    """To a few roundings: how torch vectorises, and so rounds, may depend on the number of rows in a batch."""
+    chosen = config(rule, scope, coupling, schedule=SCHEDULE)
+    rows_VD = torch.randn(V, DIM, dtype=torch.float64)
+    steps = batches(6, STEPS, V)
+    one, old = shards(chosen, rows_VD, 1), shards(chosen, rows_VD, before)
+    for batch in steps[:CUT]:
+        take(one, *batch)
+        take(old, *batch)
+    whole = gather(old)
+    new = shards(chosen, whole.pop("rows"), after)
+    for table, optimizer in new:
+        mine = table.plan.rows_of(table.worker)
+        optimizer.load({"t": CUT, **{name: value[mine] for name, value in whole.items()}})
+    for batch in steps[CUT:]:
+        take(one, *batch)
+        take(new, *batch)
+    expected, found = gather(one), gather(new)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-13, atol=1e-14)
+
+
+def test_the_state_is_by_row_and_decay_owes_nothing_in_it():
+    table, optimizer = start(config("lazy_adam", "full"), torch.randn(V, DIM))
+    optimizer.step(torch.tensor([0]), torch.ones(1, DIM))
+    with pytest.raises(AssertionError, match="settle table items"):
+        optimizer.state()
+    table.settle()
+    state = optimizer.state()
+    assert {name: getattr(value, "shape", value) for name, value in state.items()} == {
+        "t": 1,
+        "moment1": (V, DIM),
+        "moment2": (V, DIM),
+    }
+
+
+def test_a_state_of_another_rule_is_refused():
+    _, adam = start(config("lazy_adam"), torch.zeros(V, DIM))
+    _, sgd = start(config("sgd"), torch.zeros(V, DIM))
+    with pytest.raises(UserError, match="holds moment1, moment2, t; rule sgd of table items needs t"):
+        sgd.load(adam.state())
+    with pytest.raises(UserError, match="resume with the rule of the saved run"):
+        adam.load(sgd.state())

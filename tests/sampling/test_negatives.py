@@ -1,0 +1,75 @@
+"""Negatives follow their distribution exactly, and an excluded item never comes back."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distrec.sampling.config import SamplingConfig
+from distrec.sampling.negatives import NegativeSampler, item_masses
+
+DRAWS = 200_000
+
+
+def sampler(distribution, degrees, positives, beta=0.75):
+    masses = item_masses(SamplingConfig(distribution=distribution, beta=beta), np.array(degrees), users=max(1, len(positives)))
+    offsets = np.concatenate([[0], np.cumsum([len(p) for p in positives])]).astype(np.int64)
+    items = np.concatenate([np.array(p, np.int32) for p in positives] + [np.zeros(0, np.int32)])
+    return NegativeSampler(masses, (offsets, items))
+
+
+def assert_drawn_like(items, expected):
+    """Chi-square over the items that can be drawn; the others must not occur."""
+    counts = np.bincount(items, minlength=len(expected))
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    chi_square = ((counts - DRAWS * expected)[possible] ** 2 / (DRAWS * expected[possible])).sum()
+    freedom = possible.sum() - 1
+    assert chi_square < freedom + 5 * np.sqrt(2 * freedom) + 5
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "popularity"])
+@pytest.mark.parametrize("positives", [[], [0], [3, 4, 5], [0, 9], list(range(9)), list(range(1, 10))])
+def test_draws_follow_the_distribution_without_the_positives(distribution, positives):
+    degrees = np.array([5, 1, 9, 30, 2, 2, 1, 14, 3, 8])
+    s = sampler(distribution, degrees, [[1, 2], positives, [7]])
+    drawn = s.draw(np.random.default_rng(0).random(DRAWS), np.array([1]))
+    weights = np.ones(10) if distribution == "uniform" else degrees**0.75
+    weights[positives] = 0
+    assert_drawn_like(drawn, weights / weights.sum())
+    every = np.arange(10)[weights > 0]
+    assert np.allclose(np.exp(s.log_q(every, np.full(len(every), 1))), (weights / weights.sum())[every], rtol=1e-6)
+
+
+def test_popularity_zero_and_unseen_items():
+    degrees = np.array([5, 0, 9, 1])
+    drawn = sampler("popularity", degrees, [[]], beta=0).draw(np.random.default_rng(0).random(DRAWS), None)
+    assert_drawn_like(drawn, np.array([1, 0, 1, 1]) / 3)
+    drawn = sampler("popularity", degrees, [[]], beta=1).draw(np.random.default_rng(0).random(DRAWS), None)
+    assert_drawn_like(drawn, degrees / degrees.sum())
+
+
+def test_a_user_with_every_item_draws_from_all():
+    s = sampler("uniform", np.ones(6), [[1], list(range(6)), []])
+    assert s.saturated.tolist() == [False, True, False]
+    assert_drawn_like(s.draw(np.random.default_rng(0).random(DRAWS), np.array([1])), np.full(6, 1 / 6))
+
+
+@given(st.data())
+def test_a_positive_is_never_drawn_at_the_ends_of_the_line(data):
+    """Uniform numbers at 0, just below 1 and at every cut: where an off-by-one would show."""
+    degrees = np.array(data.draw(st.lists(st.integers(1, 50), min_size=2, max_size=12)))
+    items = range(len(degrees))
+    positives = [sorted(data.draw(st.sets(st.sampled_from(items), max_size=len(degrees) - 1))) for _ in range(3)]
+    s = sampler(data.draw(st.sampled_from(["uniform", "popularity"])), degrees, positives)
+    for user, known in enumerate(positives):
+        edges = s.edges / s.total
+        numbers = np.clip(np.concatenate([edges, np.nextafter(edges, 0), [0, np.nextafter(1, 0)]]), 0, np.nextafter(1, 0))
+        drawn = s.draw(numbers, np.full(len(numbers), user))
+        assert not set(drawn.tolist()) & set(known)
+        assert drawn.min() >= 0 and drawn.max() < len(degrees)
+
+
+def test_rare_items_keep_a_chance_among_many_users():
+    masses = item_masses(SamplingConfig(distribution="popularity", beta=1), np.array([1, 10**12]), users=10**9)
+    assert masses[0] >= 1 and (masses.sum() + 1) * 10**9 < 2**63

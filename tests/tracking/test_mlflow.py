@@ -1,0 +1,217 @@
+"""Against real stores: a sqlite file and a real server. Everything is read back by a client of its own."""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from distrec.errors import UserError
+from distrec.tracking.config import TrackingConfig
+from distrec.tracking.tracker import Tracker, open_tracker
+
+from .mlflow_server import free_port, mlflow_server
+
+CONFIG = {
+    "seed": 7,
+    "optim.lr": 0.01,
+    "optim.decay.scope": "full",
+    "data.files": ["a" * 400, "b" * 400],
+    "eval.ks": (5, 20),
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder that must stay empty."""
+    folder = tmp_path / "current"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
+    assert os.listdir(folder) == []
+
+
+def started(tmp_path, run_id=None, warn=None, config=CONFIG, **settings):
+    tracker = open_tracker(TrackingConfig(**settings), tmp_path / "runs" / "one", run_id, warn)
+    tracker.start(config, {"study": "decay"}, "one")
+    return tracker
+
+
+def history(client, run_id, key):
+    return [(m.step, m.value) for m in client.get_metric_history(run_id, key)]
+
+
+def artifact(client, run_id, name, folder):
+    folder.mkdir(exist_ok=True)
+    with open(client.download_artifacts(run_id, name, str(folder))) as file:
+        return file.read()
+
+
+def record_a_run(tmp_path, **settings):
+    tracker = started(tmp_path, **settings)
+    for step in (1, 2):
+        tracker.log_metrics({"loss": 4.0 / step, "recall@20": 0.1 * step}, step)
+    tracker.log_metrics({f"m/{i}": float(i) for i in range(1200)}, 2)
+    tracker.log_table([{"model": "mf", "recall@20": 0.2}])
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps({"recall@20": 0.2}))
+    tracker.log_file(result)
+    tracker.finish()
+    return tracker.run_id
+
+
+def check_the_run(client, run_id, folder):
+    run = client.get_run(run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "one")
+    assert run.info.end_time >= run.info.start_time
+    assert run.data.params["optim.lr"] == "0.01" and run.data.params["eval.ks"] == "(5, 20)"
+    shortened = run.data.params["data.files"]
+    assert len(shortened) == 500 and shortened.endswith("(whole in config.yaml)")
+    assert run.data.tags["study"] == "decay" and run.data.tags["version.torch"]
+    assert history(client, run_id, "loss") == [(1, 4.0), (2, 2.0)]
+    assert history(client, run_id, "recall_at_20") == [(1, 0.1), (2, 0.2)]
+    assert sum(key.startswith("m/") for key in run.data.metrics) == 1200 and run.data.metrics["m/1199"] == 1199
+    config = yaml.safe_load(artifact(client, run_id, "config.yaml", folder))
+    assert config["optim"] == {"lr": 0.01, "decay": {"scope": "full"}}
+    assert config["data"]["files"] == CONFIG["data.files"] and config["eval"]["ks"] == [5, 20]
+    assert "| mf    |    0.2000 |" in artifact(client, run_id, "results.md", folder)
+    assert json.loads(artifact(client, run_id, "result.json", folder)) == {"recall@20": 0.2}
+
+
+def test_sqlite_file_beside_the_run_folder(tmp_path, here):
+    run_id = record_a_run(tmp_path)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/runs/mlflow.db")
+    check_the_run(client, run_id, tmp_path / "down")
+    assert client.get_run(run_id).info.artifact_uri.startswith(f"file://{tmp_path}/runs/mlartifacts/")
+    assert sorted(os.listdir(tmp_path / "runs")) == ["mlartifacts", "mlflow.db"]
+    assert client.search_experiments(filter_string="name = 'distrec'")
+
+
+def test_a_run_continues(tmp_path, here):
+    first = started(tmp_path)
+    first.log_metrics({"loss": 3.0}, 1)
+    first.finish("FAILED")
+    second = started(tmp_path, first.run_id, config=CONFIG | {"optim.lr": 0.1, "new": 1})
+    client = MlflowClient(tracking_uri=second.uri)
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    second.log_metrics({"loss": 2.0}, 2)
+    second.finish()
+    run = client.get_run(first.run_id)
+    assert second.run_id == first.run_id and run.info.status == "FINISHED"
+    assert history(client, first.run_id, "loss") == [(1, 3.0), (2, 2.0)]
+    assert run.data.params["optim.lr"] == "0.01" and run.data.params["new"] == "1"
+    assert run.data.tags["changed_on_resume"] == "optim.lr: 0.01 -> 0.1"
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    with pytest.raises(UserError, match="has no run 0123456789abcdef to continue"):
+        started(tmp_path, "0123456789abcdef")
+
+
+def test_odd_values_and_names(tmp_path, here):
+    tracker = started(tmp_path, config={"a@b(c)": None, "empty": "", "uml": "ä|ö"})
+    tracker.log_metrics({"nan": float("nan"), "inf": float("inf"), "ndcg@20 [tail 80%]": 0.5}, 0)
+    tracker.finish("KILLED")
+    run = MlflowClient(tracking_uri=tracker.uri).get_run(tracker.run_id)
+    assert run.info.status == "KILLED" and run.data.params == {"a_at_b_c_": "None", "empty": "", "uml": "ä|ö"}
+    assert run.data.metrics["ndcg_at_20 _tail 80__"] == 0.5 and len(run.data.metrics) == 3
+
+
+def test_server_through_http_and_lost_in_the_middle(tmp_path, here):
+    port, warnings = free_port(), []
+    with mlflow_server(tmp_path / "server", port) as uri:
+        run_id = record_a_run(tmp_path, uri=uri)
+        check_the_run(MlflowClient(tracking_uri=uri), run_id, tmp_path / "down")
+        assert (tmp_path / "server" / "artifacts").is_dir() and not (tmp_path / "runs").exists()
+        tracker = started(tmp_path, uri=uri, warn=warnings.append)
+        hopeless = started(tmp_path, uri=uri, warn=lambda text: None)
+        tracker.log_metrics({"loss": 3.0}, 1)
+    began = time.monotonic()
+    for step in (2, 3, 4):
+        tracker.log_metrics({"loss": 3.0 / step}, step)
+    tracker.log_table([{"model": "mf"}])
+    assert len(warnings) == 1 and "is lost, training goes on" in warnings[0] and "refused" in warnings[0]
+    hopeless.log_metrics({"loss": 1.0}, 1)
+    hopeless.finish()  # must not raise
+    assert time.monotonic() - began < 20
+    with mlflow_server(tmp_path / "server", port) as uri:
+        tracker.finish()
+        client = MlflowClient(tracking_uri=uri)
+        assert history(client, tracker.run_id, "loss") == [(1, 3.0), (2, 1.5), (3, 1.0), (4, 0.75)]
+        assert client.get_run(tracker.run_id).info.status == "FINISHED"
+        assert "mf" in artifact(client, tracker.run_id, "results.md", tmp_path / "down")
+        assert client.get_run(hopeless.run_id).info.status == "RUNNING"
+    assert len(warnings) == 2 and "is back" in warnings[1]
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@127.0.0.1:{port}", "postgresql://me:secret@127.0.0.1:{port}/mlflow"])
+def test_unreachable_server_is_an_error_at_once(tmp_path, here, uri):
+    began = time.monotonic()
+    with pytest.raises(UserError, match="cannot record to MLflow at .*127.0.0.1.*refused") as caught:
+        started(tmp_path, uri=uri.format(port=free_port()))
+    assert "tracking.enabled=false" in str(caught.value) and "secret" not in str(caught.value)
+    assert time.monotonic() - began < 15
+
+
+def test_server_that_never_answers(tmp_path, here, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        began = time.monotonic()
+        with pytest.raises(UserError, match="[tT]imed out"):
+            started(tmp_path, uri=f"http://127.0.0.1:{listener.getsockname()[1]}")
+    assert time.monotonic() - began < 10
+
+
+def test_unusable_stores_are_named(tmp_path, here):
+    (tmp_path / "text.db").write_text("not a database" * 100)
+    with pytest.raises(UserError, match="file is not a database"):
+        started(tmp_path, uri=f"sqlite:///{tmp_path}/text.db")
+    for uri in ("mlruns", "file:///tmp/mlruns", "sqlite://", "sqlite:///:memory:", ""):
+        with pytest.raises(UserError, match="tracking.uri"):
+            started(tmp_path, uri=uri)
+    tracker = started(tmp_path)
+    client = MlflowClient(tracking_uri=tracker.uri)
+    client.delete_experiment(client.get_run(tracker.run_id).info.experiment_id)
+    with pytest.raises(UserError, match="'distrec' is deleted"):
+        started(tmp_path)
+
+
+def test_nothing_is_printed_and_nothing_stays_set(tmp_path, here):
+    """In a fresh process, where MLflow has not yet set up its loggers; warnings would go to standard error."""
+    script = (
+        "import os, sys, logging; from pathlib import Path; logging.basicConfig(level='INFO')\n"
+        "before = {k for k in os.environ if k.startswith('MLFLOW_')}\n"
+        "from distrec.tracking.config import TrackingConfig; from distrec.tracking.tracker import open_tracker\n"
+        "assert 'mlflow' not in sys.modules\n"
+        f"t = open_tracker(TrackingConfig(), Path({str(tmp_path / 'runs' / 'one')!r}))\n"
+        "t.start({'a': 1}, {}, 'one'); t.log_metrics({'x': 1.0}, 1); t.finish()\n"
+        "assert {k for k in os.environ if k.startswith('MLFLOW_')} - before <= {'MLFLOW_DISABLE_TELEMETRY'}\n"
+        "from mlflow.telemetry.client import get_telemetry_client; assert get_telemetry_client() is None\n"
+        "assert logging.getLogger('mlflow').level != logging.ERROR\n"
+    )
+    unset = ("PYTEST_CURRENT_TEST", "MLFLOW_DISABLE_TELEMETRY", "CI")
+    environment = {k: v for k, v in os.environ.items() if k not in unset}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_switched_off(tmp_path, here):
+    tracker = started(tmp_path, enabled=False)
+    tracker.log_metrics({"loss": 1.0}, 1)
+    tracker.finish()
+    assert type(tracker) is Tracker and tracker.run_id is None and not (tmp_path / "runs").exists()
+
+
+def test_warnings_go_to_the_log_by_default(tmp_path, here, caplog):
+    tracker = started(tmp_path)
+    MlflowClient(tracking_uri=tracker.uri).delete_run(tracker.run_id)
+    with caplog.at_level(logging.WARNING):
+        tracker.log_metrics({"loss": 1.0}, 1)
+        tracker.finish()
+    assert [record.name for record in caplog.records] == ["distrec.tracking.mlflow"] * 2

@@ -1,0 +1,102 @@
+"""The number of workers changes nothing: same tables, same optimizer state, same losses after 20 steps, and the same metrics.
+
+Rounding differs in three places: a row's gradient is summed over pairs in another order when the pairs lie on several workers, each
+worker divides its own sum of losses, and matrix products of other shapes round differently. Adam divides by the root of the second
+moment, so that a rounding difference of a gradient near zero shows in full: hence 1e-5 where the rows are of the order 0.1.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distrec.data.dataset import Part
+from distrec.plan import Plan
+from distrec.tables.checkpoint import load_shard
+from distrec.testing.ranks import run_ranks
+from distrec.train.trainer import Trainer
+from tests.conftest import changed
+
+STEPS = 20
+CASES = {
+    "ssm": {},
+    "bpr_pairs": {"loss": {"name": "bpr"}, "sampling": {"shared": False, "negatives": 3}, "model": {"similarity": "dot"}},
+    "full_decay": {
+        "loss": {"log_q": True},
+        "sampling": {"distribution": "popularity"},
+        "optim": {"rule": "sgd", "lr": 1.0, "decay": {"scope": "full", "strength": 0.02}, "schedule": {"name": "cosine"}},
+    },
+    "adagrad_in_batch": {
+        "sampling": {"reject": False},
+        "optim": {"rule": "adagrad", "lr": 0.05, "decay": {"scope": "in_batch", "strength": 0.1}},
+    },
+}
+
+
+def train_and_save(configs, dataset, folder):
+    """Trains each case for 20 steps and saves it; returns the losses of the steps and the metrics."""
+    results = {}
+    for name, config in configs.items():
+        trainer = Trainer(config, dataset, torch.device("cpu"))
+        where = Path(folder, name, str(trainer.exchange.workers))
+        where.mkdir(parents=True, exist_ok=True)
+        losses = []
+        for k in range(STEPS):
+            batch = trainer.source.batch(*divmod(k, trainer.source.steps))
+            losses.append(trainer.exchange.all_sum([trainer.step(batch).item()])[0] / batch.pairs)
+        found = trainer.evaluate(Part.TEST)
+        trainer.save(where, {})
+        results[name] = (losses, found.means(), found.users)
+    return results
+
+
+@pytest.fixture(scope="module")
+def by_workers(small, dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    configs = {name: changed(small, **case) for name, case in CASES.items()}
+    return folder, {w: run_ranks(w, train_and_save, configs, dataset, folder, timeout_s=100) for w in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_losses_and_metrics(by_workers, name, workers):
+    _, results = by_workers
+    losses, metrics, users = results[1][0][name]
+    for rank in results[workers]:
+        assert np.allclose(rank[name][0], losses, rtol=2e-6)
+        assert rank[name][1] == pytest.approx(metrics, abs=1e-9)
+        assert rank[name][2] == users
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_tables_and_optimizer_state(by_workers, dataset, name, workers):
+    folder, _ = by_workers
+    m = dataset.manifest
+    plans = {"users": Plan(m.users, m.buckets, 1), "items": Plan(m.items, m.buckets, 1)}
+    (one, meta), (several, meta_several) = (load_shard(folder / name / str(w), 0, plans) for w in (1, workers))
+    assert meta == meta_several and meta["optim"]["items"] == {"t": STEPS}
+    for table in plans:
+        assert one[table].keys() == several[table].keys()
+        for key, expected in one[table].items():
+            assert torch.allclose(several[table][key], expected, rtol=1e-5, atol=1e-5), (table, key)
+
+
+def test_single_process_gradients_are_those_of_the_whole_batch(small, dataset):
+    """One step of SGD at rate 1 moves each row by minus its gradient: compare with autograd over whole float64 tables."""
+    config = changed(small, optim={"rule": "sgd", "lr": 1.0}, sampling={"shared": False})
+    trainer = Trainer(config, dataset, torch.device("cpu"))
+    before = {name: part.table.stored_VD.double().requires_grad_() for name, part in trainer.parts.items()}
+    batch = trainer.source.batch(0, 0)
+    trainer.step(batch)
+    unit = {name: torch.nn.functional.normalize(rows, dim=1) for name, rows in before.items()}
+    user = torch.from_numpy(batch.users_U[batch.user_at_B]).long()
+    items = torch.from_numpy(batch.items_U).long()
+    positive = unit["items"][items[batch.positive_at_B]]
+    negative = unit["items"][items[batch.negative_at].view(len(user), -1)]
+    logits = torch.cat([(unit["users"][user] * positive).sum(1)[:, None], torch.einsum("bd,bnd->bn", unit["users"][user], negative)], 1)
+    torch.nn.functional.cross_entropy(logits / 0.1, torch.zeros(len(user), dtype=torch.long)).backward()
+    for name, part in trainer.parts.items():
+        assert torch.allclose(part.table.stored_VD.double(), before[name] - before[name].grad, atol=1e-6)
