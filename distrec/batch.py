@@ -36,7 +36,10 @@ class Batch:
 
 
 _SCALARS = ("epoch", "step", "pairs")
-_ARRAYS = {f.name: pa.int32() for f in fields(Batch) if f.name not in _SCALARS} | {"masked": pa.int64(), "log_q": pa.float32()}
+_ARRAYS = {f.name: pa.int32() for f in fields(Batch) if f.name not in _SCALARS} | {
+    "masked": pa.int64(),
+    "log_q": pa.float32(),
+}
 
 
 def to_table(batches: Sequence[Batch]) -> pa.Table:

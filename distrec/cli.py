@@ -62,9 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     command = _add(commands, "evaluate", _evaluate, "evaluate the last checkpoint of a run, in this process")
     command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     command.add_argument("words", nargs="*", metavar="key=value", help="overrides, for instance eval.k=[10,20,50]")
-    command.add_argument("--part", choices=("test", "valid"), default="test", help="what to evaluate on (default: test)")
+    command.add_argument(
+        "--part", choices=("test", "valid"), default="test", help="what to evaluate on (default: test)"
+    )
 
-    command = _add(commands, "info", _info, "print counts, density and degree quantiles of a data set, or what a run is")
+    command = _add(
+        commands, "info", _info, "print counts, density and degree quantiles of a data set, or what a run is"
+    )
     command.add_argument("path", type=Path, metavar="PATH", help="a prepared folder, or a run folder")
 
     _add(commands, "keys", _keys, "list every key of the configuration with its default and what it does")
@@ -73,7 +77,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(commands: argparse._SubParsersAction, name: str, run: object, text: str) -> argparse.ArgumentParser:
     command = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=argparse.RawDescriptionHelpFormatter
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)
     return command
@@ -110,7 +117,9 @@ def _show(result: "Result", quiet: bool) -> None:
     print(f"run folder  {result.folder}")
     uri = RunFolder(result.folder).facts().get("mlflow_uri")
     if uri and not quiet:
-        print(f"MLflow      {f'mlflow ui --backend-store-uri {uri}' if '://' in uri and not uri.startswith('http') else uri}")
+        print(
+            f"MLflow      {f'mlflow ui --backend-store-uri {uri}' if '://' in uri and not uri.startswith('http') else uri}"
+        )
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
@@ -144,7 +153,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     part = Part[arguments.part.upper()]
     if not getattr(dataset.manifest, arguments.part):
         raise UserError(f"{config.data.source} has no {arguments.part} part")
-    trainer = Trainer(config, dataset, torch.device("cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu"))
+    trainer = Trainer(
+        config, dataset, torch.device("cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu")
+    )
     trainer.load(folder.last_checkpoint())
     found = trainer.evaluate(part)
     results_table([{"metric": f"{arguments.part}/{key}", "value": value} for key, value in found.means().items()])

@@ -68,7 +68,11 @@ def describe(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, str, 
     for name, field in kind.model_fields.items():
         inner = _section(field.annotation)
         if inner is None:
-            shown = str(field.annotation) if typing.get_args(field.annotation) else getattr(field.annotation, "__name__", "")
+            shown = (
+                str(field.annotation)
+                if typing.get_args(field.annotation)
+                else getattr(field.annotation, "__name__", "")
+            )
             default = "" if field.is_required() else str(field.default)
             yield prefix + name, shown.replace("typing.", ""), default, " ".join((field.description or "").split())
         else:
@@ -126,7 +130,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     tree[last] = value
 
 
-def _number(value: Any) -> Any:  # noqa: ANN401
+def _number(value: Any) -> Any:
     """YAML 1.1 reads 1e-3 as text (it wants 1.0e-3); a user means the number."""
     if isinstance(value, str):
         try:
@@ -136,7 +140,7 @@ def _number(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
-def _section(annotation: Any) -> type[Section] | None:  # noqa: ANN401
+def _section(annotation: Any) -> type[Section] | None:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return None
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
@@ -151,7 +155,7 @@ def _unknown(kind: type[Section], tree: dict[str, Any], prefix: str) -> Iterator
             yield from _unknown(inner, value, f"{prefix}{name}.")
 
 
-def _leaves(value: Any, key: str) -> Iterator[str]:  # noqa: ANN401
+def _leaves(value: Any, key: str) -> Iterator[str]:
     if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from _leaves(inner, f"{key}.{name}")
@@ -162,14 +166,16 @@ def _leaves(value: Any, key: str) -> Iterator[str]:  # noqa: ANN401
 def _unknown_key(key: str, known: list[str]) -> str:
     leaf = {k.rsplit(".", 1)[-1]: k for k in known}
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    near += [leaf[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf, n=3, cutoff=0.7) if leaf[m] not in near]
+    near += [
+        leaf[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf, n=3, cutoff=0.7) if leaf[m] not in near
+    ]
     section = key.rsplit(".", 1)[0] + "." if "." in key else ""
     siblings = [k for k in known if k.startswith(section)] if section else sorted({k.split(".")[0] for k in known})
     hint = f"nearest known: {', '.join(near[:3])}" if near else f"known here: {', '.join(siblings or known)}"
     return f"unknown key {key!r}; {hint}"
 
 
-def _explain(item: Any) -> str:  # noqa: ANN401
+def _explain(item: Any) -> str:
     path = ".".join(str(part) for part in item["loc"]) or "configuration"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":

@@ -6,12 +6,14 @@ formula and needs no table.
 """
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 
-Ids = TypeVar("Ids", np.ndarray, torch.Tensor)
+if TYPE_CHECKING:  # the stream's processes plan too, and start faster without torch
+    import torch
+
+Ids = TypeVar("Ids", np.ndarray, "torch.Tensor")
 
 
 @dataclass(frozen=True)

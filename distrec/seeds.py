@@ -35,7 +35,9 @@ def bits(seed: int, purpose: Purpose, *indices: int, first: int = 0) -> np.rando
     assert len(indices) <= 3, indices
     block, skip = divmod(first, _DRAWS_PER_BLOCK)
     counter = [block, *indices, *[0] * (3 - len(indices))]
-    generator = np.random.Philox(key=np.array([seed & (2**64 - 1), int(purpose)], np.uint64), counter=np.array(counter, np.uint64))
+    generator = np.random.Philox(
+        key=np.array([seed & (2**64 - 1), int(purpose)], np.uint64), counter=np.array(counter, np.uint64)
+    )
     if skip:
         generator.random_raw(skip)
     return generator

@@ -7,9 +7,33 @@ from distrec.config import describe, dump, flat, keys, load, parse
 from distrec.errors import UserError
 from distrec.train.config import Config
 
-REQUIRED = """data.source data.buckets model.name model.dim loss.name loss.temperature sampling.distribution sampling.beta
-sampling.negatives sampling.shared sampling.reject optim.rule optim.lr optim.decay.scope optim.decay.coupling optim.decay.strength
-train.workers train.epochs train.batch_size train.device eval.k eval.every run.dir run.seed tracking.uri""".split()
+REQUIRED = [
+    "data.source",
+    "data.buckets",
+    "model.name",
+    "model.dim",
+    "loss.name",
+    "loss.temperature",
+    "sampling.distribution",
+    "sampling.beta",
+    "sampling.negatives",
+    "sampling.shared",
+    "sampling.reject",
+    "optim.rule",
+    "optim.lr",
+    "optim.decay.scope",
+    "optim.decay.coupling",
+    "optim.decay.strength",
+    "train.workers",
+    "train.epochs",
+    "train.batch_size",
+    "train.device",
+    "eval.k",
+    "eval.every",
+    "run.dir",
+    "run.seed",
+    "tracking.uri",
+]
 
 
 def test_the_documented_keys_exist_and_are_explained():
@@ -20,8 +44,15 @@ def test_the_documented_keys_exist_and_are_explained():
 def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("optim: {lr: 0.5, decay: {scope: full, strength: 0.1}}\n")
-    config = load(Config, file, ["optim.lr=1e-3", "eval.k=[5,10]", "optim.decay.strength=0.2", "optim.decay.strength=0.3"])
-    assert (config.optim.lr, config.eval.k, config.optim.decay.scope, config.optim.decay.strength) == (1e-3, (5, 10), "full", 0.3)
+    config = load(
+        Config, file, ["optim.lr=1e-3", "eval.k=[5,10]", "optim.decay.strength=0.2", "optim.decay.strength=0.3"]
+    )
+    assert (config.optim.lr, config.eval.k, config.optim.decay.scope, config.optim.decay.strength) == (
+        1e-3,
+        (5, 10),
+        "full",
+        0.3,
+    )
     assert load(Config, None, ["eval.k=7"]).eval.k == (7,)
 
 

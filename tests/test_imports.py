@@ -87,5 +87,7 @@ def test_no_cycles_between_files():
 
 def test_containment():
     for package, allowed in CONTAINED.items():
-        users = {file for file, modules in FILES.items() if any(m == package or m.startswith(package + ".") for m in modules)}
+        users = {
+            file for file, modules in FILES.items() if any(m == package or m.startswith(package + ".") for m in modules)
+        }
         assert users == allowed, package

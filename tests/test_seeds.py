@@ -15,7 +15,12 @@ def test_a_draw_is_found_by_its_number(seed, first, count):
 
 def test_streams_differ_in_seed_purpose_and_each_index():
     streams = [(0, Purpose.SHUFFLE), (1, Purpose.SHUFFLE), (0, Purpose.INIT)]
-    streams += [(0, Purpose.SHUFFLE, 1), (0, Purpose.SHUFFLE, 0, 1), (0, Purpose.SHUFFLE, 0, 0, 1), (-1, Purpose.SHUFFLE)]
+    streams += [
+        (0, Purpose.SHUFFLE, 1),
+        (0, Purpose.SHUFFLE, 0, 1),
+        (0, Purpose.SHUFFLE, 0, 0, 1),
+        (-1, Purpose.SHUFFLE),
+    ]
     draws = [tuple(uniforms(*stream, first=0, count=4)) for stream in streams]
     assert len(set(draws)) == len(streams)
 

@@ -52,7 +52,7 @@ class _Pump:
         self.source, self.chunks = source, chunks
 
     def __call__(self, rows: dict[str, np.ndarray]) -> Iterator[pa.Table]:
-        for chunk in rows["id"]:
+        for chunk in rows["item"]:
             yield to_table(self.source.batches(*self.chunks.steps_of(int(chunk))))
 
 
@@ -73,9 +73,9 @@ def stream(source: Source, first_epoch: int, epochs: int, bytes_per_step: int, l
         object_store_memory=look_ahead_mib * 2**20
     )
     with ray.data.DataContext.current(context):
-        numbers = ray.data.range(last - first, override_num_blocks=last - first)
-        shifted = numbers.map_batches(lambda rows: {"id": rows["id"] + first}, num_cpus=_TASK_CPUS)
-        blocks = shifted.map_batches(
+        # Numbers that lie in the object store already: `ray.data.range` would start tasks of its own to make them.
+        numbers = ray.data.from_items(list(range(first, last)), override_num_blocks=last - first)
+        blocks = numbers.map_batches(
             _Pump, fn_constructor_args=(source, chunks), batch_size=None, concurrency=1, num_cpus=_TASK_CPUS
         )
         for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 from distrec.config import Section
 
 
-def _one_or_more(value: Any) -> Any:  # noqa: ANN401
+def _one_or_more(value: Any) -> Any:
     return (value,) if isinstance(value, int) else value
 
 

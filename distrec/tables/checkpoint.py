@@ -14,7 +14,9 @@ Rows = dict[str, torch.Tensor]
 """Per-row tensors of one table by name, each (V_local, ...) in the order of the shard's rows."""
 
 
-def save_shard(folder: Path, worker: int, plans: dict[str, Plan], tables: dict[str, Rows], meta: dict[str, Any]) -> None:
+def save_shard(
+    folder: Path, worker: int, plans: dict[str, Plan], tables: dict[str, Rows], meta: dict[str, Any]
+) -> None:
     """Writes one worker's part of a checkpoint. `meta` holds plain values that are the same on every worker."""
     shape = {name: (plan.rows, plan.buckets) for name, plan in plans.items()}
     workers = next(iter(plans.values())).workers
@@ -40,7 +42,9 @@ def load_shard(folder: Path, worker: int, plans: dict[str, Plan]) -> tuple[dict[
     if saved == plans:
         return _read(folder / _name(worker, first["workers"]))["tables"], first["meta"]
     parts = [_read(file)["tables"] for file in files]
-    return {name: _reshard(saved[name], plan, worker, [p[name] for p in parts]) for name, plan in plans.items()}, first["meta"]
+    return {name: _reshard(saved[name], plan, worker, [p[name] for p in parts]) for name, plan in plans.items()}, first[
+        "meta"
+    ]
 
 
 def _reshard(saved: Plan, plan: Plan, worker: int, parts: list[Rows]) -> Rows:

@@ -69,5 +69,7 @@ class Config(Section):
         if self.train.batch_size < workers:
             raise ValueError(f"train.batch_size={self.train.batch_size} is less than train.workers={workers}")
         if self.sampling.negatives == 0:
-            raise ValueError(f"loss.name={self.loss.name} compares with negatives: sampling.negatives must be at least 1")
+            raise ValueError(
+                f"loss.name={self.loss.name} compares with negatives: sampling.negatives must be at least 1"
+            )
         return self

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,8 +17,9 @@ from distrec.config import flat
 from distrec.data.dataset import Dataset
 from distrec.data.prepare import prepare
 from distrec.errors import UserError
+from distrec.tracking import open_tracker
 from distrec.tracking.environment import versions
-from distrec.tracking.tracker import Tracker, open_tracker
+from distrec.tracking.tracker import Tracker
 from distrec.train.config import Config
 from distrec.train.run_folder import CHECKPOINTS, Result, RunFolder, Timing
 from distrec.train.worker import Job, work
@@ -148,7 +148,9 @@ def _check_cluster(config: Config) -> None:
             f"the Ray cluster has {has.get('CPU', 0):g}"
         )
     if config.train.device == "cuda" and has.get("GPU", 0) < workers:
-        raise UserError(f"train.device=cuda needs a GPU for each of {workers} workers; the Ray cluster has {has.get('GPU', 0):g}")
+        raise UserError(
+            f"train.device=cuda needs a GPU for each of {workers} workers; the Ray cluster has {has.get('GPU', 0):g}"
+        )
 
 
 def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener) -> dict[str, Any]:

@@ -51,7 +51,13 @@ class Trainer:
         m, workers = dataset.manifest, self.exchange.workers
         self.plans = {USERS: Plan(m.users, m.buckets, workers), ITEMS: Plan(m.items, m.buckets, workers)}
         self.source = BatchSource(
-            dataset, config.sampling, config.run.seed, config.train.batch_size, self.exchange.rank, workers, config.loss.log_q
+            dataset,
+            config.sampling,
+            config.run.seed,
+            config.train.batch_size,
+            self.exchange.rank,
+            workers,
+            config.loss.log_q,
         )
         self.model = make_model(config.model)
         self.loss = losses[config.loss.name]

@@ -36,7 +36,9 @@ def work(job: Job) -> dict[str, Any]:
     """Trains and evaluates. Returns the history of the epochs, metrics and timings; rank 0's are the run's."""
     context = ray.train.get_context()
     torch.set_num_threads(job.config.train.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    return _Loop(job, Trainer(job.config, job.dataset, ray.train.torch.get_device()), context.get_world_rank() == 0).run()
+    return _Loop(
+        job, Trainer(job.config, job.dataset, ray.train.torch.get_device()), context.get_world_rank() == 0
+    ).run()
 
 
 class _Loop:
@@ -95,7 +97,9 @@ class _Loop:
         self.history.append(record)
         if last or (epoch + 1) % self.config.train.checkpoint_every == 0:
             self._checkpoint()
-        self._tell({"kind": "epoch", **record, "epochs": self.config.train.epochs, "interactions_per_s": pairs / seconds})
+        self._tell(
+            {"kind": "epoch", **record, "epochs": self.config.train.epochs, "interactions_per_s": pairs / seconds}
+        )
 
     def _checkpoint(self) -> None:
         with tempfile.TemporaryDirectory() as folder:

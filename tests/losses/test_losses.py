@@ -30,7 +30,13 @@ def test_every_loss_has_a_formula():
 
 
 @pytest.mark.parametrize("name", sorted(FORMULAS))
-@given(positive=st.lists(scores, min_size=1, max_size=4), n=st.integers(1, 5), t=st.floats(0.2, 2), corrected=st.booleans(), data=st.data())
+@given(
+    positive=st.lists(scores, min_size=1, max_size=4),
+    n=st.integers(1, 5),
+    t=st.floats(0.2, 2),
+    corrected=st.booleans(),
+    data=st.data(),
+)
 def test_against_the_formula(name, positive, n, t, corrected, data):
     negative = [data.draw(st.lists(scores, min_size=n, max_size=n)) for _ in positive]
     log_q = [[-1.0 - 0.1 * j for j in range(n)] for _ in positive] if corrected else None
@@ -42,7 +48,10 @@ def test_against_the_formula(name, positive, n, t, corrected, data):
         ),
         LossConfig(name=name, temperature=t),
     )
-    expected = [FORMULAS[name](p, row, t, log_q[k] if log_q else None) for k, (p, row) in enumerate(zip(positive, negative, strict=True))]
+    expected = [
+        FORMULAS[name](p, row, t, log_q[k] if log_q else None)
+        for k, (p, row) in enumerate(zip(positive, negative, strict=True))
+    ]
     assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 

@@ -10,12 +10,19 @@ from distrec.models.scores import pair_scores, positive_scores, shared_scores
 def test_scores_against_a_loop():
     torch.manual_seed(0)
     users, items = torch.randn(4, 8, dtype=torch.float64), torch.randn(6, 8, dtype=torch.float64)
-    user_at, item_at = torch.tensor([0, 3, 3], dtype=torch.int32), torch.tensor([[0, 5], [1, 1], [2, 0]], dtype=torch.int32)
-    expected = torch.stack([torch.stack([users[u] @ items[i] for i in row]) for u, row in zip(user_at, item_at, strict=True)])
+    user_at, item_at = (
+        torch.tensor([0, 3, 3], dtype=torch.int32),
+        torch.tensor([[0, 5], [1, 1], [2, 0]], dtype=torch.int32),
+    )
+    expected = torch.stack(
+        [torch.stack([users[u] @ items[i] for i in row]) for u, row in zip(user_at, item_at, strict=True)]
+    )
     assert torch.allclose(pair_scores(users, items, user_at, item_at), expected)
     assert torch.allclose(positive_scores(users, items, user_at, item_at[:, 0]), expected[:, 0])
     shared = shared_scores(users, items, user_at, item_at[0])
-    assert torch.allclose(shared, torch.stack([torch.stack([users[u] @ items[i] for i in item_at[0]]) for u in user_at]))
+    assert torch.allclose(
+        shared, torch.stack([torch.stack([users[u] @ items[i] for i in item_at[0]]) for u in user_at])
+    )
 
 
 def test_mf_is_cosine_or_dot_product():

@@ -4,11 +4,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tests.conftest import changed
 
 from distrec.data.dataset import Part
 from distrec.plan import Plan
 from distrec.sampling.batches import BatchSource, unique_ids
+from tests.conftest import changed
 
 EPOCH, FIRST, LAST = 1, 3, 9
 

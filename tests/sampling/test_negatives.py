@@ -12,7 +12,9 @@ DRAWS = 200_000
 
 
 def sampler(distribution, degrees, positives, beta=0.75):
-    masses = item_masses(SamplingConfig(distribution=distribution, beta=beta), np.array(degrees), users=max(1, len(positives)))
+    masses = item_masses(
+        SamplingConfig(distribution=distribution, beta=beta), np.array(degrees), users=max(1, len(positives))
+    )
     offsets = np.concatenate([[0], np.cumsum([len(p) for p in positives])]).astype(np.int64)
     items = np.concatenate([np.array(p, np.int32) for p in positives] + [np.zeros(0, np.int32)])
     return NegativeSampler(masses, (offsets, items))
@@ -64,7 +66,9 @@ def test_a_positive_is_never_drawn_at_the_ends_of_the_line(data):
     s = sampler(data.draw(st.sampled_from(["uniform", "popularity"])), degrees, positives)
     for user, known in enumerate(positives):
         edges = s.edges / s.total
-        numbers = np.clip(np.concatenate([edges, np.nextafter(edges, 0), [0, np.nextafter(1, 0)]]), 0, np.nextafter(1, 0))
+        numbers = np.clip(
+            np.concatenate([edges, np.nextafter(edges, 0), [0, np.nextafter(1, 0)]]), 0, np.nextafter(1, 0)
+        )
         drawn = s.draw(numbers, np.full(len(numbers), user))
         assert not set(drawn.tolist()) & set(known)
         assert drawn.min() >= 0 and drawn.max() < len(degrees)

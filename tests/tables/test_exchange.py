@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from distrec.testing.ranks import run_ranks
 
 from distrec.plan import Plan
 from distrec.tables.exchange import Exchange
 from distrec.tables.table import Table
+from distrec.testing.ranks import run_ranks
 
 ROWS, DIM = 50, 4
 

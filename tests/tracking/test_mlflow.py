@@ -13,8 +13,9 @@ import yaml
 from mlflow import MlflowClient
 
 from distrec.errors import UserError
+from distrec.tracking import open_tracker
 from distrec.tracking.config import TrackingConfig
-from distrec.tracking.tracker import Tracker, open_tracker
+from distrec.tracking.tracker import Tracker
 
 from .mlflow_server import free_port, mlflow_server
 
@@ -187,7 +188,7 @@ def test_nothing_is_printed_and_nothing_stays_set(tmp_path, here):
     script = (
         "import os, sys, logging; from pathlib import Path; logging.basicConfig(level='INFO')\n"
         "before = {k for k in os.environ if k.startswith('MLFLOW_')}\n"
-        "from distrec.tracking.config import TrackingConfig; from distrec.tracking.tracker import open_tracker\n"
+        "from distrec.tracking.config import TrackingConfig; from distrec.tracking import open_tracker\n"
         "assert 'mlflow' not in sys.modules\n"
         f"t = open_tracker(TrackingConfig(), Path({str(tmp_path / 'runs' / 'one')!r}))\n"
         "t.start({'a': 1}, {}, 'one'); t.log_metrics({'x': 1.0}, 1); t.finish()\n"

@@ -21,11 +21,20 @@ from tests.conftest import changed
 STEPS = 20
 CASES = {
     "ssm": {},
-    "bpr_pairs": {"loss": {"name": "bpr"}, "sampling": {"shared": False, "negatives": 3}, "model": {"similarity": "dot"}},
+    "bpr_pairs": {
+        "loss": {"name": "bpr"},
+        "sampling": {"shared": False, "negatives": 3},
+        "model": {"similarity": "dot"},
+    },
     "full_decay": {
         "loss": {"log_q": True},
         "sampling": {"distribution": "popularity"},
-        "optim": {"rule": "sgd", "lr": 1.0, "decay": {"scope": "full", "strength": 0.02}, "schedule": {"name": "cosine"}},
+        "optim": {
+            "rule": "sgd",
+            "lr": 1.0,
+            "decay": {"scope": "full", "strength": 0.02},
+            "schedule": {"name": "cosine"},
+        },
     },
     "adagrad_in_batch": {
         "sampling": {"reject": False},
@@ -96,7 +105,9 @@ def test_single_process_gradients_are_those_of_the_whole_batch(small, dataset):
     items = torch.from_numpy(batch.items_U).long()
     positive = unit["items"][items[batch.positive_at_B]]
     negative = unit["items"][items[batch.negative_at].view(len(user), -1)]
-    logits = torch.cat([(unit["users"][user] * positive).sum(1)[:, None], torch.einsum("bd,bnd->bn", unit["users"][user], negative)], 1)
+    logits = torch.cat(
+        [(unit["users"][user] * positive).sum(1)[:, None], torch.einsum("bd,bnd->bn", unit["users"][user], negative)], 1
+    )
     torch.nn.functional.cross_entropy(logits / 0.1, torch.zeros(len(user), dtype=torch.long)).backward()
     for name, part in trainer.parts.items():
         assert torch.allclose(part.table.stored_VD.double(), before[name] - before[name].grad, atol=1e-6)
