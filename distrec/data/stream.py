@@ -16,7 +16,7 @@ import ray.data
 from distrec.batch import Batch, from_table, to_table
 
 _BLOCK_BYTES = 8 * 2**20
-_TASK_CPUS = 0.5  # logical: a pump is idle most of the time
+STREAM_CPUS = 0.5  # logical, for the one actor of a stream: it is idle most of the time
 
 
 class Source(Protocol):
@@ -76,7 +76,7 @@ def stream(source: Source, first_epoch: int, epochs: int, bytes_per_step: int, l
         # Numbers that lie in the object store already: `ray.data.range` would start tasks of its own to make them.
         numbers = ray.data.from_items(list(range(first, last)), override_num_blocks=last - first)
         blocks = numbers.map_batches(
-            _Pump, fn_constructor_args=(source, chunks), batch_size=None, concurrency=1, num_cpus=_TASK_CPUS
+            _Pump, fn_constructor_args=(source, chunks), batch_size=None, concurrency=1, num_cpus=STREAM_CPUS
         )
         for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             yield from from_table(table)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from distrec.config import flat
 from distrec.data.dataset import Dataset
 from distrec.data.prepare import prepare
+from distrec.data.stream import STREAM_CPUS
 from distrec.errors import UserError
 from distrec.tracking import open_tracker
 from distrec.tracking.environment import versions
@@ -29,7 +31,6 @@ Listener = Callable[[Event], None]
 
 _POLL_S = 0.1
 _WORKER_CPUS = 1.0
-_STREAM_CPUS = 2.0  # logical, for the reading and pumping tasks of one worker's stream
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the user's folder
@@ -84,7 +85,8 @@ def train(config: Config, name: str = "distrec", on_event: Listener | None = Non
     folder.start(config, facts | {"mlflow_run": tracker.run_id, "mlflow_uri": getattr(tracker, "uri", None)})
     status = "FAILED"
     try:
-        with _ray(config, verbose):
+        with ray_running(config.train.workers, verbose):
+            _check_cluster(config)
             outcome = _fit(config, dataset, folder, lambda event: _record(event, tracker, tell))
         result = _result(config, dataset, folder, outcome, time.perf_counter() - start)
         tracker.log_metrics(result.metrics, config.train.epochs)
@@ -116,8 +118,8 @@ def _check(config: Config, dataset: Dataset, folder: RunFolder) -> dict[str, Any
 
 
 @contextlib.contextmanager
-def _ray(config: Config, verbose: bool) -> Iterator[None]:
-    """Ray, quiet unless `verbose`; stopped afterwards if it was started here."""
+def ray_running(workers: int, verbose: bool = False) -> Iterator[None]:
+    """Ray with room for `workers`, quiet unless `verbose`; stopped afterwards if it was started here."""
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     level = logging.INFO if verbose else logging.ERROR
@@ -128,10 +130,9 @@ def _ray(config: Config, verbose: bool) -> Iterator[None]:
         logical = None
         if not os.environ.get("RAY_ADDRESS"):
             # On one machine the numbers are only Ray's bookkeeping: never let a stream wait for a worker's CPU.
-            logical = max(os.cpu_count() or 1, round(config.train.workers * (_WORKER_CPUS + _STREAM_CPUS)))
+            logical = max(os.cpu_count() or 1, math.ceil(workers * (_WORKER_CPUS + STREAM_CPUS)))
         ray.init(num_cpus=logical, logging_level=level, log_to_driver=verbose, include_dashboard=False)
     try:
-        _check_cluster(config)
         yield
     finally:
         if started:
@@ -141,10 +142,10 @@ def _ray(config: Config, verbose: bool) -> Iterator[None]:
 def _check_cluster(config: Config) -> None:
     """Refuses what would otherwise wait for ever."""
     has, workers = ray.cluster_resources(), config.train.workers
-    needed = workers * (_WORKER_CPUS + _STREAM_CPUS)
+    needed = workers * (_WORKER_CPUS + STREAM_CPUS)
     if has.get("CPU", 0) < needed:
         raise UserError(
-            f"train.workers={workers} needs {needed:g} CPUs ({_WORKER_CPUS:g} a worker, {_STREAM_CPUS:g} for its stream); "
+            f"train.workers={workers} needs {needed:g} CPUs ({_WORKER_CPUS:g} a worker, {STREAM_CPUS:g} for its stream); "
             f"the Ray cluster has {has.get('CPU', 0):g}"
         )
     if config.train.device == "cuda" and has.get("GPU", 0) < workers:
@@ -177,11 +178,13 @@ def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener
     # In a thread of its own, so that this one can pass events on, and so that Ctrl-C reaches us and not Ray's own handler.
     thread = threading.Thread(target=_catch, args=(trainer.fit, box), daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_S)
-        for event in ray.get(mailbox.take.remote()):
-            on_event(event)
-    ray.kill(mailbox)
+    try:
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            for event in ray.get(mailbox.take.remote()):
+                on_event(event)
+    finally:
+        ray.kill(mailbox)  # workers that find nobody listening stop
     if "error" in box:
         raise _readable(box["error"])
     return box["value"].return_value

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -47,6 +48,7 @@ class _Loop:
         self.leads = leads
         self.history: list[dict[str, Any]] = []
         self.told = 0.0
+        self.sent: ray.ObjectRef | None = None
 
     def run(self) -> dict[str, Any]:
         checkpoint = ray.train.get_checkpoint()
@@ -127,5 +129,9 @@ class _Loop:
         )
 
     def _tell(self, event: dict[str, Any]) -> None:
-        if self.leads:
-            self.job.mailbox.put.remote(event)
+        """Sends an event without waiting for it. Raises, and so ends the run, if the driver is no longer listening."""
+        if not self.leads:
+            return
+        if self.sent is not None and ray.wait([self.sent], timeout=0)[0]:
+            ray.get(self.sent)
+        self.sent = self.job.mailbox.put.remote(event)

@@ -1,0 +1,147 @@
+"""Whole runs on a real, small Ray cluster of this machine: the same result for any number of workers, and through an interruption."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+
+from distrec.config import flat, parse
+from distrec.errors import UserError
+from distrec.train.config import Config
+from distrec.train.launch import ray_running, train
+from tests.conftest import changed
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def ray():
+    with ray_running(workers=4):
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def run_config(small, runs, name, workers=2, **sections):
+    run = {"dir": str(runs / name), **sections.pop("run", {})}
+    return changed(small, run=run, train={"workers": workers, "epochs": 3, **sections.pop("train", {})}, **sections)
+
+
+@pytest.fixture(scope="module")
+def whole(ray, small, runs):
+    """An uninterrupted run of three epochs on two workers, and the events it told."""
+    events = []
+    return train(run_config(small, runs, "whole"), on_event=events.append), events
+
+
+def test_the_result(whole, dataset):
+    result, events = whole
+    assert json.loads((result.folder / "result.json").read_text())["metrics"] == result.metrics
+    assert set(result.metrics) == {"valid/recall@20", "valid/ndcg@20", "test/recall@20", "test/ndcg@20"}
+    assert (result.workers, result.epochs, result.interactions) == (2, 3, dataset.manifest.train)
+    assert result.fingerprint == dataset.manifest.fingerprint
+    assert result.test_users + result.left_out_users == dataset.manifest.users
+    timing = result.timing
+    assert len(timing.epoch_s) == 3 and timing.train_s == sum(timing.epoch_s) > 0
+    assert timing.total_s > timing.train_s + timing.eval_s + timing.first_batch_s > 0
+    assert result.loss[0] > result.loss[1] > result.loss[2]
+    assert result.versions["torch"] == torch.__version__
+
+
+def test_the_run_folder_and_the_events(whole, small, runs):
+    result, events = whole
+    saved = parse(Config, yaml.safe_load((result.folder / "config.yaml").read_text()))
+    assert saved == run_config(small, runs, "whole")
+    epochs = [event for event in events if event["kind"] == "epoch"]
+    assert [event["epoch"] for event in epochs] == [1, 2, 3]
+    assert tuple(event["loss"] for event in epochs) == result.loss
+    assert all(set(event["split"]) == {"wait", "look_up", "compute", "update"} for event in epochs)
+    assert any(event["kind"] == "step" for event in events)
+
+
+def test_mlflow_has_it_all(whole):
+    result, _ = whole
+    client = MlflowClient(f"sqlite:///{result.folder.parent / 'mlflow.db'}")
+    facts = json.loads((result.folder / "run.json").read_text())
+    run = client.get_run(facts["mlflow_run"])
+    saved = flat(parse(Config, yaml.safe_load((result.folder / "config.yaml").read_text())))
+    assert run.data.params == {key: str(value) for key, value in saved.items()}
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["fingerprint"] == result.fingerprint
+    assert run.data.tags["version.ray"] == result.versions["ray"]
+    assert [m.value for m in client.get_metric_history(facts["mlflow_run"], "train/loss")] == list(result.loss)
+    assert run.data.metrics["test/ndcg_at_20"] == result.metrics["test/ndcg@20"]
+    assert {"train/interactions_per_s", "time/wait_s", "time/look_up_s", "time/compute_s", "time/update_s"} <= set(
+        run.data.metrics
+    )
+    assert {a.path for a in client.list_artifacts(facts["mlflow_run"])} == {"config.yaml", "results.md", "result.json"}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_other_numbers_of_workers_give_the_same(ray, whole, small, runs, workers):
+    result = train(run_config(small, runs, f"workers-{workers}", workers))
+    assert result.metrics == pytest.approx(whole[0].metrics, abs=5e-4)
+    assert result.loss == pytest.approx(whole[0].loss, rel=1e-5)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(ray, whole, small, runs):
+    config = run_config(small, runs, "interrupted")
+
+    def interrupt(event):
+        if event["kind"] == "epoch" and event["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, on_event=interrupt)
+    assert not (runs / "interrupted" / "result.json").exists()
+    with pytest.raises(UserError, match="holds a run already: go on with run.resume=true"):
+        train(config)
+    notes = []
+    resumed = changed(config, run={"resume": True})
+    result = train(resumed, on_event=notes.append)
+    assert "resumed after epoch 2" in [event["text"] for event in notes if event["kind"] == "note"]
+    assert (result.metrics, result.loss) == (whole[0].metrics, whole[0].loss)
+    assert len(result.timing.epoch_s) == 3
+    assert train(resumed) == result  # it has ended: nothing is done twice
+    with pytest.raises(UserError, match=r"another configuration: optim.lr was 0.01, is 0.5"):
+        train(changed(resumed, optim={"lr": 0.5}))
+
+
+def test_a_user_mistake_in_a_worker_comes_back_as_such(ray, small, runs):
+    config = run_config(
+        small, runs, "diverged", optim={"rule": "sgd", "lr": 1e30}, model={"similarity": "dot"}, loss={"name": "bpr"}
+    )
+    with pytest.raises(UserError, match="loss of epoch . is .*lower optim.lr"):
+        train(config)
+
+
+def test_what_does_not_fit_is_refused_before_it_starts(ray, small, runs, tmp_path):
+    with pytest.raises(UserError, match=r"train.device=cuda needs a GPU for each of 2 workers; the Ray cluster has 0"):
+        train(run_config(small, runs, "cuda", train={"device": "cuda"}))
+    with pytest.raises(UserError, match=r"train.workers=12 needs 18 CPUs .* the Ray cluster has 6"):
+        train(run_config(small, runs, "many", workers=12))
+    (tmp_path / "pairs.csv").write_text("user,item\n1,2\n1,3\n2,3\n")
+    with pytest.raises(UserError, match="has no test part: name a file in data.test, or .*data.test_fraction"):
+        train(run_config(small, runs, "no-test", data={"source": str(tmp_path / "pairs.csv")}))
+
+
+def test_the_smallest_data_there_is(ray, small, runs, tmp_path):
+    """One training interaction, one test interaction, three workers: two of them own no user at all."""
+    (tmp_path / "train.txt").write_text("0 0\n")
+    (tmp_path / "test.txt").write_text("0 1\n")
+    result = train(run_config(small, runs, "smallest", 3, data={"source": str(tmp_path), "valid_fraction": 0}))
+    assert result.metrics == {"test/recall@20": 1.0, "test/ndcg@20": 1.0}
+    assert result.interactions == 1
+
+
+def test_a_user_with_every_item_and_users_without_training(ray, small, runs, tmp_path):
+    (tmp_path / "train.txt").write_text("0 0 1 2 3\n1 0 1\n3 3\n")
+    (tmp_path / "test.txt").write_text("1 2\n2 1\n3 4 0\n")  # user 2 and item 4 are in the test part alone
+    result = train(run_config(small, runs, "odd", 2, data={"source": str(tmp_path), "valid_fraction": 0}))
+    assert (result.test_users, result.left_out_users) == (2, 2)
+    assert result.metrics["test/recall@20"] == 1.0

@@ -1,0 +1,116 @@
+"""One worker in this process: every loss finds planted structure; a checkpoint carries everything, to any number of workers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distrec.data import planted
+from distrec.data.dataset import Part
+from distrec.data.prepare import prepare
+from distrec.evaluation.metrics import ranking_sums
+from distrec.losses import losses
+from distrec.testing.ranks import run_ranks
+from distrec.train.trainer import Trainer
+from tests.conftest import changed
+
+# Where a loss needs other settings than the defaults to do well.
+SETTINGS = {
+    "bpr": {"model": {"similarity": "dot", "init_std": 0.1}, "sampling": {"shared": False, "negatives": 4}},
+    "ssm": {"sampling": {"negatives": 256}},
+}
+
+
+@pytest.fixture(scope="module")
+def taste(small):
+    """More data than `small`, and the truth behind them: what the best and the popular recommendations reach."""
+    config = changed(
+        small,
+        data={"planted": {"users": 600, "items": 400, "interactions": 30_000}},
+        model={"dim": 32},
+        train={"epochs": 8, "batch_size": 1024},
+    )
+    dataset = prepare(config.data, log=lambda text: None)
+    truth = planted.make(config.data.planted)
+    users, items = (np.array(ids.to_pylist()).astype(int) for ids in (dataset.user_ids(), dataset.item_ids()))
+    popularity = np.tile(dataset.item_degrees().astype(float), (len(users), 1))
+    return config, dataset, ndcg_of(dataset, truth.scores(users)[:, items]), ndcg_of(dataset, popularity)
+
+
+def ndcg_of(dataset, scores_UV):
+    """NDCG@20 on the test part of a full matrix of scores: plain numpy, the whole matrix sorted."""
+    known, test = np.zeros(scores_UV.shape, bool), np.zeros(scores_UV.shape, bool)
+    for part in Part:
+        (test if part == Part.TEST else known)[dataset.interactions(part, range(dataset.manifest.buckets))] = True
+    ranked_UK = np.argsort(np.where(known, np.inf, -scores_UV), axis=1, kind="stable")[:, :20]
+    row, item = np.nonzero(test)
+    offsets = np.searchsorted(row, np.arange(len(test) + 1))
+    return ranking_sums(ranked_UK, offsets, item, (20,)).means()["ndcg@20"]
+
+
+@pytest.mark.parametrize("name", list(losses))
+def test_every_loss_finds_the_planted_taste(taste, name):
+    config, dataset, best, popular = taste
+    trainer = Trainer(changed(config, loss={"name": name}, **SETTINGS.get(name, {})), dataset, torch.device("cpu"))
+    for epoch in range(config.train.epochs):
+        for batch in trainer.source.batches(epoch, 0, trainer.source.steps):
+            trainer.step(batch)
+    found = trainer.evaluate(Part.TEST).means()["ndcg@20"]
+    assert 1.4 * popular < found < best
+
+
+def test_evaluation_against_the_whole_matrix(taste):
+    """The same NDCG from the sharded ranking and from sorting the whole matrix of scores; test hides validation items too."""
+    config, dataset, _, _ = taste
+    trainer = Trainer(config, dataset, torch.device("cpu"))
+    trainer.step(trainer.source.batch(0, 0))
+    users, items = (torch.nn.functional.normalize(p.table.settle(), dim=1) for p in trainer.parts.values())
+    assert trainer.evaluate(Part.TEST).means()["ndcg@20"] == pytest.approx(ndcg_of(dataset, (users @ items.T).numpy()), abs=1e-6)
+
+
+DECAY = {"optim": {"decay": {"scope": "full", "strength": 0.5}, "schedule": {"name": "linear"}}}
+HALF, END = 10, 20
+
+
+def run_steps(config, dataset, first, last, load, save):
+    """Steps `first` .. `last` from a checkpoint or from scratch, then a checkpoint; returns the whole tables as one worker saves them."""
+    trainer = Trainer(config, dataset, torch.device("cpu"))
+    if load:
+        assert trainer.load(Path(load)) == {"half": True, "optim": {"users": {"t": first}, "items": {"t": first}}}
+    for k in range(first, last):
+        trainer.step(trainer.source.batch(*divmod(k, trainer.source.steps)))
+        if k + 1 == HALF:  # an uninterrupted run has its checkpoint here too
+            trainer.save(Path(save), {"half": True})
+    return {name: part.table.settle().clone() for name, part in trainer.parts.items()} if trainer.exchange.workers == 1 else None
+
+
+def test_a_checkpoint_carries_everything(small, dataset, tmp_path):
+    config = changed(small, **DECAY)
+    whole = run_steps(config, dataset, 0, END, None, tmp_path)
+    resumed = run_steps(config, dataset, HALF, END, tmp_path, None)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_checkpoint_goes_to_another_number_of_workers(small, dataset, tmp_path):
+    config = changed(small, **DECAY)
+    (tmp_path / "three").mkdir()
+    run_ranks(3, run_steps, config, dataset, 0, HALF, None, tmp_path / "three")
+    resumed = run_steps(config, dataset, HALF, END, tmp_path / "three", None)
+    whole = run_steps(config, dataset, 0, END, None, tmp_path)
+    assert all(torch.allclose(whole[name], resumed[name], rtol=1e-5, atol=1e-5) for name in whole)
+
+
+def test_full_decay_reaches_rows_no_batch_touched(small, dataset):
+    """A row that no step touched is its initial value times the product of the decays."""
+    config = changed(small, optim={"lr": 0.1, "decay": {"scope": "full", "strength": 0.5}}, sampling={"negatives": 1})
+    trainer = Trainer(config, dataset, torch.device("cpu"))
+    items = trainer.parts["items"].table
+    before, touched = items.stored_VD.clone(), set()
+    for step in range(3):
+        batch = trainer.source.batch(0, step)
+        touched |= set(batch.items_U.tolist())
+        trainer.step(batch)
+    idle = [row for row in range(len(before)) if row not in touched]
+    assert idle
+    assert torch.allclose(items.read(torch.tensor(idle)), before[idle] * 0.95**3, rtol=1e-6)
