@@ -195,3 +195,5 @@ def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
+if __name__ == "__main__":
+    main()

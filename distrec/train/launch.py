@@ -30,6 +30,7 @@ Event = dict[str, Any]
 Listener = Callable[[Event], None]
 
 _POLL_S = 0.1
+_STOP_S = 20.0  # for the workers of an interrupted run to end, before somebody resumes it
 _WORKER_CPUS = 1.0
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -185,6 +186,7 @@ def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener
                 on_event(event)
     finally:
         ray.kill(mailbox)  # workers that find nobody listening stop
+        thread.join(_STOP_S)
     if "error" in box:
         raise _readable(box["error"])
     return box["value"].return_value

@@ -15,6 +15,8 @@ from tests.conftest import changed
 
 pytestmark = pytest.mark.timeout(240)
 
+EPOCHS = 15
+
 
 @pytest.fixture(scope="module")
 def ray():
@@ -29,12 +31,12 @@ def runs(tmp_path_factory):
 
 def run_config(small, runs, name, workers=2, **sections):
     run = {"dir": str(runs / name), **sections.pop("run", {})}
-    return changed(small, run=run, train={"workers": workers, "epochs": 3, **sections.pop("train", {})}, **sections)
+    return changed(small, run=run, train={"workers": workers, "epochs": EPOCHS, **sections.pop("train", {})}, **sections)
 
 
 @pytest.fixture(scope="module")
 def whole(ray, small, runs):
-    """An uninterrupted run of three epochs on two workers, and the events it told."""
+    """An uninterrupted run on two workers, and the events it told."""
     events = []
     return train(run_config(small, runs, "whole"), on_event=events.append), events
 
@@ -43,13 +45,13 @@ def test_the_result(whole, dataset):
     result, events = whole
     assert json.loads((result.folder / "result.json").read_text())["metrics"] == result.metrics
     assert set(result.metrics) == {"valid/recall@20", "valid/ndcg@20", "test/recall@20", "test/ndcg@20"}
-    assert (result.workers, result.epochs, result.interactions) == (2, 3, dataset.manifest.train)
+    assert (result.workers, result.epochs, result.interactions) == (2, EPOCHS, dataset.manifest.train)
     assert result.fingerprint == dataset.manifest.fingerprint
     assert result.test_users + result.left_out_users == dataset.manifest.users
     timing = result.timing
-    assert len(timing.epoch_s) == 3 and timing.train_s == sum(timing.epoch_s) > 0
+    assert len(timing.epoch_s) == EPOCHS and timing.train_s == sum(timing.epoch_s) > 0
     assert timing.total_s > timing.train_s + timing.eval_s + timing.first_batch_s > 0
-    assert result.loss[0] > result.loss[1] > result.loss[2]
+    assert result.loss[0] > result.loss[1] > result.loss[-1]
     assert result.versions["torch"] == torch.__version__
 
 
@@ -58,7 +60,7 @@ def test_the_run_folder_and_the_events(whole, small, runs):
     saved = parse(Config, yaml.safe_load((result.folder / "config.yaml").read_text()))
     assert saved == run_config(small, runs, "whole")
     epochs = [event for event in events if event["kind"] == "epoch"]
-    assert [event["epoch"] for event in epochs] == [1, 2, 3]
+    assert [event["epoch"] for event in epochs] == list(range(1, EPOCHS + 1))
     assert tuple(event["loss"] for event in epochs) == result.loss
     assert all(set(event["split"]) == {"wait", "look_up", "compute", "update"} for event in epochs)
     assert any(event["kind"] == "step" for event in events)
@@ -102,11 +104,14 @@ def test_an_interrupted_run_goes_on_to_the_same_end(ray, whole, small, runs):
     with pytest.raises(UserError, match="holds a run already: go on with run.resume=true"):
         train(config)
     notes = []
+    # Epochs take a tenth of a second here: some more may have passed before the interruption came.
+    assert list((runs / "interrupted" / "checkpoints").glob("checkpoint_*"))
     resumed = changed(config, run={"resume": True})
     result = train(resumed, on_event=notes.append)
-    assert "resumed after epoch 2" in [event["text"] for event in notes if event["kind"] == "note"]
+    (text,) = [e["text"] for e in notes if e["kind"] == "note" and "resumed" in e["text"]]
+    assert 2 <= int(text.removeprefix("resumed after epoch ")) < EPOCHS
     assert (result.metrics, result.loss) == (whole[0].metrics, whole[0].loss)
-    assert len(result.timing.epoch_s) == 3
+    assert len(result.timing.epoch_s) == EPOCHS
     assert train(resumed) == result  # it has ended: nothing is done twice
     with pytest.raises(UserError, match=r"another configuration: optim.lr was 0.01, is 0.5"):
         train(changed(resumed, optim={"lr": 0.5}))
