@@ -1,4 +1,4 @@
-"""One step's work for one worker, and its form as a row of an Arrow table: a block of the stream is a table of steps."""
+"""One step's work for one worker, and its form as a row of an Arrow table: a block of the stream is such a table."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -11,8 +11,8 @@ import pyarrow as pa
 class Batch:
     """The pairs of one step that fall to one worker, de-duplicated ahead of the trainer.
 
-    B counts this worker's pairs. Rows are given by their local number at their owner (`Plan.local`); `*_at` arrays point into
-    the lists of unique rows, so `items_U[positive_at_B]` are the positives' rows.
+    B counts this worker's pairs. Rows are given by their local number at their owner (`Plan.local`); `*_at` arrays
+    point into the lists of unique rows, so `items_U[positive_at_B]` are the positives' rows.
     """
 
     epoch: int
@@ -23,7 +23,7 @@ class Batch:
     """Unique users, local numbers on this worker, ascending, int32."""
     user_at_B: np.ndarray
     items_U: np.ndarray
-    """Unique items, positives and negatives together, local numbers at their owners, ordered by (owner, item), int32."""
+    """Unique items, positives and negatives together: local numbers at their owners, by (owner, item), int32."""
     item_splits_W: np.ndarray
     """How many of `items_U` each worker owns."""
     positive_at_B: np.ndarray

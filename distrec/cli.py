@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        arguments.function(arguments)
     except UserError as error:
         print(f"distrec: {error}", file=sys.stderr)
         sys.exit(2)
@@ -75,14 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: argparse._SubParsersAction, name: str, run: object, text: str) -> argparse.ArgumentParser:
+def _add(commands: argparse._SubParsersAction, name: str, function: object, text: str) -> argparse.ArgumentParser:
     command = commands.add_parser(
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.set_defaults(run=run)
+    command.set_defaults(function=function)
     return command
 
 
@@ -117,9 +118,8 @@ def _show(result: "Result", quiet: bool) -> None:
     print(f"run folder  {result.folder}")
     uri = RunFolder(result.folder).facts().get("mlflow_uri")
     if uri and not quiet:
-        print(
-            f"MLflow      {f'mlflow ui --backend-store-uri {uri}' if '://' in uri and not uri.startswith('http') else uri}"
-        )
+        mlflow = shutil.which("mlflow") or Path(sys.executable).with_name("mlflow")
+        print(f"MLflow      {uri if uri.startswith('http') else f'{mlflow} ui --backend-store-uri {uri}'}")
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
@@ -132,32 +132,11 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from distrec.config import flat, load
     from distrec.data.dataset import Part
-    from distrec.data.prepare import prepare
     from distrec.tracking.progress import results_table
-    from distrec.train.config import Config
-    from distrec.train.run_folder import RunFolder
-    from distrec.train.trainer import Trainer
+    from distrec.train.evaluate import evaluate_run
 
-    folder = RunFolder(arguments.run)
-    before = folder.config()
-    config = load(Config, folder.config_file, [*arguments.words, "train.workers=1"])
-    changed = [key for key, value in flat(config).items() if flat(before)[key] != value]
-    if wrong := [key for key in changed if not key.startswith(("eval.", "train.", "data.source", "data.cache"))]:
-        raise UserError(f"{', '.join(wrong)}: a trained run can only be given other eval.* keys")
-    dataset = prepare(config.data, log=lambda text: None)
-    folder.check_fingerprint(dataset.manifest.fingerprint)
-    part = Part[arguments.part.upper()]
-    if not getattr(dataset.manifest, arguments.part):
-        raise UserError(f"{config.data.source} has no {arguments.part} part")
-    trainer = Trainer(
-        config, dataset, torch.device("cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu")
-    )
-    trainer.load(folder.last_checkpoint())
-    found = trainer.evaluate(part)
+    found = evaluate_run(arguments.run, Part[arguments.part.upper()], arguments.words)
     results_table([{"metric": f"{arguments.part}/{key}", "value": value} for key, value in found.means().items()])
     print(f"over {found.users:,} users; {found.left_out:,} left out, without {arguments.part} or training items")
 
@@ -195,5 +174,7 @@ def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
+
+
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Configuration: frozen, typed sections, read from YAML with dotted overrides. A mistake names the path and the nearest keys."""
+"""Configuration: frozen, typed sections, read from YAML with dotted overrides. A mistake names its path."""
 
 import difflib
 import types

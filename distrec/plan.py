@@ -1,8 +1,8 @@
 """Who owns what: rows to buckets, buckets to workers. Pure arithmetic, so any process can answer for any other.
 
-Row `r` lies in bucket `r mod P`; bucket `p` belongs to worker `p mod W`. P is chosen once for a data set and outlives every
-cluster; W is this run's number of workers. A worker keeps its rows in ascending order, which makes the local number of a row a
-formula and needs no table.
+Row `r` lies in bucket `r mod P`; bucket `p` belongs to worker `p mod W`. P is chosen once for a data set and outlives
+every cluster; W is this run's number of workers. A worker keeps its rows in ascending order, which makes the local
+number of a row a formula and needs no table.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Counter-based randomness: every draw is a pure function of (seed, purpose, indices), whoever makes it.
 
-Philox4x64-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011) as numpy ships it. The key holds the
-seed and the purpose; the 256-bit counter holds up to three indices above the number of the block of four draws.
+Philox4x64-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011) as numpy ships it. The key holds
+the seed and the purpose; the 256-bit counter holds up to three indices above the number of the block of four draws.
 """
 
 import enum
@@ -13,7 +13,7 @@ _UNIT = 2.0**-53
 
 
 class Purpose(enum.IntEnum):
-    """What a stream of draws is for. Two purposes never share a draw. The numbers are part of the format: never reuse one."""
+    """What a stream of draws is for. Two purposes never share a draw. The numbers are fixed: never reuse one."""
 
     SHUFFLE = 1
     NEGATIVES = 2

@@ -41,7 +41,7 @@ def dataset(small) -> Dataset:
 
 
 def changed(config: Config, **sections: dict) -> Config:
-    """A configuration with some keys changed: `changed(config, loss={"name": "bpr"})`; nested sections by nested dicts."""
+    """A configuration with some keys changed: `changed(config, loss={"name": "bpr"})`."""
     tree = config.model_dump(mode="json")
     for section, values in sections.items():
         for key, value in values.items():

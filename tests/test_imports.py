@@ -1,4 +1,4 @@
-"""Reads the imports: folders use only those before them in the flow, and Ray, MLflow and torch.distributed stay where they belong."""
+"""Reads the imports: folders use only those before them in the flow; Ray, MLflow and torch.distributed are contained."""
 
 import ast
 from pathlib import Path

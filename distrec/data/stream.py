@@ -1,7 +1,7 @@
 """Ray Data as the pump: one execution for the whole training computes the batches of one worker ahead of its trainer.
 
-Starting an execution costs seconds, so a stream spans all epochs. A block is a run of consecutive steps of one epoch, large enough
-that Ray's cost for a block is small beside its contents.
+Starting an execution costs seconds, so a stream spans all epochs. A block is a run of consecutive steps of one epoch,
+large enough that Ray's cost for a block is small beside its contents.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,8 @@
 """Exact ranking of the full catalogue by items that are sharded over workers.
 
-Each worker ranks for its own users, whose known items and held-out items it has. The items come to it: blocks of every worker's
-representations are broadcast in turn, and a block's best are merged into each user's list, so that memory stays bounded.
+Each worker ranks for its own users, whose known items and held-out items it has. The items come to it: blocks of
+every worker's representations are broadcast in turn, and a block's best are merged into each user's list, so that
+memory stays bounded.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ _SCORES = 2**23  # scores held at a time: 32 MiB
 
 @dataclass(frozen=True)
 class Pairs:
-    """(row, item) pairs ordered by row: what some rows of a matrix of users know. A row numbers the users being ranked."""
+    """(row, item) pairs ordered by row: the items of some users, whom a row numbers."""
 
     row: np.ndarray
     item: np.ndarray

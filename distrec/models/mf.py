@@ -9,7 +9,7 @@ from distrec.models.model import models
 
 @models.register("mf")
 class MF:
-    """Koren, Bell, Volinsky, "Matrix Factorization Techniques for Recommender Systems", IEEE Computer 2009, without biases."""
+    """Koren, Bell and Volinsky, "Matrix Factorization Techniques for Recommender Systems", 2009; without biases."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.cosine = config.similarity == "cosine"

@@ -1,8 +1,8 @@
-"""The batches of one worker, as a pure function of (seed, epoch, step): no state, so it does not matter who asks, or how often.
+"""The batches of one worker, as a pure function of (seed, epoch, step): it does not matter who asks, or how often.
 
-Step s of S takes from bucket p of n_p interactions the positions floor(s n_p / S) .. floor((s + 1) n_p / S) of a shuffle keyed
-by (seed, epoch, p): each interaction once an epoch. An interaction's number in the epoch (the sizes of the buckets before its
-own, plus its position) keys its negatives.
+Step s of S takes from bucket p of n_p interactions the positions floor(s n_p / S) .. floor((s + 1) n_p / S) of a
+shuffle keyed by (seed, epoch, p): each interaction once an epoch. An interaction's number in the epoch (the sizes of
+the buckets before its own, plus its position) keys its negatives.
 """
 
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ class BatchSource:
 
     @cached_property
     def _interactions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """This worker's training interactions: local user and item, bucket after bucket, and where each bucket starts."""
+        """This worker's training interactions: local user and item by bucket, and where each bucket starts."""
         buckets = self._plans[0].owned_buckets(self.worker)
         user, item = self.dataset.interactions(Part.TRAIN, buckets)
         starts = np.concatenate([[0], np.cumsum(self._bucket_sizes_P[list(buckets)])])
@@ -115,7 +115,7 @@ class BatchSource:
         return {}
 
     def _order(self, epoch: int) -> list[np.ndarray]:
-        """The shuffles of this worker's buckets in an epoch: places in `_interactions`. The latest two epochs are kept."""
+        """The shuffles of this worker's buckets in an epoch: places in `_interactions`. Two epochs are kept."""
         if epoch not in self._orders:
             _, _, starts = self._interactions
             buckets = self._plans[0].owned_buckets(self.worker)

@@ -1,9 +1,10 @@
 """Draws of negatives by inversion of integer masses: exact, and without a retry even when known positives are excluded.
 
-Each item i has an integer mass m_i; the items lie one after another on the line [0, sum m). A uniform draw picks a point and so an
-item with probability m_i / sum m. To exclude a user's positives, their intervals are cut out of the line: the draw picks a
-point of what is left, and the number of cuts before it, found by binary search, says how far to shift it. All of it is integer
-arithmetic, so an excluded item cannot come back by rounding, and each draw costs the same.
+Each item i has an integer mass m_i; the items lie one after another on the line [0, sum m). A uniform draw picks a
+point and so an item with probability m_i / sum m. To exclude a user's positives, their intervals are cut out of the
+line: the draw picks a point of what is left, and the number of cuts before it, found by binary search, says how far
+to shift it. All of it is integer arithmetic, so an excluded item cannot come back by rounding, and each draw costs
+the same.
 """
 
 import numpy as np
@@ -27,8 +28,8 @@ class NegativeSampler:
     """Turns uniform numbers into items, for the users whose positives it was given.
 
     Args:
-        masses_V: integer masses of the items, int64.
-        positives: (offsets, items): the training items of user k are `items[offsets[k]:offsets[k + 1]]`, ascending. None draws
+        masses_V: integer masses of the items, int64. positives: (offsets, items): the training items of user k are
+        `items[offsets[k]:offsets[k + 1]]`, ascending. None draws
             without excluding anything.
     """
 
@@ -53,7 +54,7 @@ class NegativeSampler:
         self.offsets, self.removed = offsets, removed
 
     def draw(self, uniforms: np.ndarray, user: np.ndarray | None) -> np.ndarray:
-        """Items for `uniforms` (any shape) in [0, 1); `user` broadcasts against it and numbers the users of `positives`.
+        """Items for `uniforms` (any shape) in [0, 1); `user` broadcasts against it, in the numbering of `positives`.
 
         Returns int32 items of that shape. `user` is None where nothing is excluded.
         """

@@ -1,6 +1,7 @@
 """Rows between workers: look-ups go to the owners of the rows, gradients come back. The only user of torch.distributed.
 
-One exchange for the numbers of the wanted rows, one for the rows, one for their gradients. With one worker there is none, and no copy.
+One exchange for the numbers of the wanted rows, one for the rows, one for their gradients. With one worker there is
+none, and no copy.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ class Route:
     """How the rows of one look-up travelled, so that their gradients find the way back."""
 
     asked_A: torch.Tensor
-    """Local numbers of this worker's rows that the workers asked for, by rank of who asked; a row may stand here W times."""
+    """Local numbers of this worker's rows that were asked for, by rank of who asked; a row may stand here W times."""
     asked_splits: Sequence[int]
     wanted_splits: Sequence[int]
 

@@ -1,4 +1,4 @@
-"""Where embeddings live: one worker's shard of a table, and the promise that whoever reads a row reads it up to date."""
+"""Where embeddings live: one worker's shard of a table. Whoever reads a row reads it up to date."""
 
 from typing import Protocol
 

@@ -78,6 +78,7 @@ def train(config: Config, name: str = "distrec", on_event: Listener | None = Non
         tell({"kind": "note", "text": f"{folder.path} has ended already"})
         return done
     dataset = prepare(config.data, log=lambda text: tell({"kind": "note", "text": text}))
+    dataset = Dataset.open(dataset.path.absolute())  # workers stand in another folder
     facts = _check(config, dataset, folder)
     tracker = open_tracker(
         config.tracking, folder.path, facts.get("mlflow_run"), lambda text: tell({"kind": "note", "text": text})
@@ -115,7 +116,7 @@ def _check(config: Config, dataset: Dataset, folder: RunFolder) -> dict[str, Any
     if config.train.workers > m.buckets:  # a data set prepared earlier has its own number of buckets
         raise UserError(f"train.workers={config.train.workers} is more than the data set's {m.buckets} buckets")
     folder.check_fingerprint(m.fingerprint)
-    return facts | {"fingerprint": m.fingerprint}
+    return facts | {"fingerprint": m.fingerprint, "data": str(dataset.path.absolute())}
 
 
 @contextlib.contextmanager
@@ -146,7 +147,7 @@ def _check_cluster(config: Config) -> None:
     needed = workers * (_WORKER_CPUS + STREAM_CPUS)
     if has.get("CPU", 0) < needed:
         raise UserError(
-            f"train.workers={workers} needs {needed:g} CPUs ({_WORKER_CPUS:g} a worker, {STREAM_CPUS:g} for its stream); "
+            f"train.workers={workers} needs {needed:g} CPUs ({_WORKER_CPUS:g} a worker, {STREAM_CPUS:g} its stream); "
             f"the Ray cluster has {has.get('CPU', 0):g}"
         )
     if config.train.device == "cuda" and has.get("GPU", 0) < workers:
@@ -176,7 +177,7 @@ def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener
         ),
     )
     box: dict[str, Any] = {}
-    # In a thread of its own, so that this one can pass events on, and so that Ctrl-C reaches us and not Ray's own handler.
+    # In a thread of its own: this one passes events on, and Ctrl-C reaches us, not Ray's own handler.
     thread = threading.Thread(target=_catch, args=(trainer.fit, box), daemon=True)
     thread.start()
     try:

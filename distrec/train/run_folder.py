@@ -1,6 +1,5 @@
 """The run folder: the complete configuration, the checkpoints, and at the end the result."""
 
-import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -87,7 +86,8 @@ class RunFolder:
     def start(self, config: Config, facts: dict[str, Any]) -> None:
         """Makes the folder and writes the complete configuration. `facts` are kept beside it, see `facts`."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            # A folder that was to be a new one, and now is there, belongs to a run that started at the same moment.
+            self.path.mkdir(parents=True, exist_ok=config.run.resume or config.run.dir is not None)
             self.config_file.write_text(dump(config))
             (self.path / _RUN).write_text(json.dumps(facts, indent=2) + "\n")
         except OSError as error:
@@ -122,7 +122,7 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path:
         """The newest checkpoint. Raises UserError if there is none."""
-        found = sorted((self.path / CHECKPOINTS).glob("checkpoint_*"))
+        found = sorted(path for path in (self.path / CHECKPOINTS).glob("checkpoint_*") if path.is_dir())
         if not found:
             raise UserError(f"{self.path} has no checkpoint yet")
         return found[-1]
@@ -140,13 +140,7 @@ def _numbered(base: Path, number: int) -> Path:
 
 
 def _next_free(base: Path) -> Path:
-    """Makes and returns the first folder of a row of names that is not there; two runs at once get two."""
-    for number in itertools.count(1):
-        folder = _numbered(base, number)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise AssertionError
+    return next(path for n in itertools.count(1) if not (path := _numbered(base, n)).exists())
 
 
 def _latest(base: Path) -> Path:

@@ -1,4 +1,4 @@
-"""One worker's part of the training: tables, step, evaluation, checkpoint. Knows nothing of Ray; one process is a group of one."""
+"""One worker's part of the training: tables, step, evaluation, checkpoint. Knows nothing of Ray."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

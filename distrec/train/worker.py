@@ -1,4 +1,4 @@
-"""What runs in each Ray Train worker: the loop over epochs, fed by the stream, with a report and a checkpoint at epoch ends."""
+"""What runs in each Ray Train worker: the loop over epochs, fed by the stream, with checkpoints at epoch ends."""
 
 import math
 import os

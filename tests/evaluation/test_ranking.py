@@ -13,7 +13,7 @@ USERS, ITEMS, DIM, BUCKETS = 23, 41, 4, 5
 
 
 def world():
-    """Small integers as coordinates, so that scores are exact and ties are many; user 3 knows every item, user 4 none."""
+    """Small integers as coordinates: exact scores, many ties. User 3 knows every item, user 4 none."""
     draws = np.random.default_rng(0)
     users, items = draws.integers(-1, 2, (USERS, DIM)), draws.integers(-1, 2, (ITEMS, DIM))
     known = draws.random((USERS, ITEMS)) < 0.2

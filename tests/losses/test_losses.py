@@ -1,4 +1,4 @@
-"""Each loss against its formula in float64, written out pair by pair, and at extremes. A registered loss is tested by being listed."""
+"""Each registered loss against its formula in float64, written out pair by pair, and at extremes."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The batches are a pure function of (seed, epoch, step): the same for any number of workers, any cut into runs of steps."""
+"""The batches are a pure function of (seed, epoch, step): the same for any number of workers and any cut into runs."""
 
 from collections import Counter
 
@@ -18,7 +18,7 @@ def source(config, dataset, worker=0, workers=1, log_q=False):
 
 
 def decoded(batch, source):
-    """(users, positives, negatives, masked pairs) of one worker's batch as global ids, through everything the batch encodes."""
+    """(users, positives, negatives, masked pairs) of one worker's batch as global ids."""
     m = source.dataset.manifest
     users, items = (Plan(rows, m.buckets, source.workers) for rows in (m.users, m.items))
     owner = np.repeat(np.arange(source.workers), batch.item_splits_W)

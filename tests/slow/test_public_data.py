@@ -1,4 +1,4 @@
-"""The published configurations on the real data sets, through the command line. DISTREC_DATA names the folder that holds them.
+"""The published configurations on the real data sets, through the command line. DISTREC_DATA names their folder.
 
 One look at the test part a run, at its end, after a fixed number of epochs.
 """
@@ -29,8 +29,9 @@ def train(tmp_path_factory):
     def run(name: str, workers: int, epochs: int) -> dict:
         key = f"{name}-{workers}-{epochs}"
         if key not in results:
-            words = [f"data.source={DATA / name}", f"train.workers={workers}", f"train.epochs={epochs}", f"run.dir={key}"]
-            command = [sys.executable, "-m", "distrec.cli", "train", str(ROOT / "configs" / f"{name}_mf_ssm.yaml"), *words]
+            words = [f"data.source={DATA / name}", f"train.workers={workers}", f"train.epochs={epochs}"]
+            config = ROOT / "configs" / f"{name}_mf_ssm.yaml"
+            command = [sys.executable, "-m", "distrec.cli", "train", str(config), *words, f"run.dir={key}"]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200)
             assert done.returncode == 0, done.stdout + done.stderr
             results[key] = json.loads((folder / key / "result.json").read_text())

@@ -1,4 +1,4 @@
-"""Whole runs on a real, small Ray cluster of this machine: the same result for any number of workers, and through an interruption."""
+"""Whole runs on a small Ray cluster of this machine: the same for any number of workers, and when interrupted."""
 
 import json
 
@@ -31,7 +31,9 @@ def runs(tmp_path_factory):
 
 def run_config(small, runs, name, workers=2, **sections):
     run = {"dir": str(runs / name), **sections.pop("run", {})}
-    return changed(small, run=run, train={"workers": workers, "epochs": EPOCHS, **sections.pop("train", {})}, **sections)
+    return changed(
+        small, run=run, train={"workers": workers, "epochs": EPOCHS, **sections.pop("train", {})}, **sections
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""One worker in this process: every loss finds planted structure; a checkpoint carries everything, to any number of workers."""
+"""One worker in this process: every loss finds planted structure, and a checkpoint carries everything."""
 
 from pathlib import Path
 
@@ -61,12 +61,13 @@ def test_every_loss_finds_the_planted_taste(taste, name):
 
 
 def test_evaluation_against_the_whole_matrix(taste):
-    """The same NDCG from the sharded ranking and from sorting the whole matrix of scores; test hides validation items too."""
+    """The same NDCG from sorting the whole matrix of scores; the test part hides validation items too."""
     config, dataset, _, _ = taste
     trainer = Trainer(config, dataset, torch.device("cpu"))
     trainer.step(trainer.source.batch(0, 0))
     users, items = (torch.nn.functional.normalize(p.table.settle(), dim=1) for p in trainer.parts.values())
-    assert trainer.evaluate(Part.TEST).means()["ndcg@20"] == pytest.approx(ndcg_of(dataset, (users @ items.T).numpy()), abs=1e-6)
+    whole = ndcg_of(dataset, (users @ items.T).numpy())
+    assert trainer.evaluate(Part.TEST).means()["ndcg@20"] == pytest.approx(whole, abs=1e-6)
 
 
 DECAY = {"optim": {"decay": {"scope": "full", "strength": 0.5}, "schedule": {"name": "linear"}}}
@@ -74,7 +75,7 @@ HALF, END = 10, 20
 
 
 def run_steps(config, dataset, first, last, load, save):
-    """Steps `first` .. `last` from a checkpoint or from scratch, then a checkpoint; returns the whole tables as one worker saves them."""
+    """Steps `first` .. `last`, and a checkpoint on the way. One worker returns its tables."""
     trainer = Trainer(config, dataset, torch.device("cpu"))
     if load:
         assert trainer.load(Path(load)) == {"half": True, "optim": {"users": {"t": first}, "items": {"t": first}}}
@@ -82,7 +83,8 @@ def run_steps(config, dataset, first, last, load, save):
         trainer.step(trainer.source.batch(*divmod(k, trainer.source.steps)))
         if k + 1 == HALF:  # an uninterrupted run has its checkpoint here too
             trainer.save(Path(save), {"half": True})
-    return {name: part.table.settle().clone() for name, part in trainer.parts.items()} if trainer.exchange.workers == 1 else None
+    if trainer.exchange.workers == 1:
+        return {name: part.table.settle().clone() for name, part in trainer.parts.items()}
 
 
 def test_a_checkpoint_carries_everything(small, dataset, tmp_path):

@@ -1,8 +1,9 @@
-"""The number of workers changes nothing: same tables, same optimizer state, same losses after 20 steps, and the same metrics.
+"""The number of workers changes nothing: same tables, optimizer state and losses after 20 steps, and the same metrics.
 
-Rounding differs in three places: a row's gradient is summed over pairs in another order when the pairs lie on several workers, each
-worker divides its own sum of losses, and matrix products of other shapes round differently. Adam divides by the root of the second
-moment, so that a rounding difference of a gradient near zero shows in full: hence 1e-5 where the rows are of the order 0.1.
+Rounding differs in three places: a row's gradient is summed over pairs in another order when the pairs lie on several
+workers, each worker divides its own sum of losses, and matrix products of other shapes round differently. Adam
+divides by the root of the second moment, so that a rounding difference of a gradient near zero shows in full: hence
+1e-5 where the rows are of the order 0.1.
 """
 
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_tables_and_optimizer_state(by_workers, dataset, name, workers):
 
 
 def test_single_process_gradients_are_those_of_the_whole_batch(small, dataset):
-    """One step of SGD at rate 1 moves each row by minus its gradient: compare with autograd over whole float64 tables."""
+    """One step of SGD at rate 1 moves each row by minus its gradient: compare with autograd over whole tables."""
     config = changed(small, optim={"rule": "sgd", "lr": 1.0}, sampling={"shared": False})
     trainer = Trainer(config, dataset, torch.device("cpu"))
     before = {name: part.table.stored_VD.double().requires_grad_() for name, part in trainer.parts.items()}

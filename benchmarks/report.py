@@ -1,0 +1,70 @@
+"""Rows of a benchmark: printed as a table, and written as JSON for whoever compares runs."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from distrec.tracking.environment import versions
+from distrec.tracking.progress import results_table
+
+
+def hardware() -> str:
+    """Processor, cores and memory of this machine."""
+    model = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure."""
+
+    name: str
+    figure: float
+    unit: str
+    spread: str = ""
+    """How far the repetitions lie apart."""
+    bar: str = ""
+    """What the figure is held to, if anything."""
+    holds: bool | None = None
+    versions: dict[str, str] = field(default_factory=versions)
+    hardware: str = field(default_factory=hardware)
+
+
+def median_row(name: str, values: Sequence[float], unit: str) -> Row:
+    """The median of repetitions, with their range."""
+    return Row(name, statistics.median(values), unit, f"{min(values):.4g} to {max(values):.4g}, {len(values)} times")
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="under a minute, for a look; not for quoting")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
+    return parser
+
+
+def report(rows: Sequence[Row], title: str, json_file: Path | None) -> None:
+    """Prints the rows and writes them to `json_file`, if there is one."""
+    shown = ("name", "figure", "unit", "spread", "bar", "holds")
+    used = [key for key in shown if any(getattr(row, key) not in ("", None) for row in rows)]
+    packages = ", ".join(f"{name} {version}" for name, version in rows[0].versions.items())
+    print(f"{title}\n{rows[0].hardware}; {packages}")
+    results_table([{key: _text(getattr(row, key)) for key in used} for row in rows])
+    if json_file:
+        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+
+
+def _text(value: object) -> object:
+    if not isinstance(value, float):
+        return value
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -1,0 +1,64 @@
+"""Batches through Ray Data equal the batches computed here, bit for bit and in order, for 1, 2 and 4 workers."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from distrec.batch import from_table, to_table
+from distrec.data import stream as stream_module
+from distrec.data.stream import Chunks, stream
+from distrec.sampling.batches import BatchSource
+from distrec.train.launch import ray_running
+from tests.conftest import changed
+
+
+def source(config, dataset, worker, workers, log_q=True):
+    return BatchSource(dataset, config.sampling, config.run.seed, config.train.batch_size, worker, workers, log_q)
+
+
+def same(a, b):
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in vars(a))
+
+
+@pytest.fixture(scope="module")
+def ray():
+    with ray_running(workers=2):
+        yield
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("workers", "shared"), [(1, False), (2, True), (2, False), (4, False)])
+def test_the_stream_is_the_function(ray, small, dataset, monkeypatch, workers, shared):
+    monkeypatch.setattr(stream_module, "_BLOCK_BYTES", 60_000)  # several blocks an epoch
+    config = changed(small, sampling={"shared": shared})
+    for worker in {0, workers - 1}:
+        src = source(config, dataset, worker, workers)
+        streamed = list(stream(src, 1, 3, src.bytes_per_step, 64))
+        wanted = [src.batch(epoch, step) for epoch in (1, 2) for step in range(src.steps)]
+        assert len(streamed) == len(wanted)
+        assert all(same(a, b) for a, b in zip(streamed, wanted, strict=True))
+
+
+@pytest.mark.timeout(120)
+def test_an_early_stop_ends_the_stream(ray, small, dataset):
+    src = source(small, dataset, 0, 1)
+    batches = stream(src, 0, 1000, src.bytes_per_step, 64)
+    assert [b.step for b in itertools.islice(batches, 3)] == [0, 1, 2]
+    batches.close()
+
+
+def test_chunks_cover_each_epoch_without_crossing_it():
+    for steps, size in itertools.product((1, 5, 12), (1, 4, 12)):
+        chunks = Chunks(steps, size)
+        found = [chunks.steps_of(k) for k in range(3 * chunks.per_epoch)]
+        covered = [(epoch, step) for epoch, first, last in found for step in range(first, last)]
+        assert covered == [(epoch, step) for epoch in range(3) for step in range(steps)]
+
+
+def test_a_table_gives_its_batches_back(small, dataset):
+    batches = source(small, dataset, 0, 2).batches(0, 0, 5)
+    table = to_table(batches)
+    assert all(same(a, b) for a, b in zip(from_table(table), batches, strict=True))
+    assert [b.step for b in from_table(table.slice(2, 2))] == [2, 3]
+    assert all(same(a, b) for a, b in zip(from_table(table.slice(2, 2)), batches[2:4], strict=True))
