@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"distrec: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         again = [*argv, *(["run.resume=true"] if "run.resume=true" not in argv else [])]
-        hint = f" Go on from the last checkpoint: distrec {shlex.join(again)}" if arguments.command == "train" else ""
+        hint = f" Go on from the last checkpoint: distrec {shlex.join(again)}" if stop.args else ""
         print(f"\ndistrec: stopped.{hint}", file=sys.stderr)
         sys.exit(130)
 

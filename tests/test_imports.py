@@ -1,4 +1,4 @@
-"""Reads the imports: folders use only those before them in the flow; Ray, MLflow and torch.distributed are contained."""
+"""Reads the imports: folders use only those before them in the flow, and Ray and MLflow are imported in a few files."""
 
 import ast
 from pathlib import Path

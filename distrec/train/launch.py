@@ -23,6 +23,7 @@ from distrec.tracking import open_tracker
 from distrec.tracking.environment import versions
 from distrec.tracking.tracker import Tracker
 from distrec.train.config import Config
+from distrec.train.mailbox import Mailbox
 from distrec.train.run_folder import CHECKPOINTS, Result, RunFolder, Timing
 from distrec.train.worker import Job, work
 
@@ -38,20 +39,6 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a checkpoint waits for the controller's next look
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-
-
-class _Mailbox:
-    """An actor between the workers and the driver: rank 0 puts events, the driver takes them."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def put(self, event: Event) -> None:
-        self.events.append(event)
-
-    def take(self) -> list[Event]:
-        taken, self.events = self.events, []
-        return taken
 
 
 def train(config: Config, name: str = "distrec", on_event: Listener | None = None, verbose: bool = False) -> Result:
@@ -70,42 +57,54 @@ def train(config: Config, name: str = "distrec", on_event: Listener | None = Non
 
     Raises:
         UserError: a mistake in the configuration or the data, or a training that diverged.
-        KeyboardInterrupt: stopped by Ctrl-C; the run can be resumed from its last checkpoint.
+        KeyboardInterrupt: stopped by Ctrl-C. Once there is a run that can be resumed, it carries the run folder.
     """
     start, tell = time.perf_counter(), on_event or (lambda event: None)
+
+    def note(text: str) -> None:
+        tell({"kind": "note", "text": text})
+
     folder = RunFolder.choose(config, name)
     if config.run.resume and (done := folder.result()):
-        tell({"kind": "note", "text": f"{folder.path} has ended already"})
+        note(f"{folder.path} has ended already")
         return done
-    dataset = prepare(config.data, log=lambda text: tell({"kind": "note", "text": text}))
+    dataset = prepare(config.data, log=note)
     dataset = Dataset.open(dataset.path.absolute())  # workers stand in another folder
-    facts = _check(config, dataset, folder)
-    tracker = open_tracker(
-        config.tracking, folder.path, facts.get("mlflow_run"), lambda text: tell({"kind": "note", "text": text})
-    )
-    tracker.start(flat(config), {"fingerprint": facts["fingerprint"], "folder": str(folder.path)}, folder.path.name)
-    folder.start(config, facts | {"mlflow_run": tracker.run_id, "mlflow_uri": getattr(tracker, "uri", None)})
-    status = "FAILED"
-    try:
-        with ray_running(config.train.workers, verbose):
-            _check_cluster(config)
+    _check_data(config, dataset, folder)
+    note(f"ray: {_where()}")
+    with ray_running(config.train.workers, verbose):
+        _check_cluster(config)
+        tracker = _open_run(config, dataset, folder, note)
+        note(f"train: starting {config.train.workers} workers for {dataset.manifest.train:,} interactions an epoch")
+        status = "FAILED"
+        try:
             outcome = _fit(config, dataset, folder, lambda event: _record(event, tracker, tell))
-        result = _result(config, dataset, folder, outcome, time.perf_counter() - start)
-        tracker.log_metrics(result.metrics, config.train.epochs)
-        tracker.log_table([{"metric": key, "value": value} for key, value in result.metrics.items()])
-        tracker.log_file(folder.finish(result))
-        status = "FINISHED"
-        return result
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
+            result = _result(config, dataset, folder, outcome, time.perf_counter() - start)
+            tracker.log_metrics(result.metrics, config.train.epochs)
+            tracker.log_table([{"metric": key, "value": value} for key, value in result.metrics.items()])
+            tracker.log_file(folder.finish(result))
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise KeyboardInterrupt(str(folder.path)) from None
+        finally:
+            tracker.finish(status)
+    return result
 
 
-def _check(config: Config, dataset: Dataset, folder: RunFolder) -> dict[str, Any]:
-    """What must fit before anything starts. Returns the facts that the run folder keeps."""
-    m, facts = dataset.manifest, folder.facts()
+def _open_run(config: Config, dataset: Dataset, folder: RunFolder, note: Callable[[str], None]) -> Tracker:
+    """Opens the run in MLflow and makes, or takes up, the run folder: the last that can go wrong before training."""
+    facts = folder.facts()
+    tracker = open_tracker(config.tracking, folder.path, facts.get("mlflow_run"), note)
+    fingerprint = dataset.manifest.fingerprint
+    tracker.start(flat(config), {"fingerprint": fingerprint, "folder": str(folder.path)}, folder.path.name)
+    facts |= {"fingerprint": fingerprint, "data": str(dataset.path)}
+    folder.start(config, facts | {"mlflow_run": tracker.run_id, "mlflow_uri": getattr(tracker, "uri", None)})
+    return tracker
+
+
+def _check_data(config: Config, dataset: Dataset, folder: RunFolder) -> None:
+    m = dataset.manifest
     if not m.test:
         raise UserError(
             f"{config.data.source} has no test part: name a file in data.test, or hold out a share of each user's "
@@ -116,7 +115,6 @@ def _check(config: Config, dataset: Dataset, folder: RunFolder) -> dict[str, Any
     if config.train.workers > m.buckets:  # a data set prepared earlier has its own number of buckets
         raise UserError(f"train.workers={config.train.workers} is more than the data set's {m.buckets} buckets")
     folder.check_fingerprint(m.fingerprint)
-    return facts | {"fingerprint": m.fingerprint, "data": str(dataset.path.absolute())}
 
 
 @contextlib.contextmanager
@@ -141,6 +139,14 @@ def ray_running(workers: int, verbose: bool = False) -> Iterator[None]:
             ray.shutdown()
 
 
+def _where() -> str:
+    """What `ray_running` is about to use, for a note."""
+    if ray.is_initialized():
+        return "using the one that is running"
+    address = os.environ.get("RAY_ADDRESS")
+    return f"connecting to {address}" if address else "starting on this machine"
+
+
 def _check_cluster(config: Config) -> None:
     """Refuses what would otherwise wait for ever."""
     has, workers = ray.cluster_resources(), config.train.workers
@@ -159,7 +165,7 @@ def _check_cluster(config: Config) -> None:
 def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener) -> dict[str, Any]:
     """Runs the workers; hands their events to `on_event` in this thread. Returns what rank 0 returned."""
     gpu = config.train.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= config.train.workers
-    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     trainer = TorchTrainer(
         work,
         train_loop_config=Job(config, dataset, mailbox),

@@ -30,7 +30,7 @@ class Timing(Section):
     first_batch_s: float
     """From starting the stream to its first batch; not part of an epoch."""
     total_s: float
-    """The whole call, from preparing the data to the result; of a resumed run, its last part."""
+    """From preparing the data to the result; of a resumed run, its last part."""
 
 
 class Result(Section):

@@ -1,5 +1,6 @@
 """One worker's part of the training: tables, step, evaluation, checkpoint. Knows nothing of Ray."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from distrec.tracking.meters import StepMeters
 from distrec.train.config import Config
 
 USERS, ITEMS = "users", "items"
+
+# Batches are views of Arrow's read-only memory, and nothing writes to them.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 @dataclass(frozen=True)

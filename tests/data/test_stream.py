@@ -1,11 +1,12 @@
 """Batches through Ray Data equal the batches computed here, bit for bit and in order, for 1, 2 and 4 workers."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
 
-from distrec.batch import from_table, to_table
+from distrec.batch import Batch, from_table, to_table
 from distrec.data import stream as stream_module
 from distrec.data.stream import Chunks, stream
 from distrec.sampling.batches import BatchSource
@@ -62,3 +63,30 @@ def test_a_table_gives_its_batches_back(small, dataset):
     assert all(same(a, b) for a, b in zip(from_table(table), batches, strict=True))
     assert [b.step for b in from_table(table.slice(2, 2))] == [2, 3]
     assert all(same(a, b) for a, b in zip(from_table(table.slice(2, 2)), batches[2:4], strict=True))
+
+
+class Counting:
+    """A source of large batches that writes down which were asked for."""
+
+    steps = 200
+
+    def __init__(self, file):
+        self.file = file
+
+    def batches(self, epoch, first, last):
+        with self.file.open("a") as log:
+            log.write(f"{first}\n")
+        none = np.zeros(0, np.int64)
+        large = np.zeros(2**20, np.int32)
+        return [Batch(epoch, k, 1, none, none, none, none, none, large, none, none) for k in range(first, last)]
+
+
+@pytest.mark.timeout(120)
+def test_the_look_ahead_is_bounded(ray, tmp_path):
+    """Nobody takes batches: the stream stops at its bound (8 blocks of 8 MiB), not at the end (100 blocks)."""
+    source = Counting(tmp_path / "asked")
+    batches = stream(source, 0, 1, 4 * 2**20, look_ahead_mib=64)
+    next(batches)
+    time.sleep(4)
+    assert 2 <= len(source.file.read_text().splitlines()) <= 16
+    assert [b.step for b in batches] == list(range(1, 200))
