@@ -15,6 +15,9 @@ class Tracker:
     def start(self, config: Mapping[str, object], tags: Mapping[str, str], run_name: str) -> None:
         """Opens the run, or continues it. The only method that may raise."""
 
+    def log_dataset(self, name: str, source: str, fingerprint: str, profile: Mapping[str, object]) -> None:
+        """Records which data the run uses; `profile` holds its counts."""
+
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Records figures at a step."""
 

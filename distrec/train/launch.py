@@ -96,8 +96,11 @@ def _open_run(config: Config, dataset: Dataset, folder: RunFolder, note: Callabl
     """Opens the run in MLflow and makes, or takes up, the run folder: the last that can go wrong before training."""
     facts = folder.facts()
     tracker = open_tracker(config.tracking, folder.path, facts.get("mlflow_run"), note)
-    fingerprint = dataset.manifest.fingerprint
+    m, fingerprint = dataset.manifest, dataset.manifest.fingerprint
     tracker.start(flat(config), {"fingerprint": fingerprint, "folder": str(folder.path)}, folder.path.name)
+    tracker.log_dataset(
+        m.name, m.source, fingerprint, m.model_dump(include={"users", "items", "train", "valid", "test"})
+    )
     facts |= {"fingerprint": fingerprint, "data": str(dataset.path)}
     folder.start(config, facts | {"mlflow_run": tracker.run_id, "mlflow_uri": getattr(tracker, "uri", None)})
     return tracker

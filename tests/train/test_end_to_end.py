@@ -77,6 +77,9 @@ def test_mlflow_has_it_all(whole):
     assert run.data.params == {key: str(value) for key, value in saved.items()}
     assert run.info.status == "FINISHED"
     assert run.data.tags["fingerprint"] == result.fingerprint
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.name == "planted" and result.fingerprint.startswith(data.dataset.digest)
+    assert json.loads(data.dataset.profile)["train"] == result.interactions
     assert run.data.tags["version.ray"] == result.versions["ray"]
     assert [m.value for m in client.get_metric_history(facts["mlflow_run"], "train/loss")] == list(result.loss)
     assert run.data.metrics["test/ndcg_at_20"] == result.metrics["test/ndcg@20"]
