@@ -23,3 +23,8 @@ Loss = Callable[[Scores, LossConfig], torch.Tensor]
 """Loss of each pair, (B,). The trainer averages over the pairs of all workers."""
 
 losses: Registry[Loss] = Registry("loss")
+
+
+def softplus(x: torch.Tensor) -> torch.Tensor:
+    """log(1 + e^x), elementwise. torch's own goes over to x at 20, which is too early for float64."""
+    return torch.nn.functional.softplus(x, threshold=40.0)

@@ -1,10 +1,9 @@
 """Losses that compare the positive with one negative at a time."""
 
 import torch
-from torch.nn.functional import softplus
 
 from distrec.losses.config import LossConfig
-from distrec.losses.loss import Scores, losses
+from distrec.losses.loss import Scores, losses, softplus
 
 
 @losses.register("bpr")

@@ -3,10 +3,9 @@
 import math
 
 import torch
-from torch.nn.functional import softplus
 
 from distrec.losses.config import LossConfig
-from distrec.losses.loss import Scores, losses
+from distrec.losses.loss import Scores, losses, softplus
 
 
 @losses.register("ssm")
