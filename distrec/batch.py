@@ -30,7 +30,7 @@ class Batch:
     negative_at: np.ndarray
     """Flat: B * N places for negatives of each pair, N places for negatives shared by the batch."""
     masked: np.ndarray
-    """Flat places in the (B, N) scores of shared negatives that are known positives of the pair's user, int64."""
+    """Flat places in the (B, N) scores of negatives that are known positives of the pair's user, int64."""
     log_q: np.ndarray
     """log q of each entry of `negative_at`, float32; empty unless the loss asks for it."""
 

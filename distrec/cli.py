@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"distrec: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        again = [*argv, *(["run.resume=true"] if "run.resume=true" not in argv else [])]
+        ours = ("run.dir=", "run.resume=")
+        again = [word for word in argv if not word.startswith(ours)] + [f"run.dir={a}" for a in stop.args]
+        again.append("run.resume=true")
         hint = f" Go on from the last checkpoint: distrec {shlex.join(again)}" if stop.args else ""
         print(f"\ndistrec: stopped.{hint}", file=sys.stderr)
         sys.exit(130)

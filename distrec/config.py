@@ -37,7 +37,7 @@ def load(kind: type[S], path: Path | None, overrides: Sequence[str] = ()) -> S:
     """
     tree = {} if path is None else _read_yaml(path)
     for override in overrides:
-        _apply(tree, override)
+        _apply(kind, tree, override)
     return parse(kind, tree, where=f"{path}: " if path else "")
 
 
@@ -95,9 +95,19 @@ def dump(config: Section) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without repeated keys, of which plain YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys_seen = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := sorted({str(key) for key in keys_seen if keys_seen.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(repeated)} given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
         hint = f"; nearest in {path.parent}: {', '.join(near)}" if near else ""
@@ -110,16 +120,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold keys and values, not a {type(tree).__name__}")
-    return tree
+    if dotted := [key for key in tree if "." in str(key)]:
+        section, _, rest = str(dotted[0]).partition(".")
+        raise UserError(f"{path}: {dotted[0]} is written {section}: {{{rest}: ...}} in a file")
+    return {name: {} if value is None else value for name, value in tree.items()}
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(kind: type[Section], tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"an override reads key=value, for example optim.lr=0.01; got {override!r}")
     try:
         value = yaml.safe_load(text)
-        value = _number(value)
     except yaml.YAMLError as error:
         raise UserError(f"{key}: {text!r} is not a valid value: {error}") from None
     *path, last = key.split(".")
@@ -127,17 +139,20 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
             raise UserError(f"{key}: {name} is a value, not a section")
-    tree[last] = value
+    # A column called 2024 is text; YAML would make it a number.
+    tree[last] = text if _takes_text(kind, key) and value is not None and not isinstance(value, str) else value
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text (it wants 1.0e-3); a user means the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _takes_text(kind: type[Section], key: str) -> bool:
+    """Whether the field of a dotted key, if there is one, holds text or a path."""
+    section, _, rest = key.partition(".")
+    field = kind.model_fields.get(section)
+    if field is None:
+        return False
+    if rest:
+        inner = _section(field.annotation)
+        return inner is not None and _takes_text(inner, rest)
+    return bool({str, Path} & {field.annotation, *typing.get_args(field.annotation)})
 
 
 def _section(annotation: Any) -> type[Section] | None:

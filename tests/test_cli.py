@@ -62,7 +62,7 @@ def test_help_needs_no_heavy_import():
         (["train", "no.yaml"], "distrec: no configuration file no.yaml"),
         (["train", "a.yaml", "b.yaml"], "one configuration file at a time"),
         (["train", "data.source=nowhere"], "nowhere"),
-        (["train", "train.workers=100"], "more than data.buckets=64"),
+        (["train", "train.workers=100"], "more than the data's 64 buckets"),
         (["train", "run.resume=true", "run.dir=nothing"], "nothing holds no run"),
         (
             ["train", "tracking.uri=http://127.0.0.1:9", "data.planted.users=20", "data.planted.interactions=99"],
@@ -120,7 +120,11 @@ def test_ctrl_c_resume_evaluate_info(tmp_path, capsys):
             break
     out, err = stopped.communicate(timeout=60)
     assert stopped.returncode == 130, err
-    assert "distrec: stopped. Go on from the last checkpoint: distrec train small.yaml run.resume=true" in err
+    folder = tmp_path / "runs" / "small"
+    hint = (
+        f"distrec: stopped. Go on from the last checkpoint: distrec train small.yaml run.dir={folder} run.resume=true"
+    )
+    assert hint in err
     assert "Traceback" not in err
     deadline = time.monotonic() + 20
     while (left := processes_of(stopped.pid)) and time.monotonic() < deadline:
@@ -138,7 +142,6 @@ def test_ctrl_c_resume_evaluate_info(tmp_path, capsys):
     figures = figures_of(out)
     assert len(figures) == 2 and figures == figures_of(out_whole)
 
-    folder = tmp_path / "runs" / "small"
     code, out, _ = run(capsys, "evaluate", str(folder), "eval.k=[20]")
     assert code == 0 and figures == figures_of(out)
     assert run(capsys, "evaluate", str(folder), "optim.lr=3")[0] == 2

@@ -62,6 +62,21 @@ def test_the_dump_reads_back_equal():
     assert flat(config)["optim.lr"] == 3e-4
 
 
+def test_text_stays_text_and_empty_sections_are_defaults(tmp_path):
+    words = [
+        "data.user_column=1",
+        "data.item_column=on",
+        "run.dir=2024",
+        "tracking.experiment=2024-05-01",
+        "tracking.uri=null",
+    ]
+    (tmp_path / "empty.yaml").write_text("data:\noptim: {lr: 1e-2}\n")
+    config = load(Config, tmp_path / "empty.yaml", words)
+    assert (config.data.user_column, config.data.item_column) == ("1", "on")
+    assert (str(config.run.dir), config.tracking.experiment, config.tracking.uri) == ("2024", "2024-05-01", None)
+    assert config.optim.lr == 0.01
+
+
 def test_configurations_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         Config().train.workers = 3
@@ -81,7 +96,7 @@ def test_configurations_are_frozen():
         ("loss.name=bprr", "unknown loss 'bprr'; known: bpr, ssm"),
         ("model.name=mff", "unknown model 'mff'; known: mf"),
         ("optim.rule=adm", "unknown optimizer rule 'adm'; known: adagrad, lazy_adam, sgd"),
-        ("train.workers=65", "train.workers=65 is more than data.buckets=64"),
+        ("loss={name: bpr, log_q: true}", "loss.log_q=true is for ssm; loss.name=bpr ignores it"),
         ("train.batch_size=1", "train.batch_size=1 is less than train.workers=2"),
         ("sampling.negatives=0", "negatives must be at least 1"),
         ("optim.lr=.nan", "optim.lr: .*finite"),
@@ -103,6 +118,12 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="no configuration file .*gowala.yaml; nearest in .*: gowalla.yaml"):
         load(Config, tmp_path / "gowala.yaml")
+    (tmp_path / "twice.yaml").write_text("train: {workers: 1}\ntrain: {epochs: 3}\n")
+    (tmp_path / "dotted.yaml").write_text("train.workers: 1\n")
+    with pytest.raises(UserError, match="twice.yaml is not valid YAML: train given twice"):
+        load(Config, tmp_path / "twice.yaml")
+    with pytest.raises(UserError, match="train.workers is written train: {workers: ...} in a file"):
+        load(Config, tmp_path / "dotted.yaml")
     with pytest.raises(UserError, match="gowalla.yaml is not valid YAML"):
         load(Config, tmp_path / "gowalla.yaml")
     with pytest.raises(UserError, match="must hold keys and values"):

@@ -53,6 +53,12 @@ class Manifest(Section):
     """Name of the data set."""
     source: str
     """Where it came from, for a reader."""
+    test_fraction: float
+    """Share of each user's interactions held out for testing; 0 if the source brought the part, or has none."""
+    valid_fraction: float
+    """The same for validation."""
+    split_seed: int
+    """Seed of what was held out."""
     users: int
     """Users with an interaction in any part."""
     items: int
@@ -186,7 +192,10 @@ def _read(path: Path) -> pa.Table:
         with pq.ParquetFile(path) as file:
             return file.read(use_threads=False)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; delete the data set's folder and prepare it again") from None
+        raise UserError(
+            f"{path} is missing; delete the data set's folder and prepare it "
+            "again (on a cluster: data.cache must lie where every node sees it)"
+        ) from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is damaged ({error}); delete the data set's folder and prepare it again") from None
 

@@ -66,9 +66,15 @@ def prepare(config: DataConfig, log: Log = lambda line: None) -> Dataset:
 
 
 def _open_prepared(config: DataConfig) -> Dataset:
-    if config.test or config.valid:
-        raise UserError(f"{config.source} is already prepared, with all its parts: leave data.test and data.valid out")
-    return Dataset.open(Path(config.source))
+    dataset, default = Dataset.open(Path(config.source)), DataConfig()
+    ignored = [
+        f"data.{key}"
+        for key in ("test", "valid", "test_fraction", "valid_fraction", "split_seed", "buckets")
+        if getattr(config, key) not in (getattr(default, key), getattr(dataset.manifest, key, None))
+    ]
+    if ignored:
+        raise UserError(f"{config.source} is prepared already: leave {', '.join(ignored)} out, or give the raw files")
+    return dataset
 
 
 def _planted_job(config: DataConfig) -> _Job:
@@ -108,7 +114,17 @@ def _build(job: _Job, config: DataConfig, folder: Path) -> None:
             coded = carve(coded, part, fraction, config.split_seed)
     bad_lines = sum(raw.bad_lines for raw in parts.values())
     with store.appearing(folder) as temporary:
-        store.write(temporary, coded, config.buckets, job.name, job.source, bad_lines)
+        store.write(
+            temporary,
+            coded,
+            config.buckets,
+            bad_lines,
+            name=job.name,
+            source=job.source,
+            test_fraction=job.test_fraction,
+            valid_fraction=job.valid_fraction,
+            split_seed=config.split_seed,
+        )
 
 
 def _key(job: _Job, config: DataConfig) -> str:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from distrec.data.assemble import Coded, fingerprint
 from distrec.data.dataset import FORMAT_VERSION, MANIFEST, DuplicateCounts, Manifest, Part, bucket_file
+from distrec.errors import UserError
 
 
 @contextmanager
@@ -23,9 +24,11 @@ def appearing(final: Path) -> Iterator[Path]:
     A process that is killed leaves a hidden folder that nobody opens. Of two that write at once the second to finish
     drops its own copy: both wrote the same.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    temporary.mkdir()
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {final.parent} (data.cache): {error.strerror}") from None
     try:
         yield temporary
         try:
@@ -37,8 +40,8 @@ def appearing(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write(folder: Path, coded: Coded, buckets: int, name: str, source: str, bad_lines: int) -> Manifest:
-    """Writes a data set into an empty folder, the manifest last."""
+def write(folder: Path, coded: Coded, buckets: int, bad_lines: int, **origin: str | float) -> Manifest:
+    """Writes a data set into an empty folder, the manifest last. `origin`: where it is from, for the manifest."""
     parts = {part: coded.part(part) for part in Part}
     user_degrees = np.bincount(parts[Part.TRAIN][0], minlength=len(coded.user_ids))
     item_degrees = np.bincount(parts[Part.TRAIN][1], minlength=len(coded.item_ids))
@@ -48,8 +51,7 @@ def write(folder: Path, coded: Coded, buckets: int, name: str, source: str, bad_
     repeats = coded.duplicates
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        name=name,
-        source=source,
+        **origin,
         users=len(coded.user_ids),
         items=len(coded.item_ids),
         buckets=buckets,

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distrec.batch import Batch, from_table, to_table
 
@@ -76,7 +77,13 @@ def stream(source: Source, first_epoch: int, epochs: int, bytes_per_step: int, l
         # Numbers that lie in the object store already: `ray.data.range` would start tasks of its own to make them.
         numbers = ray.data.from_items(list(range(first, last)), override_num_blocks=last - first)
         blocks = numbers.map_batches(
-            _Pump, fn_constructor_args=(source, chunks), batch_size=None, concurrency=1, num_cpus=STREAM_CPUS
+            _Pump,
+            fn_constructor_args=(source, chunks),
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=1),
+            num_cpus=STREAM_CPUS,
+            # Beside its trainer, so that batches do not travel; elsewhere if there is no room.
+            scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
         )
         for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
             yield from from_table(table)

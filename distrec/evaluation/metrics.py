@@ -50,7 +50,7 @@ class RankingSums:
         """
         if not self.users:
             raise UserError(
-                f"nothing to evaluate: none of the {self.left_out} users has a held-out item; check the split"
+                f"nothing to evaluate: none of the {self.left_out} users can be ranked for; check the split"
             )
         return {name: total / self.users for name, total in self.sums.items()}
 

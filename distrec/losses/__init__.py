@@ -3,4 +3,7 @@
 from distrec.losses import pairwise, softmax  # noqa: F401
 from distrec.losses.loss import Loss, Scores, losses
 
-__all__ = ["Loss", "Scores", "losses"]
+TAKES_LOG_Q = ("ssm",)
+"""Losses that can correct for how negatives are drawn."""
+
+__all__ = ["TAKES_LOG_Q", "Loss", "Scores", "losses"]

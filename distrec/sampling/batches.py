@@ -1,8 +1,9 @@
 """The batches of one worker, as a pure function of (seed, epoch, step): it does not matter who asks, or how often.
 
-Step s of S takes from bucket p of n_p interactions the positions floor(s n_p / S) .. floor((s + 1) n_p / S) of a
-shuffle keyed by (seed, epoch, p): each interaction once an epoch. An interaction's number in the epoch (the sizes of
-the buckets before its own, plus its position) keys its negatives.
+Step s of S takes from bucket p of n_p interactions, of which b_p lie in the buckets before it, the positions
+floor((s n_p + b_p mod S) / S) .. floor(((s + 1) n_p + b_p mod S) / S) of a shuffle keyed by (seed, epoch, p): each
+interaction once an epoch. Without the phase b_p mod S, buckets of one size would all give their pairs in the same
+steps. An interaction's number in the epoch, b_p plus its position, keys its negatives.
 """
 
 from dataclasses import dataclass
@@ -123,15 +124,22 @@ class BatchSource:
                 starts[k] + generator(self.seed, Purpose.SHUFFLE, epoch, p).permutation(self._bucket_sizes_P[p])
                 for k, p in enumerate(buckets)
             ]
-            self._orders.pop(min(self._orders) if len(self._orders) > 2 else None, None)
+            if len(self._orders) > 2:
+                del self._orders[next(iter(self._orders))]  # the one made first
         return self._orders[epoch]
+
+    def _cuts(self, first: int, last: int) -> np.ndarray:
+        """Where steps `first` .. `last` begin, and `last - 1` ends, in each bucket's shuffle, (steps + 1, P)."""
+        sizes_P = self._bucket_sizes_P
+        phases_P = (np.cumsum(sizes_P) - sizes_P) % self.steps
+        return (np.arange(first, last + 1)[:, None] * sizes_P + phases_P) // self.steps
 
     def _pairs(self, epoch: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(place in `_interactions`, step, number in the epoch) of the pairs of some steps, bucket after bucket."""
-        before_P = np.concatenate([[0], np.cumsum(self._bucket_sizes_P)])
-        at, step, number = [], [], []
+        before_P = np.cumsum(self._bucket_sizes_P) - self._bucket_sizes_P
+        all_cuts, at, step, number = self._cuts(first, last), [], [], []
         for order, p in zip(self._order(epoch), self._plans[0].owned_buckets(self.worker), strict=True):
-            cuts = np.arange(first, last + 1) * len(order) // self.steps
+            cuts = all_cuts[:, p]
             at.append(order[cuts[0] : cuts[-1]])
             step.append(np.repeat(np.arange(first, last), np.diff(cuts)))
             number.append(np.arange(before_P[p] + cuts[0], before_P[p] + cuts[-1]))
@@ -169,30 +177,35 @@ class BatchSource:
         place_of = np.empty(len(ids_U), np.int32)
         place_of[by_owner] = np.arange(len(ids_U), dtype=np.int32)
         places = place_of[places]
-        masked = self._known(user_B, negatives) if self.config.shared and self.config.reject else none
         log_q = none
         if self.with_log_q:
             log_q = self._sampler.log_q(negatives, None if self.config.shared else user_B[:, None]).ravel()
-        cuts = np.array([step, step + 1])[:, None] * self._bucket_sizes_P // self.steps
         return Batch(
             epoch=epoch,
             step=step,
-            pairs=int((cuts[1] - cuts[0]).sum()),
+            pairs=int(np.diff(self._cuts(step, step + 1), axis=0).sum()),
             users_U=users_U,
             user_at_B=user_at,
             items_U=plan.local(ids_U)[by_owner],
             item_splits_W=np.bincount(owner_U, minlength=self.workers),
             positive_at_B=places[: len(at)],
             negative_at=places[len(at) :],
-            masked=masked,
+            masked=self._known(user_B, negatives) if self.config.reject else none,
             log_q=log_q,
         )
 
-    def _known(self, user_B: np.ndarray, negatives_N: np.ndarray) -> np.ndarray:
-        """Flat places in (B, N) where a shared negative is a training positive of the pair's user, ascending, int64.
+    def _known(self, user_B: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+        """Flat places in (B, N) of negatives that are training positives of the pair's user, ascending, int64.
 
-        Walks the positives of the batch's users, of which there are far fewer than the B * N scores.
+        A pair's own negatives are none of them, but for users to whom every item that can be drawn is known.
         """
+        if self.config.shared:
+            return self._known_shared(user_B, negatives)
+        pairs, n = np.flatnonzero(self._sampler.saturated[user_B]), negatives.shape[1]
+        return (pairs[:, None] * n + np.arange(n)).ravel()
+
+    def _known_shared(self, user_B: np.ndarray, negatives_N: np.ndarray) -> np.ndarray:
+        """Walks the positives of the batch's users, of which there are far fewer than the B * N scores."""
         offsets, items = self._positives
         counts = offsets[user_B + 1] - offsets[user_B]
         ends = np.cumsum(counts)

@@ -17,4 +17,5 @@ class SamplingConfig(Section):
     shared: bool = True
     """One set of negatives for all pairs of a batch: scoring becomes a matrix product."""
     reject: bool = True
-    """Never use a known training positive of the user as its negative. Exact, not retried a few times."""
+    """Never use a known training positive of the user as its negative. Exact. A user to whom every item that can be
+    drawn is known has no negatives: its pairs cost nothing and teach nothing."""

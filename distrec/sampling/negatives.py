@@ -18,9 +18,11 @@ def item_masses(config: SamplingConfig, item_degrees_V: np.ndarray, users: int) 
     """Integer masses of the items, (V,) int64. `users` bounds their sum, so that (user, mass) fits one search key."""
     if config.distribution == "uniform":
         return np.ones(len(item_degrees_V), np.int64)
-    weights = np.where(item_degrees_V > 0, np.power(np.maximum(item_degrees_V, 1).astype(np.float64), config.beta), 0.0)
+    # Relative to the most popular item: a large exponent must not overflow.
+    relative = item_degrees_V / max(1, item_degrees_V.max(initial=0))
+    weights = np.where(item_degrees_V > 0, np.power(relative, config.beta), 0.0)
     total = 2.0 ** min(52, _KEY_BITS - max(1, users).bit_length())
-    masses = np.floor(weights / max(weights.sum(), 1.0) * (total - len(weights))).astype(np.int64)
+    masses = np.floor(weights / max(weights.sum(), np.finfo(float).tiny) * (total - len(weights))).astype(np.int64)
     return np.where(weights > 0, np.maximum(masses, 1), 0)  # rounding must not make an item impossible
 
 
@@ -48,7 +50,8 @@ class NegativeSampler:
         user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         before = removed[:-1] - removed[offsets[user]]  # mass cut from this user's line before each of its positives
         self.free = self.total - (removed[offsets[1:]] - removed[offsets[:-1]])
-        self.saturated = self.free == 0  # users with every item: no negative exists, they draw from the whole line
+        # To these users every item that can be drawn is known. They draw from the whole line; the batch masks it.
+        self.saturated = self.free == 0
         place = np.where(self.saturated[user], self.total, self.edges[items] - before)
         self.keys = user * (self.total + 1) + place  # ascending: users in order, places in order within a user
         self.offsets, self.removed = offsets, removed

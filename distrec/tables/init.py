@@ -15,9 +15,9 @@ def normal_rows(seed: int, table: str, plan: Plan, worker: int, dim: int, std: f
     A bucket is drawn as one run, so that a worker draws only the rows it owns.
     """
     rows_VD = np.empty((plan.size(worker), dim), np.float32)
-    ids_V = plan.rows_of(worker)
-    for bucket in plan.owned_buckets(worker):
-        local = np.flatnonzero(ids_V % plan.buckets == bucket)
+    owned = plan.owned_buckets(worker)
+    for k, bucket in enumerate(owned):
+        rows_of_bucket = rows_VD[k :: len(owned)]  # the order of the shard goes through the buckets in turn
         draws = generator(seed, Purpose.INIT, zlib.crc32(table.encode()), bucket)
-        rows_VD[local] = draws.standard_normal((len(local), dim), np.float32)
+        rows_of_bucket[:] = draws.standard_normal(rows_of_bucket.shape, np.float32)
     return torch.from_numpy(rows_VD * np.float32(std))

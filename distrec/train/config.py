@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from distrec.config import Section
 from distrec.data.config import DataConfig
 from distrec.evaluation.config import EvalConfig
-from distrec.losses import losses
+from distrec.losses import TAKES_LOG_Q, losses
 from distrec.losses.config import LossConfig
 from distrec.models import models
 from distrec.models.config import ModelConfig
@@ -60,14 +60,12 @@ class Config(Section):
     def _parts_fit(self) -> "Config":
         losses[self.loss.name]
         models[self.model.name]
-        workers = self.train.workers
-        if workers > self.data.buckets:
+        if self.train.batch_size < self.train.workers:
             raise ValueError(
-                f"train.workers={workers} is more than data.buckets={self.data.buckets}: a worker would own nothing; "
-                "use fewer workers or more buckets"
+                f"train.batch_size={self.train.batch_size} is less than train.workers={self.train.workers}"
             )
-        if self.train.batch_size < workers:
-            raise ValueError(f"train.batch_size={self.train.batch_size} is less than train.workers={workers}")
+        if self.loss.log_q and self.loss.name not in TAKES_LOG_Q:
+            raise ValueError(f"loss.log_q=true is for {', '.join(TAKES_LOG_Q)}; loss.name={self.loss.name} ignores it")
         if self.sampling.negatives == 0:
             raise ValueError(
                 f"loss.name={self.loss.name} compares with negatives: sampling.negatives must be at least 1"

@@ -7,15 +7,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from distrec.config import flat
-from distrec.data.dataset import Dataset
+from distrec.data.dataset import MANIFEST, Dataset, Part
 from distrec.data.prepare import prepare
 from distrec.data.stream import STREAM_CPUS
 from distrec.errors import UserError
@@ -64,6 +66,7 @@ def train(config: Config, name: str = "distrec", on_event: Listener | None = Non
     def note(text: str) -> None:
         tell({"kind": "note", "text": text})
 
+    _check_workers(config.train.workers, config.data.buckets if _raw(config) else None)
     folder = RunFolder.choose(config, name)
     if config.run.resume and (done := folder.result()):
         note(f"{folder.path} has ended already")
@@ -94,15 +97,17 @@ def train(config: Config, name: str = "distrec", on_event: Listener | None = Non
 
 def _open_run(config: Config, dataset: Dataset, folder: RunFolder, note: Callable[[str], None]) -> Tracker:
     """Opens the run in MLflow and makes, or takes up, the run folder: the last that can go wrong before training."""
-    facts = folder.facts()
+    facts, m = folder.facts(), dataset.manifest
     tracker = open_tracker(config.tracking, folder.path, facts.get("mlflow_run"), note)
-    m, fingerprint = dataset.manifest, dataset.manifest.fingerprint
-    tracker.start(flat(config), {"fingerprint": fingerprint, "folder": str(folder.path)}, folder.path.name)
-    tracker.log_dataset(
-        m.name, m.source, fingerprint, m.model_dump(include={"users", "items", "train", "valid", "test"})
-    )
-    facts |= {"fingerprint": fingerprint, "data": str(dataset.path)}
-    folder.start(config, facts | {"mlflow_run": tracker.run_id, "mlflow_uri": getattr(tracker, "uri", None)})
+    tracker.start(flat(config), {"fingerprint": m.fingerprint, "folder": str(folder.path)}, folder.path.name)
+    counts = m.model_dump(include={"users", "items", "buckets", "train", "valid", "test"})
+    tracker.log_dataset(m.name, m.source, m.fingerprint, counts)
+    facts |= {"fingerprint": m.fingerprint, "data": str(dataset.path)}
+    try:
+        folder.start(config, facts | {"mlflow_run": tracker.run_id, "mlflow_uri": getattr(tracker, "uri", None)})
+    except UserError:
+        tracker.finish("FAILED")
+        raise
     return tracker
 
 
@@ -111,13 +116,39 @@ def _check_data(config: Config, dataset: Dataset, folder: RunFolder) -> None:
     if not m.test:
         raise UserError(
             f"{config.data.source} has no test part: name a file in data.test, or hold out a share of each user's "
-            "interactions with data.test_fraction=0.2"
+            "interactions, when preparing the raw data, with data.test_fraction=0.2"
         )
     if not m.train:
         raise UserError(f"{config.data.source} has no training interactions")
-    if config.train.workers > m.buckets:  # a data set prepared earlier has its own number of buckets
-        raise UserError(f"train.workers={config.train.workers} is more than the data set's {m.buckets} buckets")
+    _check_workers(config.train.workers, m.buckets)
     folder.check_fingerprint(m.fingerprint)
+    for part in (Part.VALID, Part.TEST):
+        if m.count(part) and not _any_rankable(dataset, part):
+            raise UserError(
+                f"{config.data.source}: no user has both training interactions and a {part.name.lower()} part; "
+                "check how it was split"
+            )
+
+
+def _any_rankable(dataset: Dataset, part: Part) -> bool:
+    """Whether some user has interactions both to train on and in `part`. Mostly the first bucket answers."""
+    buckets = range(dataset.manifest.buckets)
+    return any(
+        np.isin(dataset.interactions(part, [p])[0], dataset.interactions(Part.TRAIN, [p])[0]).any() for p in buckets
+    )
+
+
+def _raw(config: Config) -> bool:
+    """Whether the data are still to be prepared, into as many buckets as the configuration says."""
+    return not (Path(config.data.source) / MANIFEST).exists()
+
+
+def _check_workers(workers: int, buckets: int | None) -> None:
+    if buckets is not None and workers > buckets:
+        raise UserError(
+            f"train.workers={workers} is more than the data's {buckets} buckets: a worker would own nothing; "
+            "use fewer workers, or prepare with more data.buckets"
+        )
 
 
 @contextlib.contextmanager
@@ -130,16 +161,29 @@ def ray_running(workers: int, verbose: bool = False) -> Iterator[None]:
         logging.getLogger(logger).setLevel(level)
     started = not ray.is_initialized()
     if started:
-        logical = None
-        if not os.environ.get("RAY_ADDRESS"):
-            # On one machine the numbers are only Ray's bookkeeping: never let a stream wait for a worker's CPU.
-            logical = max(os.cpu_count() or 1, math.ceil(workers * (_WORKER_CPUS + STREAM_CPUS)))
-        ray.init(num_cpus=logical, logging_level=level, log_to_driver=verbose, include_dashboard=False)
+        _start_ray(workers, verbose)
     try:
         yield
     finally:
         if started:
             ray.shutdown()
+
+
+def _start_ray(workers: int, verbose: bool) -> None:
+    """Connects to the cluster at RAY_ADDRESS, or starts Ray on this machine."""
+    quiet = {"logging_level": logging.INFO if verbose else logging.ERROR, "log_to_driver": verbose}
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        # On one machine the numbers are only Ray's bookkeeping: never let a stream wait for a worker's CPU.
+        logical = max(os.cpu_count() or 1, math.ceil(workers * (_WORKER_CPUS + STREAM_CPUS)))
+        ray.init("local", num_cpus=logical, include_dashboard=False, **quiet)
+        return
+    if address != "auto" and (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray turns it on by itself only for the cluster it finds
+    try:
+        ray.init(**quiet)
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        raise UserError(f"cannot reach the Ray cluster at RAY_ADDRESS={address}: {error}") from None
 
 
 def _where() -> str:
@@ -176,6 +220,8 @@ def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,
             use_gpu=gpu,
+            # Ray would fill one node first; workers on the CPU want the cores and the memory of all of them.
+            placement_strategy="PACK" if gpu else "SPREAD",
             resources_per_worker={"CPU": _WORKER_CPUS} | ({"GPU": 1} if gpu else {}),
         ),
         run_config=ray.train.RunConfig(
@@ -210,13 +256,15 @@ def _catch(call: Callable[[], Any], box: dict[str, Any]) -> None:
 
 
 def _readable(error: BaseException) -> BaseException:
-    """A worker's UserError as itself; anything else as it came."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause: BaseException | None = getattr(failure, "_base_exc", failure)
-        while cause is not None:
-            if isinstance(cause, UserError):
-                return UserError(str(cause))
-            cause = cause.__cause__
+    """The UserError behind what a worker or its stream raised; anything else as it came."""
+    seen: list[Any] = [error]
+    for one in seen:
+        if isinstance(one, UserError) and not isinstance(one, ray.exceptions.RayError):
+            return UserError(str(one))
+        # Ray wraps what was raised elsewhere, in several ways.
+        inner = [one.__cause__, getattr(one, "cause", None), getattr(one, "_base_exc", None)]
+        inner += getattr(one, "worker_failures", {}).values()
+        seen += [e for e in inner if isinstance(e, BaseException) and all(e is not s for s in seen)]
     return error
 
 

@@ -1,13 +1,11 @@
 """The run folder: the complete configuration, the checkpoints, and at the end the result."""
 
-import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from distrec.config import Section, dump, flat, parse
+from distrec.config import Section, dump, flat, load
 from distrec.errors import UserError
 from distrec.train.config import Config
 
@@ -86,8 +84,7 @@ class RunFolder:
     def start(self, config: Config, facts: dict[str, Any]) -> None:
         """Makes the folder and writes the complete configuration. `facts` are kept beside it, see `facts`."""
         try:
-            # A folder that was to be a new one, and now is there, belongs to a run that started at the same moment.
-            self.path.mkdir(parents=True, exist_ok=config.run.resume or config.run.dir is not None)
+            self.path.mkdir(parents=True, exist_ok=True)
             self.config_file.write_text(dump(config))
             (self.path / _RUN).write_text(json.dumps(facts, indent=2) + "\n")
         except OSError as error:
@@ -97,7 +94,7 @@ class RunFolder:
         """The configuration that the run was started with."""
         if not self.config_file.exists():
             raise UserError(f"{self.path} is no run folder: it has no {_CONFIG}")
-        return parse(Config, yaml.safe_load(self.config_file.read_text()), where=f"{self.config_file}: ")
+        return load(Config, self.config_file)
 
     def facts(self) -> dict[str, Any]:
         """What `start` was given."""
@@ -140,11 +137,14 @@ def _numbered(base: Path, number: int) -> Path:
 
 
 def _next_free(base: Path) -> Path:
-    return next(path for n in itertools.count(1) if not (path := _numbered(base, n)).exists())
+    return _numbered(base, max(_taken(base), default=0) + 1)
 
 
 def _latest(base: Path) -> Path:
-    number = 1
-    while _numbered(base, number + 1).exists():
-        number += 1
-    return _numbered(base, number)
+    return _numbered(base, max(_taken(base), default=1))
+
+
+def _taken(base: Path) -> list[int]:
+    """The numbers n of the folders base-n that exist; base itself is number 1."""
+    found = [re.fullmatch(re.escape(base.name) + r"(?:-([1-9]\d*))?", path.name) for path in base.parent.glob("*")]
+    return [int(match[1] or 1) for match in found if match]

@@ -75,7 +75,12 @@ class Trainer:
         return TableParts(table, SparseOptimizer(table, c.optim, c.train.epochs * self.source.steps))
 
     def step(self, batch: Batch) -> torch.Tensor:
-        """Takes one step. Returns the sum of the losses of this worker's pairs, a scalar that nobody has waited for."""
+        """Takes one step. Returns the sum of the losses of this worker's pairs, a scalar that nobody has waited for.
+
+        A step without pairs on any worker (tiny data) is no step: momentum and decay do not move either.
+        """
+        if batch.pairs == 0:
+            return torch.zeros((), device=self.device)
         users, items = self.parts[USERS], self.parts[ITEMS]
         with self.meters.part("look_up"):
             users_U = self._tensor(batch.users_U).long()
@@ -99,12 +104,12 @@ class Trainer:
         positive_B = positive_scores(users_UD, items_UD, user_at_B, positive_at_B)
         if self.config.sampling.shared:
             negative_BN = shared_scores(users_UD, items_UD, user_at_B, negative_at)
-            if len(batch.masked):
-                masked = torch.zeros(pairs * n, dtype=torch.bool, device=self.device)
-                masked[self._tensor(batch.masked)] = True
-                negative_BN = negative_BN.masked_fill(masked.view(pairs, n), -torch.inf)
         else:
             negative_BN = pair_scores(users_UD, items_UD, user_at_B, negative_at.view(pairs, n))
+        if len(batch.masked):
+            masked = torch.zeros(pairs * n, dtype=torch.bool, device=self.device)
+            masked[self._tensor(batch.masked)] = True
+            negative_BN = negative_BN.masked_fill(masked.view(pairs, n), -torch.inf)
         log_q_BN = self._tensor(batch.log_q).view(-1, n) if self.config.loss.log_q else None
         return Scores(positive_B, negative_BN, log_q_BN)
 
@@ -123,7 +128,9 @@ class Trainer:
         held_out, known, users = self._held_out(part)
         users_UD = self.model.users(self.parts[USERS].table.settle()[self._tensor(users)])
         items_VD = self.model.items(self.parts[ITEMS].table.settle())
-        ranked_UK = rank(users_UD, known, items_VD, self.plans[ITEMS], self.exchange, max(ks)).numpy()
+        ranked_UK = rank(
+            users_UD, known, items_VD, self.plans[ITEMS], self.exchange, min(max(ks), self.dataset.manifest.items)
+        ).numpy()
         mine = ranking_sums(ranked_UK, held_out.offsets(len(users)), held_out.item, ks)
         everyone = self.exchange.all_sum([*mine.sums.values(), mine.users])
         ranked = int(everyone[-1])

@@ -12,6 +12,7 @@ from distrec.data import prepare as prepare_module
 from distrec.data import store
 from distrec.data.config import DataConfig
 from distrec.data.dataset import Dataset, Part
+from distrec.data.prepare import prepare
 from distrec.errors import UserError
 
 from .files import SMALL, raw_pairs, run, write
@@ -211,9 +212,9 @@ def test_a_failed_preparation_tidies_up(tmp_path, monkeypatch):
 def _race(tmp_path, barrier, answers):
     write_whole = store.write
 
-    def write_together(*arguments):
+    def write_together(*arguments, **origin):
         barrier.wait(30)  # both have found no folder, and write at once
-        return write_whole(*arguments)
+        return write_whole(*arguments, **origin)
 
     store.write = write_together
     answers.put(raw_pairs(run(tmp_path, tmp_path / "a.csv")))
@@ -236,10 +237,11 @@ def test_two_preparations_at_once(tmp_path):
 
 def test_a_prepared_folder_is_opened_as_it_is(tmp_path):
     made = run(tmp_path, write(tmp_path / "a.csv", SMALL))
-    opened = run(tmp_path, made.path, buckets=17, valid_fraction=0.5)
-    assert opened == made and opened.manifest.buckets == 3
-    with pytest.raises(UserError, match="is already prepared, with all its parts: leave data.test and data.valid out"):
-        run(tmp_path, made.path, test=tmp_path / "a.csv")
+    assert run(tmp_path, made.path) == made
+    assert prepare(DataConfig(source=str(made.path))) == made  # defaults, which are not what it was prepared with
+    for setting in ({"test": tmp_path / "a.csv"}, {"buckets": 17}, {"test_fraction": 0.5}, {"split_seed": 4}):
+        with pytest.raises(UserError, match=f"is prepared already: leave data.{next(iter(setting))} out"):
+            run(tmp_path, made.path, **setting)
 
 
 def test_missing_files_name_their_neighbours(tmp_path):
@@ -321,6 +323,9 @@ def test_the_manifest_names_every_count(tmp_path):
     tree = json.loads((dataset.path / "manifest.json").read_text())
     assert {key: tree[key] for key in tree if key != "fingerprint"} == {
         "format_version": 1,
+        "test_fraction": 0,
+        "valid_fraction": 0,
+        "split_seed": 0,
         "name": "a",
         "source": f"{tmp_path}/a.csv (csv)",
         "users": 3,

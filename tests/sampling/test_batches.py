@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from distrec.data.dataset import Part
+from distrec.data.prepare import prepare
 from distrec.plan import Plan
 from distrec.sampling.batches import BatchSource, unique_ids
 from tests.conftest import changed
@@ -74,8 +75,23 @@ def test_an_epoch_uses_every_interaction_once_in_steps_of_even_size(small, datas
         sizes.append(len(user))
     users, items = dataset.interactions(Part.TRAIN, range(dataset.manifest.buckets))
     assert seen == Counter(zip(users.tolist(), items.tolist(), strict=True))
+    assert sum(sizes) == dataset.manifest.train
     assert max(sizes) - min(sizes) <= dataset.manifest.buckets
-    assert max(sizes) <= small.train.batch_size + dataset.manifest.buckets
+
+
+@pytest.mark.parametrize(("users", "items_each", "batch_size"), [(64, 5, 16), (400, 5, 32), (64, 1, 1)])
+def test_steps_are_even_when_buckets_are_alike(small, users, items_each, batch_size):
+    """Equal buckets must not all give their pairs in the same steps: a phase of each spreads them."""
+    steps = -(-users * items_each // batch_size)
+
+    class Even(BatchSource):
+        _bucket_sizes_P = np.bincount(np.arange(users) % 64, minlength=64) * items_each
+        steps = property(lambda self: -(-users * items_each // batch_size))
+
+    even = Even(None, small.sampling, 0, batch_size, 0, 1)
+    sizes = np.diff(even._cuts(0, steps), axis=0).sum(1)
+    assert sizes.sum() == users * items_each
+    assert sizes.max() - sizes.min() <= 2
 
 
 def test_epochs_and_seeds_differ(small, dataset):
@@ -83,6 +99,42 @@ def test_epochs_and_seeds_differ(small, dataset):
     assert steps[0] != steps[1]
     src = source(small, dataset)
     assert not np.array_equal(src.batch(0, 0).users_U, src.batch(1, 0).users_U)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_negatives_differ_between_steps_epochs_and_seeds(small, dataset, shared):
+    config = changed(small, sampling={"shared": shared, "reject": False})
+    drawn = [decoded(source(config, dataset).batch(*at), source(config, dataset))[2] for at in ((0, 0), (0, 1), (1, 0))]
+    other = source(changed(config, run={"seed": 1}), dataset)
+    drawn.append(decoded(other.batch(0, 0), other)[2])
+    heads = [tuple(negatives[0]) for negatives in drawn]
+    assert len(set(heads)) == 4
+
+
+def test_any_epoch_can_be_asked_for_in_any_order(small, dataset):
+    src = source(small, dataset)
+    for epoch in (5, 6, 3, 5, 0, 3):
+        assert np.array_equal(src.batch(epoch, 0).users_U, source(small, dataset).batch(epoch, 0).users_U)
+
+
+def test_a_user_to_whom_everything_is_known_has_no_negatives(small, tmp_path):
+    """User 0 knows every item that popularity can draw: all its negatives are masked, in both ways of drawing."""
+    (tmp_path / "train.txt").write_text("0 0 1 2\n1 0 1\n2 2\n")
+    (tmp_path / "test.txt").write_text("1 3\n")  # item 3 has no training interaction, and so is never drawn
+    for shared in (True, False):
+        config = changed(
+            small,
+            data={"source": str(tmp_path), "valid_fraction": 0},
+            sampling={"shared": shared, "negatives": 5, "distribution": "popularity"},
+        )
+        src = source(config, prepare(config.data))
+        for batch in src.batches(0, 0, src.steps):
+            masked = np.zeros(len(batch.user_at_B) * 5, bool)
+            masked[batch.masked] = True
+            user, _, _, _ = decoded(batch, src)
+            assert masked.reshape(-1, 5)[user == 0].all()
+            if not shared:
+                assert not masked.reshape(-1, 5)[user != 0].any()
 
 
 @pytest.mark.parametrize("shared", [True, False])

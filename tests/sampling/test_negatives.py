@@ -74,6 +74,11 @@ def test_a_positive_is_never_drawn_at_the_ends_of_the_line(data):
         assert drawn.min() >= 0 and drawn.max() < len(degrees)
 
 
+def test_a_large_exponent_is_the_most_popular_alone():
+    masses = item_masses(SamplingConfig(distribution="popularity", beta=100), np.array([5000, 3, 0, 4000]), users=10)
+    assert masses[0] > 1e9 * masses[3] and masses[1] == 1 and masses[2] == 0
+
+
 def test_rare_items_keep_a_chance_among_many_users():
     masses = item_masses(SamplingConfig(distribution="popularity", beta=1), np.array([1, 10**12]), users=10**9)
     assert masses[0] >= 1 and (masses.sum() + 1) * 10**9 < 2**63

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
 
 from distrec.config import flat, parse
+from distrec.data.dataset import Part
 from distrec.errors import UserError
 from distrec.train.config import Config
 from distrec.train.launch import ray_running, train
@@ -49,7 +51,8 @@ def test_the_result(whole, dataset):
     assert set(result.metrics) == {"valid/recall@20", "valid/ndcg@20", "test/recall@20", "test/ndcg@20"}
     assert (result.workers, result.epochs, result.interactions) == (2, EPOCHS, dataset.manifest.train)
     assert result.fingerprint == dataset.manifest.fingerprint
-    assert result.test_users + result.left_out_users == dataset.manifest.users
+    test_users = np.unique(dataset.interactions(Part.TEST, range(dataset.manifest.buckets))[0])
+    assert (result.test_users, result.left_out_users) == (len(test_users), dataset.manifest.users - len(test_users))
     timing = result.timing
     assert len(timing.epoch_s) == EPOCHS and timing.train_s == sum(timing.epoch_s) > 0
     assert timing.total_s > timing.train_s + timing.eval_s + timing.first_batch_s > 0
@@ -145,7 +148,7 @@ def test_the_smallest_data_there_is(ray, small, runs, tmp_path):
     (tmp_path / "train.txt").write_text("0 0\n")
     (tmp_path / "test.txt").write_text("0 1\n")
     result = train(run_config(small, runs, "smallest", 3, data={"source": str(tmp_path), "valid_fraction": 0}))
-    assert result.metrics == {"test/recall@20": 1.0, "test/ndcg@20": 1.0}
+    assert result.metrics == {"test/recall@20": 1.0, "test/ndcg@20": 1.0}  # the known item is hidden, one is left
     assert result.interactions == 1
 
 
@@ -155,3 +158,18 @@ def test_a_user_with_every_item_and_users_without_training(ray, small, runs, tmp
     result = train(run_config(small, runs, "odd", 2, data={"source": str(tmp_path), "valid_fraction": 0}))
     assert (result.test_users, result.left_out_users) == (2, 2)
     assert result.metrics["test/recall@20"] == 1.0
+
+
+def test_held_out_users_without_training_are_refused_before_training(ray, small, runs, tmp_path):
+    (tmp_path / "train.txt").write_text("0 0 1\n")
+    (tmp_path / "test.txt").write_text("1 0\n2 1\n")
+    with pytest.raises(UserError, match="no user has both training interactions and a test part"):
+        train(run_config(small, runs, "cold", data={"source": str(tmp_path), "valid_fraction": 0}))
+
+
+def test_a_prepared_folder_is_trained_on_and_split_keys_are_refused(ray, small, dataset, runs):
+    words = {"source": str(dataset.path)}
+    with pytest.raises(UserError, match=r"is prepared already: leave data.test_fraction out"):
+        train(run_config(small, runs, "again", data={**words, "test_fraction": 0.5}))
+    with pytest.raises(UserError, match="train.workers=13 is more than the data's 12 buckets"):
+        train(run_config(small, runs, "again", 13, data=words))

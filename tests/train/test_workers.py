@@ -94,21 +94,40 @@ def test_tables_and_optimizer_state(by_workers, dataset, name, workers):
             assert torch.allclose(several[table][key], expected, rtol=1e-5, atol=1e-5), (table, key)
 
 
-def test_single_process_gradients_are_those_of_the_whole_batch(small, dataset):
-    """One step of SGD at rate 1 moves each row by minus its gradient: compare with autograd over whole tables."""
-    config = changed(small, optim={"rule": "sgd", "lr": 1.0}, sampling={"shared": False})
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_step_is_that_of_autograd_over_whole_tables(small, dataset, shared):
+    """One step of SGD at rate 1 moves each row by minus its gradient, positives masked and log q corrected."""
+    config = changed(
+        small,
+        optim={"rule": "sgd", "lr": 1.0},
+        sampling={"shared": shared, "negatives": 60, "distribution": "popularity"},
+        loss={"log_q": True},
+    )
     trainer = Trainer(config, dataset, torch.device("cpu"))
     before = {name: part.table.stored_VD.double().requires_grad_() for name, part in trainer.parts.items()}
     batch = trainer.source.batch(0, 0)
     trainer.step(batch)
     unit = {name: torch.nn.functional.normalize(rows, dim=1) for name, rows in before.items()}
     user = torch.from_numpy(batch.users_U[batch.user_at_B]).long()
-    items = torch.from_numpy(batch.items_U).long()
-    positive = unit["items"][items[batch.positive_at_B]]
-    negative = unit["items"][items[batch.negative_at].view(len(user), -1)]
-    logits = torch.cat(
-        [(unit["users"][user] * positive).sum(1)[:, None], torch.einsum("bd,bnd->bn", unit["users"][user], negative)], 1
-    )
-    torch.nn.functional.cross_entropy(logits / 0.1, torch.zeros(len(user), dtype=torch.long)).backward()
+    item = torch.from_numpy(batch.items_U).long()
+    users_BD, positive_BD = unit["users"][user], unit["items"][item[batch.positive_at_B]]
+    negatives_BN = item[batch.negative_at].view(1 if shared else len(user), 60).expand(len(user), 60)
+    logits_BN = torch.einsum("bd,bnd->bn", users_BD, unit["items"][negatives_BN]) / 0.1
+    mass_V = torch.from_numpy(dataset.item_degrees().astype(float)) ** 0.75
+    known_UV = torch.zeros(dataset.manifest.users, dataset.manifest.items, dtype=torch.bool)
+    known_UV[tuple(torch.from_numpy(a).long() for a in dataset.interactions(Part.TRAIN, range(12)))] = True
+    free_B = mass_V.sum() if shared else (~known_UV[user]).double() @ mass_V  # what a draw is a share of
+    logits_BN = logits_BN - torch.log(60 * mass_V[negatives_BN] / free_B.view(-1, 1))
+    hidden_BN = known_UV[user[:, None], negatives_BN]
+    assert hidden_BN.any() == shared
+    logits_BN = logits_BN.masked_fill(hidden_BN, -torch.inf)
+    logits = torch.cat([(users_BD * positive_BD).sum(1, keepdim=True) / 0.1, logits_BN], 1)
+    torch.nn.functional.cross_entropy(logits, torch.zeros(len(user), dtype=torch.long)).backward()
     for name, part in trainer.parts.items():
-        assert torch.allclose(part.table.stored_VD.double(), before[name] - before[name].grad, atol=1e-6)
+        assert torch.allclose(part.table.stored_VD.double(), before[name] - before[name].grad, atol=2e-6)
+
+
+def test_the_seed_reaches_rows_and_batches(small, dataset):
+    one, other = (Trainer(changed(small, run={"seed": s}), dataset, torch.device("cpu")) for s in (0, 1))
+    assert not torch.equal(one.parts["items"].table.stored_VD, other.parts["items"].table.stored_VD)
+    assert not np.array_equal(one.source.batch(0, 0).users_U, other.source.batch(0, 0).users_U)
