@@ -195,4 +195,4 @@ def _explain(item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{path}: {message}" if item["loc"] else message
-    return f"{path}: {message} (got {item['input']!r})"
+    return f"{path}: {message}" if item["type"] == "missing" else f"{path}: {message} (got {item['input']!r})"

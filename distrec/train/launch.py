@@ -178,12 +178,13 @@ def _start_ray(workers: int, verbose: bool) -> None:
         logical = max(os.cpu_count() or 1, math.ceil(workers * (_WORKER_CPUS + STREAM_CPUS)))
         ray.init("local", num_cpus=logical, include_dashboard=False, **quiet)
         return
-    if address != "auto" and (Path.home() / ".ray" / "auth_token").exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray turns it on by itself only for the cluster it finds
     try:
         ray.init(**quiet)
     except (ConnectionError, ray.exceptions.RayError) as error:
-        raise UserError(f"cannot reach the Ray cluster at RAY_ADDRESS={address}: {error}") from None
+        raise UserError(
+            f"cannot reach the Ray cluster at RAY_ADDRESS={address}: {error}\n"
+            "Is it running? If it asks for a token, set RAY_AUTH_MODE=token too."
+        ) from None
 
 
 def _where() -> str:
