@@ -72,9 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     command = _add(
         commands, "info", _info, "print counts, density and degree quantiles of a data set, or what a run is"
     )
-    command.add_argument("path", type=Path, metavar="PATH", help="a prepared folder, or a run folder")
+    command.add_argument("path", type=Path, metavar="PATH", help="raw data, a prepared folder, or a run folder")
+    command.add_argument("words", nargs="*", metavar="key=value", help="how to read raw data, as for prepare")
 
-    _add(commands, "keys", _keys, "list every key of the configuration with its default and what it does")
+    command = _add(commands, "keys", _keys, "list the keys of the configuration with their defaults and what they do")
+    command.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="only keys that begin so, e.g. optim")
     return parser
 
 
@@ -144,12 +146,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from distrec.data.dataset import Dataset
+    from distrec.data.prepare import prepare
     from distrec.train.run_folder import RunFolder
 
     folder = RunFolder(arguments.path)
     if not folder.config_file.exists():
-        _print_rows(Dataset.open(arguments.path).summary())
+        config, _ = _load([*arguments.words, f"data.source={arguments.path}"])
+        _print_rows(prepare(config.data).summary())
         return
     result, config = folder.result(), folder.config()
     print(f"run folder of {config.model.name} with {config.loss.name} on {config.data.source}")
@@ -161,15 +164,17 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _keys(arguments: argparse.Namespace) -> None:
     from rich.console import Console
-    from rich.markup import escape
+    from rich.padding import Padding
+    from rich.text import Text
 
     from distrec.config import describe
     from distrec.train.config import Config
 
     console = Console(highlight=False)
     for key, kind, default, text in describe(Config):
-        console.print(f"[bold]{key}[/] [dim]{escape(kind)}[/] = {escape(default)}")
-        console.print(f"    {escape(text)}")
+        if key.startswith(arguments.prefix):
+            console.print(Text.assemble((key, "bold"), "=", default, (f"   {kind}", "dim")))
+            console.print(Padding(Text(text), (0, 0, 0, 4)))
 
 
 def _print_rows(rows: Sequence[tuple[str, str]]) -> None:

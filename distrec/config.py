@@ -64,19 +64,40 @@ def keys(kind: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 def describe(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default, help) of every leaf below a section, for `--help` and the docs."""
+    """(dotted key, type, default, help) of every leaf below a section, for `distrec keys`."""
     for name, field in kind.model_fields.items():
         inner = _section(field.annotation)
         if inner is None:
-            shown = (
-                str(field.annotation)
-                if typing.get_args(field.annotation)
-                else getattr(field.annotation, "__name__", "")
+            yield (
+                prefix + name,
+                _type_name(field.annotation),
+                _plain(field.default),
+                " ".join(field.description.split()),
             )
-            default = "" if field.is_required() else str(field.default)
-            yield prefix + name, shown.replace("typing.", ""), default, " ".join((field.description or "").split())
         else:
             yield from describe(inner, f"{prefix}{name}.")
+
+
+def _type_name(annotation: Any) -> str:
+    """A type as a user writes its values: `auto | cpu | cuda`, `path or null`, `list of int`."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(a) for a in arguments)
+    if origin is typing.Annotated:
+        return _type_name(arguments[0])
+    if origin is tuple:
+        return f"list of {_type_name(arguments[0])}"
+    return {type(None): "null", Path: "path", str: "text"}.get(annotation, getattr(annotation, "__name__", ""))
+
+
+def _plain(value: Any) -> str:
+    """A default as it would stand in a file."""
+    return yaml.safe_dump(
+        str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value,
+        default_flow_style=True,
+    ).split("\n")[0]
 
 
 def flat(config: Section, prefix: str = "") -> dict[str, Any]:

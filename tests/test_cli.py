@@ -47,7 +47,7 @@ def test_help_teaches(capsys):
     assert code == 0 and all(name in out for name in ("train", "prepare", "evaluate", "info", "keys"))
     assert "distrec train configs/" in run(capsys, "train", "--help")[1]
     out = run(capsys, "keys")[1]
-    assert "optim.decay.strength" in out and "sampling.reject" in out
+    assert "optim.decay.strength=0.0" in out and "auto | cpu | cuda" in out and "eval.k=[20]" in out
 
 
 def test_help_needs_no_heavy_import():
