@@ -87,7 +87,7 @@ def test_everything_masked_and_id_zero_relevant():
 def test_no_relevant_items_at_all():
     got = ranking_sums(np.array([[1, 2], [3, 4]]), *csr([[], []]), (2,))
     assert (got.users, got.left_out) == (0, 2) and set(got.sums.values()) == {0.0}
-    with pytest.raises(UserError, match="none of the 2 users has a held-out item"):
+    with pytest.raises(UserError, match="none of the 2 users can be ranked for"):
         got.means()
 
 
