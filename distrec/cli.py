@@ -30,7 +30,17 @@ examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exits with 0, 1 (a failure that is a fault of ours), 2 (a mistake to put right) or 130 (Ctrl-C)."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    if not argv:
+        parser.print_help()
+        sys.exit(2)
+    arguments, late = parser.parse_known_args(argv)
+    if late:  # argparse takes no more words once an option has come: --quiet optim.lr=0.1
+        if not hasattr(arguments, "words") or any(word.startswith("-") or "=" not in word for word in late):
+            parser.error(
+                f"{arguments.command}: cannot make sense of {' '.join(late)}; see distrec {arguments.command} -h"
+            )
+        arguments.words += late
     try:
         arguments.function(arguments)
     except UserError as error:
@@ -40,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ours = ("run.dir=", "run.resume=")
         again = [word for word in argv if not word.startswith(ours)] + [f"run.dir={a}" for a in stop.args]
         again.append("run.resume=true")
-        hint = f" Go on from the last checkpoint: distrec {shlex.join(again)}" if stop.args else ""
+        hint = f" Go on from the last checkpoint:\ndistrec {shlex.join(again)}" if stop.args else ""
         print(f"\ndistrec: stopped.{hint}", file=sys.stderr)
         sys.exit(130)
 
@@ -64,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "evaluate", _evaluate, "evaluate the last checkpoint of a run, in this process")
     command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    command.add_argument("words", nargs="*", metavar="key=value", help="overrides, for instance eval.k=[10,20,50]")
+    command.add_argument("words", nargs="*", metavar="key=value", help="overrides, for instance eval.k=10,20,50")
     command.add_argument(
         "--part", choices=("test", "valid"), default="test", help="what to evaluate on (default: test)"
     )
@@ -97,6 +107,8 @@ def _load(words: Sequence[str]) -> tuple["Config", str]:
     from distrec.train.config import Config
 
     files = [word for word in words if "=" not in word]
+    if files and Path(files[0]).suffix in (".csv", ".tsv", ".txt", ".inter", ".parquet"):
+        raise UserError(f"{files[0]} is no configuration file; to train on it: data.source={files[0]}")
     if len(files) > 1:
         raise UserError(f"one configuration file at a time; got {', '.join(files)}")
     path = Path(files[0]) if files else None
@@ -140,9 +152,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from distrec.tracking.progress import results_table
     from distrec.train.evaluate import evaluate_run
 
-    found = evaluate_run(arguments.run, Part[arguments.part.upper()], arguments.words)
+    found, epoch, epochs = evaluate_run(arguments.run, Part[arguments.part.upper()], arguments.words)
+    print(f"checkpoint after epoch {epoch} of {epochs}{'' if epoch == epochs else ': the run is not finished'}")
     results_table([{"metric": f"{arguments.part}/{key}", "value": value} for key, value in found.means().items()])
-    print(f"over {found.users:,} users; {found.left_out:,} left out, without {arguments.part} or training items")
+    print(f"over {found.users:,} users; {found.left_out:,} have no {arguments.part} items, or no training items")
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -157,7 +170,8 @@ def _info(arguments: argparse.Namespace) -> None:
     result, config = folder.result(), folder.config()
     print(f"run folder of {config.model.name} with {config.loss.name} on {config.data.source}")
     if result is None:
-        print("not finished: go on with run.resume=true")
+        again = ["distrec", "train", str(folder.config_file), f"run.dir={folder.path}", "run.resume=true"]
+        print(f"not finished; go on with\n{shlex.join(again)}")
     else:
         _show(result, quiet=False)
 

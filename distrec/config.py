@@ -43,6 +43,10 @@ def load(kind: type[S], path: Path | None, overrides: Sequence[str] = ()) -> S:
 
 def parse(kind: type[S], tree: dict[str, Any], where: str = "") -> S:
     """Validates a tree of plain values. Raises UserError with one line for each mistake."""
+    for name, value in tree.items():
+        field = kind.model_fields.get(name)
+        if field is not None and _section(field.annotation) and not isinstance(value, (dict, Section)):
+            raise UserError(f"{where}{name} is a section: give its keys, {name}.KEY=...; got {value!r}")
     unknown = list(_unknown(kind, tree, ""))
     if unknown:
         known = list(keys(kind))
@@ -138,9 +142,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if tree is None:
-        return {}
+        raise UserError(f"{path} is empty; leave it out to train with the defaults")
     if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold keys and values, not a {type(tree).__name__}")
+        raise UserError(f"{path} is no configuration file: it does not hold keys and values")
     if dotted := [key for key in tree if "." in str(key)]:
         section, _, rest = str(dotted[0]).partition(".")
         raise UserError(f"{path}: {dotted[0]} is written {section}: {{{rest}: ...}} in a file")

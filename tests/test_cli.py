@@ -68,7 +68,10 @@ def test_help_needs_no_heavy_import():
             ["train", "tracking.uri=http://127.0.0.1:9", "data.planted.users=20", "data.planted.interactions=99"],
             "MLflow",
         ),
-        (["info", "nowhere"], "nowhere"),
+        (["info", "nowhere"], "there is no nowhere"),
+        (["train", "mine.csv"], "mine.csv is no configuration file; to train on it: data.source=mine.csv"),
+        (["train", "--quiet", "optim.lr=0"], "optim.lr: Input should be greater than 0"),
+        (["train", "optim.lr=1", "--quiet", "loss.name=bprr"], "unknown loss 'bprr'"),
         (["evaluate", "nowhere"], "nowhere is no run folder"),
     ],
 )
@@ -122,7 +125,7 @@ def test_ctrl_c_resume_evaluate_info(tmp_path, capsys):
     assert stopped.returncode == 130, err
     folder = tmp_path / "runs" / "small"
     hint = (
-        f"distrec: stopped. Go on from the last checkpoint: distrec train small.yaml run.dir={folder} run.resume=true"
+        f"distrec: stopped. Go on from the last checkpoint:\ndistrec train small.yaml run.dir={folder} run.resume=true"
     )
     assert hint in err
     assert "Traceback" not in err
@@ -143,6 +146,6 @@ def test_ctrl_c_resume_evaluate_info(tmp_path, capsys):
     assert len(figures) == 2 and figures == figures_of(out_whole)
 
     code, out, _ = run(capsys, "evaluate", str(folder), "eval.k=[20]")
-    assert code == 0 and figures == figures_of(out)
+    assert code == 0 and figures == figures_of(out) and "checkpoint after epoch 40 of 40" in out
     assert run(capsys, "evaluate", str(folder), "optim.lr=3")[0] == 2
     assert "run folder of mf with ssm on planted" in run(capsys, "info", str(folder))[1]

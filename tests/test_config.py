@@ -54,6 +54,7 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path):
         0.3,
     )
     assert load(Config, None, ["eval.k=7"]).eval.k == (7,)
+    assert load(Config, None, ["eval.k=5,10"]).eval.k == (5, 10)
 
 
 def test_the_dump_reads_back_equal():
@@ -100,7 +101,7 @@ def test_configurations_are_frozen():
         ("train.batch_size=1", "train.batch_size=1 is less than train.workers=2"),
         ("sampling.negatives=0", "negatives must be at least 1"),
         ("optim.lr=.nan", "optim.lr: .*finite"),
-        ("train=3", "train: .*"),
+        ("train=3", "train is a section: give its keys, train.KEY=...; got 3"),
         ("train.workers.x=3", "train.workers: .*integer"),
         ("noequals", "reads key=value"),
         ("optim.lr=[", "not a valid value"),
@@ -126,7 +127,10 @@ def test_files_that_cannot_be_read(tmp_path):
         load(Config, tmp_path / "dotted.yaml")
     with pytest.raises(UserError, match="gowalla.yaml is not valid YAML"):
         load(Config, tmp_path / "gowalla.yaml")
-    with pytest.raises(UserError, match="must hold keys and values"):
+    with pytest.raises(UserError, match="is no configuration file"):
         load(Config, tmp_path / "list.yaml")
+    (tmp_path / "empty.yaml").touch()
+    with pytest.raises(UserError, match="empty.yaml is empty"):
+        load(Config, tmp_path / "empty.yaml")
     with pytest.raises(UserError, match="cannot read"):
         load(Config, tmp_path)

@@ -71,8 +71,15 @@ def find_column(path: Path, names: list[str], wanted: str, typed: bool = False) 
         raise UserError(f"{path} has {plain.count(wanted)} columns named {wanted!r}")
     near = difflib.get_close_matches(wanted, plain, n=len(plain), cutoff=0.5)
     listed = ", ".join(near + [name for name in plain if name not in near])
-    setting = "" if typed else " (set data.user_column and data.item_column)"
-    raise UserError(f"{path} has no column {wanted!r}; its columns: {listed}{setting}")
+    advice = "" if typed else f". {_column_advice(plain)}"
+    raise UserError(f"{path} has no column {wanted!r}; its columns: {listed}{advice}")
+
+
+def _column_advice(names: list[str]) -> str:
+    other = [mark for mark in ",;|\t" if len(names) == 1 and mark in names[0]]
+    if other:
+        return f"The header looks separated by {other[0]!r}: set data.separator='{other[0]}'"
+    return "The first line must be a header; set data.user_column and data.item_column to its names"
 
 
 def _read_fast(
@@ -140,7 +147,7 @@ def _malformed(record: _Record, width: int, user: int, item: int) -> str:
     if record.error:
         return record.error
     if len(record.fields) != width:
-        return f"{len(record.fields)} columns where the header has {width}"
+        return f"{len(record.fields)} column{'s' * (len(record.fields) != 1)} where the header has {width}"
     for name, position in (("user", user), ("item", item)):
         field = record.fields[position]
         if not field.strip():

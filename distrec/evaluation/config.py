@@ -8,6 +8,8 @@ from distrec.config import Section
 
 
 def _one_or_more(value: Any) -> Any:
+    if isinstance(value, str):  # a shell that takes [ ] for itself is spared: eval.k=10,20
+        return tuple(value.split(","))
     return (value,) if isinstance(value, int) else value
 
 

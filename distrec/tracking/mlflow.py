@@ -168,6 +168,7 @@ class MlflowTracker(Tracker):
         params = {_name(key): _shortened(value) for key, value in config.items()}
         # A param can be written once. What a resumed run changes (the number of workers) is told in a tag.
         changed = {key: f"{before[key]} -> {value}" for key, value in params.items() if before.get(key, value) != value}
+        changed.pop("run.resume", None)
         ours = {f"version.{package}": version for package, version in versions().items()}
         if commit := git_commit(Path(__file__).parent):
             # The name under which MLflow's own pages show the commit.

@@ -15,8 +15,8 @@ from distrec.train.run_folder import RunFolder
 from distrec.train.trainer import Trainer
 
 
-def evaluate_run(run: Path, part: Part, overrides: Sequence[str] = ()) -> RankingSums:
-    """Metrics of the last checkpoint of a run.
+def evaluate_run(run: Path, part: Part, overrides: Sequence[str] = ()) -> tuple[RankingSums, int, int]:
+    """Metrics of the last checkpoint of a run, the epoch it was taken after, and how many the run was to have.
 
     Args:
         run: the run folder, of any number of workers.
@@ -39,5 +39,5 @@ def evaluate_run(run: Path, part: Part, overrides: Sequence[str] = ()) -> Rankin
         raise UserError(f"the data of {run} have no {part.name.lower()} part")
     cuda = torch.cuda.is_available() and config.train.device != "cpu"
     trainer = Trainer(config, dataset, torch.device("cuda" if cuda else "cpu"))
-    trainer.load(checkpoint)
-    return trainer.evaluate(part)
+    history = trainer.load(checkpoint)["history"]
+    return trainer.evaluate(part), len(history), config.train.epochs

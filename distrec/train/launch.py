@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from distrec.config import flat
+from distrec.data.config import PLANTED
 from distrec.data.dataset import MANIFEST, Dataset, Part
 from distrec.data.prepare import prepare
 from distrec.data.stream import STREAM_CPUS
@@ -74,13 +76,17 @@ def train(config: Config, name: str = "distrec", on_event: Listener | None = Non
     dataset = prepare(config.data, log=note)
     dataset = Dataset.open(dataset.path.absolute())  # workers stand in another folder
     _check_data(config, dataset, folder)
+    if config.data.source == PLANTED:
+        note("data: these are made; set data.source to train on yours")
     note(f"ray: {_where()}")
     with ray_running(config.train.workers, verbose):
         _check_cluster(config)
         tracker = _open_run(config, dataset, folder, note)
-        note(f"train: starting {config.train.workers} workers for {dataset.manifest.train:,} interactions an epoch")
+        workers = f"{config.train.workers} worker{'s' * (config.train.workers > 1)}"
+        note(f"train: starting {workers} for {dataset.manifest.train:,} interactions an epoch (takes some 20 s)")
         status = "FAILED"
         try:
+            _stop_on_sigterm()
             outcome = _fit(config, dataset, folder, lambda event: _record(event, tracker, tell))
             result = _result(config, dataset, folder, outcome, time.perf_counter() - start)
             tracker.log_metrics(result.metrics, config.train.epochs)
@@ -93,6 +99,12 @@ def train(config: Config, name: str = "distrec", on_event: Listener | None = Non
         finally:
             tracker.finish(status)
     return result
+
+
+def _stop_on_sigterm() -> None:
+    """A scheduler's polite end (Slurm, Docker) is a Ctrl-C. Ray has put a handler of its own there by now."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
 
 
 def _open_run(config: Config, dataset: Dataset, folder: RunFolder, note: Callable[[str], None]) -> Tracker:
@@ -114,10 +126,7 @@ def _open_run(config: Config, dataset: Dataset, folder: RunFolder, note: Callabl
 def _check_data(config: Config, dataset: Dataset, folder: RunFolder) -> None:
     m = dataset.manifest
     if not m.test:
-        raise UserError(
-            f"{config.data.source} has no test part: name a file in data.test, or hold out a share of each user's "
-            "interactions, when preparing the raw data, with data.test_fraction=0.2"
-        )
+        raise UserError(f"{config.data.source} has no test part: {_why_no_test(config, dataset)}")
     if not m.train:
         raise UserError(f"{config.data.source} has no training interactions")
     _check_workers(config.train.workers, m.buckets)
@@ -128,6 +137,14 @@ def _check_data(config: Config, dataset: Dataset, folder: RunFolder) -> None:
                 f"{config.data.source}: no user has both training interactions and a {part.name.lower()} part; "
                 "check how it was split"
             )
+
+
+def _why_no_test(config: Config, dataset: Dataset) -> str:
+    if dataset.manifest.overlap:
+        return f"all of its interactions ({dataset.manifest.overlap:,}) are training interactions too"
+    if config.data.test_fraction:
+        return f"data.test_fraction={config.data.test_fraction:g} held nothing out; users have too few interactions"
+    return "hold out a share of each user's interactions with data.test_fraction=0.2, or name a file in data.test"
 
 
 def _any_rankable(dataset: Dataset, part: Part) -> bool:
@@ -241,6 +258,9 @@ def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener
             thread.join(_POLL_S)
             for event in ray.get(mailbox.take.remote()):
                 on_event(event)
+    except KeyboardInterrupt:
+        on_event({"kind": "note", "text": "stopping"})
+        raise
     finally:
         ray.kill(mailbox)  # workers that find nobody listening stop
         thread.join(_STOP_S)

@@ -58,6 +58,7 @@ class _Loop:
             self._tell({"kind": "note", "text": f"resumed after epoch {len(self.history)}"})
         first_batch_s = self._train_epochs() if len(self.history) < self.config.train.epochs else 0.0
         start = time.perf_counter()
+        self._tell({"kind": "note", "text": "evaluating on the test part"})
         test = self.trainer.evaluate(Part.TEST)
         eval_s = time.perf_counter() - start
         return {"history": self.history, "test": test, "first_batch_s": first_batch_s, "eval_s": eval_s}

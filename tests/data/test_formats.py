@@ -69,7 +69,7 @@ def test_lightgcn_bad_line(tmp_path, content, line, message):
 
 
 BAD_CSV = [
-    (b"user,item\n1,2\n3\n5,6\n", 3, "1 columns where the header has 2: '3'"),
+    (b"user,item\n1,2\n3\n5,6\n", 3, "1 column where the header has 2: '3'"),
     (b"user,item\n1,2\n\n3,4,9\n5,6\n", 4, "3 columns where the header has 2: '3,4,9'"),
     (b"user,item\n1,2\n,4\n5,6\n", 3, "empty user id: ',4'"),
     (b"user,item\n1,2\n3, \n5,6\n", 3, "empty item id: '3, '"),
@@ -131,9 +131,7 @@ def test_csv_foreign_bytes_in_other_columns_are_nobodys_concern(tmp_path):
 def test_csv_missing_or_doubled_column(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("time,itme,user\n1,2,3\n")
-    with pytest.raises(
-        UserError, match=r"a\.csv has no column 'item'; its columns: itme, time, user \(set data\.user_col"
-    ):
+    with pytest.raises(UserError, match=r"a\.csv has no column 'item'; its columns: itme, time, user\. The first line"):
         run(tmp_path, path)
     path.write_text("item,user,item\n1,2,3\n")
     with pytest.raises(UserError, match=r"a\.csv has 2 columns named 'item'"):

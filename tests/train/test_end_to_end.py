@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused_before_it_starts(ray, small, runs, tmp_pat
     with pytest.raises(UserError, match=r"train.workers=12 needs 18 CPUs .* the Ray cluster has 6"):
         train(run_config(small, runs, "many", workers=12))
     (tmp_path / "pairs.csv").write_text("user,item\n1,2\n1,3\n2,3\n")
-    with pytest.raises(UserError, match="has no test part: name a file in data.test, or .*data.test_fraction"):
+    with pytest.raises(UserError, match="has no test part: hold out .* with data.test_fraction=0.2"):
         train(run_config(small, runs, "no-test", data={"source": str(tmp_path / "pairs.csv")}))
 
 
