@@ -67,6 +67,10 @@ class OptimConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate over the run."""
 
+    kernels: Literal["auto", "reference", "numba"] = "auto"
+    """What takes the steps: numba, compiled loops for CPUs; reference, plain torch on any device; auto, numba on CPUs
+    and reference elsewhere."""
+
     @field_validator("rule")
     @classmethod
     def _known_rule(cls, rule: str) -> str:

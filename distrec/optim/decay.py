@@ -13,6 +13,8 @@ import math
 
 import torch
 
+from distrec.optim.kernels.interface import Kernels, Owed
+
 
 class FullDecay:
     """What the rows of one shard still owe. Implements `distrec.tables.table.Lazy`.
@@ -21,8 +23,9 @@ class FullDecay:
     whatever the rows are: they grow with the steps, and what counts is the difference of two. S is the room for them.
     """
 
-    def __init__(self, rows: int, device: torch.device, strength: float) -> None:
+    def __init__(self, rows: int, device: torch.device, strength: float, kernels: Kernels) -> None:
         self._strength = strength
+        self._kernels = kernels
         self._written_V = torch.zeros(rows, dtype=torch.int32, device=device)  # steps are counted from the last rebase
         self._sums_S = torch.zeros(1024, dtype=torch.float64, device=device)  # L_0 .. L_now, then room to grow
         self._rebase()
@@ -45,31 +48,28 @@ class FullDecay:
             self._sums_S = torch.cat([self._sums_S, torch.zeros_like(self._sums_S)])
         self._sums_S[self._now] = total
 
-    def settled(self, rows_UD: torch.Tensor, local_U: torch.Tensor | None) -> torch.Tensor:
-        """The stored rows brought up to date, (U, D); `local_U` are their local numbers, None for the whole
-        shard in order.
+    @property
+    def owed(self) -> Owed:
+        """What kernels need to settle a row, or to mark it as settled."""
+        return Owed(self._written_V, self._sums_S, self._now)
 
-        Leaves `rows_UD` as it is, and returns it where nothing is owed.
-        """
-        return rows_UD * self._factors(local_U).to(rows_UD.dtype) if self.owes else rows_UD
+    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor) -> torch.Tensor:
+        """Up-to-date copies of some stored rows, (U, D); `local_U` are their local numbers."""
+        if not self.owes:
+            return stored_VD.index_select(0, local_U)
+        return self._kernels.read(stored_VD, local_U, self.owed)
 
-    def settle_(self, rows_UD: torch.Tensor, local_U: torch.Tensor) -> torch.Tensor:
-        """Brings copies of stored rows up to date in place. The caller must store them before anyone reads."""
-        rows_UD.mul_(self._factors(local_U).to(rows_UD.dtype))
-        self._written_V.index_fill_(0, local_U, self._now)
-        return rows_UD
+    def settle_(self, stored_VD: torch.Tensor) -> None:
+        """Brings the whole shard up to date in place, and forgets the past steps, which are all paid for."""
+        if self.owes:
+            self._kernels.settle_(stored_VD, self.owed)
+        self.mark_settled()
 
     def mark_settled(self) -> None:
-        """The whole shard has just been written up to date: forgets the past steps, which are all paid for."""
+        """The whole shard has just been written up to date by somebody else."""
         self._written_V.zero_()
         self._rebase()
 
     def _rebase(self) -> None:
         self._now, self._sum, self._lost = 0, 0.0, 0.0
         self._sums_S[0] = 0.0
-
-    def _factors(self, local_U: torch.Tensor | None) -> torch.Tensor:
-        """exp(L_now - L_written) of each row, (U, 1), float64."""
-        written_U = self._written_V if local_U is None else self._written_V.index_select(0, local_U)
-        sums_U = self._sums_S.index_select(0, written_U)
-        return sums_U.neg_().add_(self._sum).exp_().unsqueeze(1)
