@@ -95,6 +95,29 @@ class Adagrad(Rule):
         return rows_UD.addcdiv_(grad_UD, sum_UD.sqrt_().add_(eps), value=-lr)
 
 
+@RULES.register("rowwise_adagrad")
+class RowwiseAdagrad(Rule):
+    """s <- s + mean of g^2 over the row;  w <- w - lr g / (sqrt(s) + eps), s from 0, one number a row.
+
+    FBGEMM's EXACT_ROWWISE_ADAGRAD, without its options: at D = 64, one sixty-fourth of Adagrad's memory.
+    """
+
+    def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
+        self._eps = hyper.eps
+        self._sum_V = rows_VD.new_zeros(len(rows_VD))
+        self.slots = {"sum": self._sum_V}
+
+    def numbers(self, lr: float, t: int) -> tuple[float, ...]:
+        return lr, self._eps
+
+    def update(
+        self, local_U: torch.Tensor, rows_UD: torch.Tensor, grad_UD: torch.Tensor, lr: float, eps: float
+    ) -> torch.Tensor:
+        sum_U = self._sum_V.index_select(0, local_U).add_(grad_UD.square().mean(1))
+        self._sum_V.index_copy_(0, local_U, sum_U)
+        return rows_UD.addcdiv_(grad_UD, sum_U.sqrt_().add_(eps).unsqueeze(1), value=-lr)
+
+
 @RULES.register("lazy_adam")
 class LazyAdam(Rule):
     """Adam (Kingma and Ba 2015) whose moments move only when their row is touched; the same as torch.optim.SparseAdam.

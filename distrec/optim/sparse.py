@@ -34,7 +34,7 @@ class SparseOptimizer:
         self._t = 0
         self._kernels = kernels_for(config.kernels, table.stored_VD.device)
         self._rule = RULES[config.rule](table.stored_VD, config)
-        self._strength = config.decay.strength
+        self._strength = config.decay.strength_of(table.name)
         self._full: FullDecay | None = None
         if config.decay.scope == "full" and self._strength > 0:
             # Coupling l2 gets here only with rules to which it is the same as decoupled: see config.refusal.
@@ -65,6 +65,8 @@ class SparseOptimizer:
         self._t += 1
         lr = learning_rate(self._config.schedule, self._config.lr, self._t, self._total_steps)
         if self._full is not None:
+            if self._full.exhausted:
+                self._table.settle()
             self._full.advance(lr)
         if len(local_U) == 0:
             return

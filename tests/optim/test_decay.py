@@ -53,7 +53,7 @@ def test_rebasing_forgets_the_steps_and_nothing_else(kernels):
     )
 
 
-def test_the_sums_grow_past_their_first_room_and_shrink_to_nothing_when_settled(kernels):
+def test_the_past_grows_past_their_first_room_and_shrink_to_nothing_when_settled(kernels):
     decay, rows_VD = owing(2, 1.0, kernels), torch.ones(2, 1, dtype=torch.float64)
     for _ in range(3000):
         decay.advance(1e-4)
@@ -62,12 +62,12 @@ def test_the_sums_grow_past_their_first_room_and_shrink_to_nothing_when_settled(
             decay.owed.written_V[0] = 1500
     expected = torch.full((2, 1), (1 - 1e-4) ** 3000, dtype=torch.float64)
     torch.testing.assert_close(decay.read(rows_VD, torch.arange(len(rows_VD))), expected, rtol=1e-12, atol=0)
-    room = len(decay.owed.sums_S)
+    room = len(decay.owed.left_S)
     for _ in range(3):
         decay.mark_settled()
         for _ in range(2000):
             decay.advance(1e-4)
-    assert len(decay.owed.sums_S) == room, "a run that settles now and then must not need more and more room"
+    assert len(decay.owed.left_S) == room, "a run that settles now and then must not need more and more room"
 
 
 def test_long_sums_lose_nothing(kernels):

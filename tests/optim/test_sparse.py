@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from distrec.optim.config import ScheduleConfig
+from distrec.errors import UserError
+from distrec.optim.config import DecayConfig, OptimConfig, ScheduleConfig
 from distrec.optim.reference import DenseReference
 from distrec.optim.rules import RULES
 from distrec.optim.sparse import SparseOptimizer
@@ -111,6 +112,22 @@ def test_a_row_first_touched_at_step_10000(rule, kernels):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
+def test_more_decay_than_float64_has_exponents_for(kernels):
+    """e^-0.7 a step: after 1000 of them nothing is left of an idle row, and a touched one must not notice."""
+    rows_VD = torch.randn(3, DIM, dtype=torch.float64)
+    chosen = config("sgd", "full", shrink=0.5, kernels=kernels)
+    table, optimizer = start(chosen, rows_VD, total_steps=2500)
+    reference = DenseReference(rows_VD, chosen, total_steps=2500)
+    for t in range(2500):
+        rows_U = torch.tensor([1]) if t % 7 == 3 else EMPTY
+        optimizer.step(rows_U, rows_VD[rows_U])
+        reference.step(rows_U, rows_VD[rows_U])
+        if t % 100 == 5:
+            read_VD = table.read(torch.arange(3))
+            torch.testing.assert_close(read_VD, reference.rows_VD, rtol=1e-12, atol=1e-270)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_decay_comes_before_the_rule(kernels):
     """By hand: the row decays, then the gradient moves it, and the move itself is not decayed."""
     table, optimizer = start(config(scope="full", lr=0.5, shrink=0.25, kernels=kernels), torch.ones(2, 1))
@@ -164,6 +181,50 @@ def test_only_full_decay_makes_a_table_lazy():
     for scope, shrink, lazy in cases:
         table, _ = start(config(scope=scope, shrink=shrink), torch.zeros(2, DIM))
         assert (table.lazy is not None) == lazy, (scope, shrink)
+
+
+@pytest.mark.parametrize("scope", ["in_batch", "full"])
+def test_each_table_decays_at_its_own_strength(scope):
+    rows_VD = torch.randn(4, DIM, dtype=torch.float64)
+    chosen = OptimConfig(rule="adagrad", lr=0.1, decay=DecayConfig(scope=scope, strength=1.0, users=0.0, items=3.0))
+    for name, strength in (("users", 0.0), ("items", 3.0), ("others", 1.0)):
+        table = Table(name, Plan(4, 4, 1), 0, rows_VD.clone())
+        optimizer, reference = SparseOptimizer(table, chosen, 10), DenseReference(rows_VD, chosen, 10, name)
+        assert (table.lazy is not None) == (scope == "full" and strength > 0)
+        for rows_U, grad_UD in batches(2, 10, 4):
+            optimizer.step(rows_U, grad_UD)
+            reference.step(rows_U, grad_UD)
+        torch.testing.assert_close(table.settle(), reference.rows_VD, rtol=1e-12, atol=1e-12)
+
+
+def test_kernels_do_not_run_where_they_cannot():
+    with pytest.raises(UserError, match="numba runs on CPUs, but the tables are on meta; use auto or reference"):
+        start(config(kernels="numba"), torch.zeros(2, DIM, device="meta"))
+
+
+@pytest.mark.parametrize("row", [-1, 4])
+def test_a_row_that_is_not_there_is_an_error_and_not_somebody_elses_memory(row):
+    table, optimizer = start(config(scope="full", kernels="numba"), torch.zeros(4, DIM))
+    with pytest.raises(IndexError):
+        optimizer.step(torch.tensor([0, row]), torch.zeros(2, DIM))
+    with pytest.raises(IndexError):
+        table.read(torch.tensor([0, row]))
+
+
+@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+def test_threads_change_no_digit(rule, scope, coupling):
+    """Nor does which rows share a batch, which is why the number of workers changes nothing either."""
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        table, optimizer = start(
+            config(rule, scope, coupling, kernels="numba"), torch.linspace(-1, 1, 5000).view(1000, 5)
+        )
+        for rows_U, grad_UD in batches(4, 7, 1000, torch.float32):
+            optimizer.step(rows_U, grad_UD)
+        found.append(table.read(torch.arange(1000)))
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
 
 
 def test_misshapen_gradients_are_caught():

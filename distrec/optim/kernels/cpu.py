@@ -13,7 +13,7 @@ import torch
 
 from distrec.optim.kernels import loops
 from distrec.optim.kernels.interface import Decay, Owed
-from distrec.optim.rules import SGD, Adagrad, LazyAdam, Rule
+from distrec.optim.rules import SGD, Adagrad, LazyAdam, RowwiseAdagrad, Rule
 
 # numba's own thread pool ("workqueue", where OpenMP is missing) dies when two threads launch at once.
 _launch = threading.Lock()
@@ -62,12 +62,17 @@ class NumbaKernels:
         )
 
 
-_STEPS: dict[type[Rule], loops.Loop] = {SGD: loops.SGD, Adagrad: loops.ADAGRAD, LazyAdam: loops.LAZY_ADAM}
-_NOTHING_OWED = (np.zeros(0, np.int32), np.zeros(1), 0)
+_STEPS: dict[type[Rule], loops.Loop] = {
+    SGD: loops.SGD,
+    Adagrad: loops.ADAGRAD,
+    RowwiseAdagrad: loops.ROWWISE_ADAGRAD,
+    LazyAdam: loops.LAZY_ADAM,
+}
+_NOTHING_OWED = (np.zeros(0, np.int32), np.ones(1), 0)
 
 
 def _arrays(owed: Owed) -> tuple[np.ndarray, np.ndarray, int]:
-    return owed.written_V.numpy(), owed.sums_S.numpy(), owed.now
+    return owed.written_V.numpy(), owed.left_S.numpy(), owed.now
 
 
 def _run(loop: loops.Loop, *arguments: Any) -> None:

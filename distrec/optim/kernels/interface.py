@@ -8,12 +8,12 @@ from distrec.optim.rules import Rule
 
 
 class Owed(NamedTuple):
-    """Decay that was put off: a stored row must be multiplied by exp(sums_S[now] - sums_S[written_V[row]])."""
+    """Decay that was put off: a stored row must be multiplied by left_S[now] / left_S[written_V[row]]."""
 
     written_V: torch.Tensor
     """int32: the step after which each row was last written."""
-    sums_S: torch.Tensor
-    """float64: the logarithm of what the steps so far leave of a row."""
+    left_S: torch.Tensor
+    """float64: the part that the steps so far leave of a row."""
     now: int
     """The present step."""
 

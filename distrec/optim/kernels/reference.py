@@ -36,7 +36,6 @@ class ReferenceKernels:
 
 
 def _factors(owed: Owed, local_U: torch.Tensor | None) -> torch.Tensor:
-    """exp(L_now - L_written) of some rows, None for all, (U, 1), float64."""
+    """What decay leaves of some rows, None for all, (U, 1), float64."""
     written_U = owed.written_V if local_U is None else owed.written_V.index_select(0, local_U)
-    sums_U = owed.sums_S.index_select(0, written_U)
-    return sums_U.neg_().add_(owed.sums_S[owed.now]).exp_().unsqueeze(1)
+    return (owed.left_S[owed.now] / owed.left_S.index_select(0, written_U)).unsqueeze(1)
