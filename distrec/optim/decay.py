@@ -27,7 +27,7 @@ class FullDecay:
         self._strength = strength
         self._kernels = kernels
         self._written_V = torch.zeros(rows, dtype=torch.int32, device=device)  # steps are counted from the last rebase
-        self._left_S = torch.ones(1024, dtype=torch.float64, device=device)  # exp(L_0) .. exp(L_now), then room to grow
+        self._keep(torch.ones(1024, dtype=torch.float64, device=device))
         self._rebase()
 
     @property
@@ -53,8 +53,8 @@ class FullDecay:
         self._sum = total
         self._now += 1
         if self._now == len(self._left_S):
-            self._left_S = torch.cat([self._left_S, torch.ones_like(self._left_S)])
-        self._left_S[self._now] = math.exp(total)
+            self._keep(torch.cat([self._left_S, torch.ones_like(self._left_S)]))
+        self._entry_S[self._now] = math.exp(total)
 
     @property
     def owed(self) -> Owed:
@@ -77,6 +77,11 @@ class FullDecay:
         """The whole shard has just been written up to date by somebody else."""
         self._written_V.zero_()
         self._rebase()
+
+    def _keep(self, left_S: torch.Tensor) -> None:
+        self._left_S = left_S  # exp(L_0) .. exp(L_now), then room to grow
+        # Where it can be had, a view of the same memory: setting one number through torch costs a hundredth of a step.
+        self._entry_S = left_S.numpy() if left_S.device.type == "cpu" else left_S
 
     def _rebase(self) -> None:
         self._now, self._sum, self._lost = 0, 0.0, 0.0  # exp(L_0) is 1 already
