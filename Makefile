@@ -17,6 +17,7 @@ test-slow: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/optimizer.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check distrec tests benchmarks

@@ -96,7 +96,7 @@ def test_configurations_are_frozen():
         ("train.device=tpu", "train.device: .*'auto', 'cpu' or 'cuda'.*'tpu'"),
         ("loss.name=bprr", "unknown loss 'bprr'; known: bpr, ssm"),
         ("model.name=mff", "unknown model 'mff'; known: mf"),
-        ("optim.rule=adm", "unknown optimizer rule 'adm'; known: adagrad, lazy_adam, sgd"),
+        ("optim.rule=adm", "unknown optimizer rule 'adm'; known: adagrad, lazy_adam, rowwise_adagrad, sgd"),
         ("loss={name: bpr, log_q: true}", "loss.log_q=true is for ssm; loss.name=bpr ignores it"),
         ("train.batch_size=1", "train.batch_size=1 is less than train.workers=2"),
         ("sampling.negatives=0", "negatives must be at least 1"),

@@ -22,6 +22,23 @@ class DecayConfig(Section):
     strength: float = Field(default=0.0, ge=0)
     """The decay strength lambda; lr * strength must be below 1."""
 
+    users: float | None = Field(default=None, ge=0)
+    """The strength for the table of users; null: as `strength` says."""
+
+    items: float | None = Field(default=None, ge=0)
+    """The strength for the table of items; null: as `strength` says."""
+
+    def strength_of(self, table: str) -> float:
+        """The strength for one table."""
+        own = {"users": self.users, "items": self.items}.get(table)
+        return self.strength if own is None else own
+
+    @property
+    def strongest(self) -> tuple[str, float]:
+        """The key with the highest strength, and this strength."""
+        given = {"strength": self.strength, "users": self.users or 0.0, "items": self.items or 0.0}
+        return max(given.items(), key=lambda pair: pair[1])
+
 
 class ScheduleConfig(Section):
     """The learning rate over the steps of a run; it never exceeds `lr`."""
@@ -47,7 +64,8 @@ class OptimConfig(Section):
     """The sparse-aware optimizer of one run."""
 
     rule: str = "lazy_adam"
-    """How a gradient changes its row: sgd, adagrad, or lazy_adam (Adam whose moments move only with their row)."""
+    """How a gradient changes its row: sgd, adagrad, rowwise_adagrad (one accumulator a row), or
+    lazy_adam (Adam whose moments move only with their row)."""
 
     lr: float = Field(default=1e-3, gt=0)
     """The learning rate at its peak."""
@@ -59,13 +77,17 @@ class OptimConfig(Section):
     """For lazy_adam: what the second moment keeps at an update."""
 
     eps: float = Field(default=1e-8, gt=0)
-    """For adagrad and lazy_adam: added to the root in the denominator."""
+    """For the rules that divide by a root: added to the root in the denominator."""
 
     decay: DecayConfig = DecayConfig()
     """Weight decay."""
 
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate over the run."""
+
+    kernels: Literal["auto", "reference", "numba"] = "auto"
+    """What takes the steps: numba, compiled loops for CPUs; reference, plain torch on any device; auto, numba on CPUs
+    and reference elsewhere."""
 
     @field_validator("rule")
     @classmethod
@@ -83,20 +105,20 @@ class OptimConfig(Section):
 
 def refusal(config: OptimConfig) -> str | None:
     """Why this combination of settings is refused, and what to do instead; None where it is sound."""
-    decay = config.decay
-    if decay.scope == "none" and decay.strength > 0:
+    decay, (key, strongest) = config.decay, config.decay.strongest
+    if decay.scope == "none" and strongest > 0:
         return (
-            f"decay.strength is {decay.strength:g}, but decay.scope none decays nothing; "
-            "choose scope in_batch or full, or set strength to 0"
+            f"decay.{key} is {strongest:g}, but decay.scope none decays nothing; "
+            f"choose scope in_batch or full, or set {key} to 0"
         )
     if decay.scope == "full" and decay.coupling == "l2" and not RULES[config.rule].l2_is_decoupled:
         return (
             f"decay.scope full with coupling l2 is refused for rule {config.rule}: decay would feed the accumulators "
             "of idle rows too, for which there is no closed form; use coupling decoupled, or scope in_batch"
         )
-    if config.lr * decay.strength >= 1:  # no schedule exceeds lr, so its peak decides
+    if config.lr * strongest >= 1:  # no schedule exceeds lr, so its peak decides
         return (
-            f"lr * decay.strength is {config.lr * decay.strength:g} and must be below 1: "
+            f"lr * decay.{key} is {config.lr * strongest:g} and must be below 1: "
             "a step would shrink a row to nothing or turn its sign; lower one of them"
         )
     return None

@@ -11,16 +11,18 @@ from distrec.optim.schedule import learning_rate
 class DenseReference:
     """Every allowed combination of rule, decay and schedule over a whole table, (V, D), in the dtype of its rows."""
 
-    def __init__(self, rows_VD: torch.Tensor, config: OptimConfig, total_steps: int) -> None:
+    def __init__(self, rows_VD: torch.Tensor, config: OptimConfig, total_steps: int, table: str = "items") -> None:
         self.rows_VD = rows_VD.clone()
         self.config = config
         self.total_steps = total_steps
+        self.table = table
         self.t = 0
         self.first_VD = torch.zeros_like(rows_VD)  # m of Adam
         self.second_VD = torch.zeros_like(rows_VD)  # v of Adam, the sum of squares of Adagrad
         self.rules: dict[str, Callable[[int, torch.Tensor], torch.Tensor]] = {
             "sgd": self.sgd,
             "adagrad": self.adagrad,
+            "rowwise_adagrad": self.rowwise_adagrad,
             "lazy_adam": self.lazy_adam,
         }
 
@@ -36,10 +38,11 @@ class DenseReference:
         """One row of a step; a row outside the batch has no gradient."""
         decay = self.config.decay
         if decay.scope == "full" or (decay.scope == "in_batch" and grad is not None):
+            strength = decay.strength_of(self.table)
             if decay.coupling == "decoupled":
-                self.rows_VD[row] = (1 - lr * decay.strength) * self.rows_VD[row]
+                self.rows_VD[row] = (1 - lr * strength) * self.rows_VD[row]
             else:
-                penalty = decay.strength * self.rows_VD[row]
+                penalty = strength * self.rows_VD[row]
                 grad = penalty if grad is None else grad + penalty
         if grad is not None:
             self.rows_VD[row] = self.rows_VD[row] - lr * self.rules[self.config.rule](row, grad)
@@ -51,6 +54,11 @@ class DenseReference:
     def adagrad(self, row: int, grad: torch.Tensor) -> torch.Tensor:
         """s <- s + g^2;  g / (sqrt(s) + eps)."""
         self.second_VD[row] = self.second_VD[row] + grad**2
+        return grad / (self.second_VD[row].sqrt() + self.config.eps)
+
+    def rowwise_adagrad(self, row: int, grad: torch.Tensor) -> torch.Tensor:
+        """s <- s + mean of g^2;  g / (sqrt(s) + eps). All elements of second_VD[row] hold the row's one s."""
+        self.second_VD[row] = self.second_VD[row] + (grad**2).sum() / len(grad)
         return grad / (self.second_VD[row].sqrt() + self.config.eps)
 
     def lazy_adam(self, row: int, grad: torch.Tensor) -> torch.Tensor:

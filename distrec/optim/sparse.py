@@ -5,6 +5,8 @@ import torch
 from distrec.errors import UserError
 from distrec.optim.config import OptimConfig
 from distrec.optim.decay import FullDecay
+from distrec.optim.kernels.choose import kernels_for
+from distrec.optim.kernels.interface import Decay
 from distrec.optim.rules import RULES
 from distrec.optim.schedule import learning_rate
 from distrec.tables.table import Table
@@ -20,19 +22,24 @@ class SparseOptimizer:
 
         Args:
             table: the shard.
-            config: rule, decay and schedule.
+            config: rule, decay, schedule and kernels.
             total_steps: steps of the whole run, for the schedule.
+
+        Raises:
+            UserError: kernels that do not run on the table's device.
         """
         self._table = table
         self._config = config
         self._total_steps = total_steps
         self._t = 0
+        self._kernels = kernels_for(config.kernels, table.stored_VD.device)
         self._rule = RULES[config.rule](table.stored_VD, config)
+        self._strength = config.decay.strength_of(table.name)
         self._full: FullDecay | None = None
-        if config.decay.scope == "full" and config.decay.strength > 0:
+        if config.decay.scope == "full" and self._strength > 0:
             # Coupling l2 gets here only with rules to which it is the same as decoupled: see config.refusal.
             assert table.lazy is None, f"table {table.name} already has an optimizer with full decay"
-            self._full = FullDecay(len(table.stored_VD), table.stored_VD.device, config.decay.strength)
+            self._full = FullDecay(len(table.stored_VD), table.stored_VD.device, self._strength, self._kernels)
             table.lazy = self._full
 
     @property
@@ -58,25 +65,23 @@ class SparseOptimizer:
         self._t += 1
         lr = learning_rate(self._config.schedule, self._config.lr, self._t, self._total_steps)
         if self._full is not None:
+            if self._full.exhausted:
+                self._table.settle()
             self._full.advance(lr)
         if len(local_U) == 0:
             return
-        rows_UD, grad_UD = self._decayed(stored_VD.index_select(0, local_U), grad_UD, local_U, lr)
-        rows_UD = self._rule.update(local_U, rows_UD, grad_UD, lr, self._t)
-        stored_VD.index_copy_(0, local_U, rows_UD)
+        numbers = self._rule.numbers(lr, self._t)
+        self._kernels.step_(stored_VD, local_U, grad_UD, self._decay(lr), self._rule, numbers)
 
-    def _decayed(
-        self, rows_UD: torch.Tensor, grad_UD: torch.Tensor, local_U: torch.Tensor, lr: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The touched rows and gradients that the rule sees. Overwrites the rows, not the gradients."""
-        decay = self._config.decay
+    def _decay(self, lr: float) -> Decay:
+        """How the touched rows decay at a step."""
         if self._full is not None:  # what the rows owe and this step's decay, in one factor
-            return self._full.settle_(rows_UD, local_U), grad_UD
-        if decay.scope == "none" or decay.strength == 0:
-            return rows_UD, grad_UD
-        if decay.coupling == "l2":
-            return rows_UD, grad_UD.add(rows_UD, alpha=decay.strength)
-        return rows_UD.mul_(1 - lr * decay.strength), grad_UD
+            return Decay(owed=self._full.owed)
+        if self._config.decay.scope == "none":
+            return Decay()
+        if self._config.decay.coupling == "l2":
+            return Decay(l2=self._strength)
+        return Decay(shrink=1 - lr * self._strength)
 
     def state(self) -> dict[str, torch.Tensor | int]:
         """What a checkpoint must keep beside the rows.

@@ -10,12 +10,12 @@ from distrec.plan import Plan
 class Lazy(Protocol):
     """What idle rows of a shard still owe (weight decay that was put off, say). An optimizer provides it."""
 
-    def settled(self, rows_UD: torch.Tensor, local_U: torch.Tensor | None) -> torch.Tensor:
-        """The stored rows brought up to date; `local_U` are their local numbers, None for the whole shard in order."""
+    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor) -> torch.Tensor:
+        """Up-to-date copies of the rows with these local numbers, (U, D)."""
         ...
 
-    def mark_settled(self) -> None:
-        """The whole shard has just been written up to date: nothing is owed any more."""
+    def settle_(self, stored_VD: torch.Tensor) -> None:
+        """Brings the whole shard up to date in place: nothing is owed any more."""
         ...
 
 
@@ -32,12 +32,12 @@ class Table:
 
     def read(self, local_U: torch.Tensor) -> torch.Tensor:
         """Up-to-date copies of the rows with these local numbers, (U, D)."""
-        rows_UD = self.stored_VD.index_select(0, local_U)
-        return rows_UD if self.lazy is None else self.lazy.settled(rows_UD, local_U)
+        if self.lazy is None:
+            return self.stored_VD.index_select(0, local_U)
+        return self.lazy.read(self.stored_VD, local_U)
 
     def settle(self) -> torch.Tensor:
         """Brings every row up to date in place and returns the shard, (V_local, D): for evaluation, saving, export."""
         if self.lazy is not None:
-            self.stored_VD.copy_(self.lazy.settled(self.stored_VD, None))
-            self.lazy.mark_settled()
+            self.lazy.settle_(self.stored_VD)
         return self.stored_VD

@@ -6,7 +6,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-_PACKAGES = ("distrec", "ray", "torch", "torch-geometric", "pyarrow", "numpy", "mlflow")
+_PACKAGES = ("distrec", "ray", "torch", "torch-geometric", "pyarrow", "numpy", "numba", "mlflow")
 
 
 def versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ ALLOWED = [
     for rule, (scope, coupling) in itertools.product(RULES, MODES)
     if (scope, coupling) != ("full", "l2") or rule == "sgd"
 ]
+KERNELS = ["reference", "numba"]  # of the CPU
 SHRINKS = [0.0, 1e-12, 1e-6, 1e-3, 0.3, 0.999999]  # lr * strength: from nothing to the edge of what is allowed
 SCHEDULES = st.builds(
     ScheduleConfig,
@@ -53,9 +54,8 @@ def config(rule="sgd", scope="none", coupling="decoupled", lr=0.1, shrink=0.01, 
 def runs(draw) -> Run:
     """Runs with gaps, empty batches, and rows that are never touched."""
     rule, scope, coupling = draw(st.sampled_from(ALLOWED))
-    chosen = config(
-        rule, scope, coupling, draw(st.sampled_from([1e-3, 0.1])), draw(st.sampled_from(SHRINKS)), draw(SCHEDULES)
-    )
+    lr, shrink = draw(st.sampled_from([1e-3, 0.1])), draw(st.sampled_from(SHRINKS))
+    chosen = config(rule, scope, coupling, lr, shrink, draw(SCHEDULES), kernels=draw(st.sampled_from(KERNELS)))
     size = draw(st.integers(1, 6))
     rows = st.lists(st.integers(0, size - 1), unique=True, min_size=1)
     step = st.tuples(st.just("step"), st.one_of(st.just([]), rows, rows, rows))

@@ -44,8 +44,19 @@ def test_strength_without_scope_is_refused():
         parse(OptimConfig, {"decay": {"strength": 0.1}})
 
 
+def test_a_table_may_have_its_own_strength_and_is_held_to_the_same_bounds():
+    decay = DecayConfig(scope="full", strength=0.1, users=0.0)
+    assert (decay.strength_of("users"), decay.strength_of("items")) == (0.0, 0.1)
+    with pytest.raises(UserError, match=r"lr \* decay.items is 2 and must be below 1"):
+        parse(OptimConfig, {"lr": 0.5, "decay": {"scope": "full", "items": 4.0}})
+    with pytest.raises(UserError, match="decay.users is 0.1, but decay.scope none decays nothing"):
+        parse(OptimConfig, {"decay": {"users": 0.1}})
+
+
 def test_an_unknown_rule_lists_the_known_ones():
-    with pytest.raises(UserError, match="rule: unknown optimizer rule 'adamw'; known: adagrad, lazy_adam, sgd"):
+    with pytest.raises(
+        UserError, match="rule: unknown optimizer rule 'adamw'; known: adagrad, lazy_adam, rowwise_adagrad, sgd"
+    ):
         parse(OptimConfig, {"rule": "adamw"})
 
 

@@ -58,6 +58,27 @@ def test_adagrad_with_l2_is_torch_adagrad_with_weight_decay():
     compare(chosen, lambda p: torch.optim.Adagrad(p, eps=1e-8, weight_decay=rate), sparse=False, every_row=True)
 
 
+def test_rowwise_adagrad_by_hand():
+    """One s a row: 0 + (9 + 16) / 2, then + (1 + 0) / 2."""
+    chosen = config("rowwise_adagrad", lr=0.1, eps=1e-3)
+    reference = DenseReference(torch.zeros(2, 2, dtype=torch.float64), chosen, STEPS)
+    reference.step(torch.tensor([1]), torch.tensor([[3.0, -4.0]], dtype=torch.float64))
+    reference.step(torch.tensor([1]), torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    first, second = 12.5**0.5 + 1e-3, 13**0.5 + 1e-3
+    expected = torch.tensor([[0, 0], [-0.1 * (3 / first + 1 / second), 0.1 * 4 / first]], dtype=torch.float64)
+    torch.testing.assert_close(reference.rows_VD, expected, rtol=1e-14, atol=0)
+
+
+def test_rowwise_adagrad_on_rows_of_one_element_is_adagrad():
+    found = []
+    for rule in ("adagrad", "rowwise_adagrad"):
+        reference = DenseReference(rows()[:, :1], config(rule, "full"), STEPS)
+        for rows_U, grad_UD in batches(3, STEPS, V):
+            reference.step(rows_U, grad_UD[:, :1])
+        found.append(reference.rows_VD)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize(
     ("scope", "coupling", "rival"),
     [

@@ -4,16 +4,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from distrec.optim.config import ScheduleConfig
+from distrec.errors import UserError
+from distrec.optim.config import DecayConfig, OptimConfig, ScheduleConfig
 from distrec.optim.reference import DenseReference
 from distrec.optim.rules import RULES
 from distrec.optim.sparse import SparseOptimizer
 from distrec.plan import Plan
 from distrec.tables.table import Table
 
-from .cases import ALLOWED, DIM, SHRINKS, Run, batches, config, runs, start
+from .cases import ALLOWED, DIM, KERNELS, SHRINKS, Run, batches, config, runs, start
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# (where the shard is, what updates it)
+WAYS = [*(("cpu", name) for name in KERNELS), *([("cuda", "auto")] if torch.cuda.is_available() else [])]
 EMPTY = torch.zeros(0, dtype=torch.int64)
 
 
@@ -59,11 +61,11 @@ def test_float32_stays_within_a_few_roundings_a_step(run):
     assert worst(run, torch.float32) <= 8 * 2**-24 * (steps + 1)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("device", "kernels"), WAYS)
 @pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
-def test_every_allowed_combination(rule, scope, coupling, device):
+def test_every_allowed_combination(rule, scope, coupling, device, kernels):
     rows_VD = torch.randn(7, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    chosen = config(rule, scope, coupling, schedule=ScheduleConfig(name="cosine", warmup_steps=3))
+    chosen = config(rule, scope, coupling, schedule=ScheduleConfig(name="cosine", warmup_steps=3), kernels=kernels)
     table, optimizer = start(chosen, rows_VD.to(device), total_steps=30)
     reference = DenseReference(rows_VD, chosen, total_steps=30)
     for rows_U, grad_UD in batches(2, 30, 7):
@@ -72,11 +74,14 @@ def test_every_allowed_combination(rule, scope, coupling, device):
     torch.testing.assert_close(table.settle().cpu(), reference.rows_VD, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("shrink", SHRINKS)
-def test_rows_never_touched_decay_to_the_last_digits(shrink):
+def test_rows_never_touched_decay_to_the_last_digits(shrink, kernels):
     """Nothing cancels here, so each element must agree with the sweep relative to itself, however small it is."""
     rows_VD = torch.randn(4, DIM, dtype=torch.float64)
-    chosen = config(scope="full", shrink=shrink, schedule=ScheduleConfig(name="linear", warmup_steps=7))
+    chosen = config(
+        scope="full", shrink=shrink, schedule=ScheduleConfig(name="linear", warmup_steps=7), kernels=kernels
+    )
     table, optimizer = start(chosen, rows_VD, total_steps=40)
     reference = DenseReference(rows_VD, chosen, total_steps=40)
     for _ in range(40):
@@ -87,10 +92,13 @@ def test_rows_never_touched_decay_to_the_last_digits(shrink):
     assert shrink == 0 or (table.read(idle).abs() < rows_VD[idle].abs()).all()
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("rule", RULES)
-def test_a_row_first_touched_at_step_10000(rule):
+def test_a_row_first_touched_at_step_10000(rule, kernels):
     rows_VD = torch.randn(2, DIM, dtype=torch.float64)
-    chosen = config(rule, "full", shrink=1e-3, schedule=ScheduleConfig(name="cosine", warmup_steps=100))
+    chosen = config(
+        rule, "full", shrink=1e-3, schedule=ScheduleConfig(name="cosine", warmup_steps=100), kernels=kernels
+    )
     table, optimizer = start(chosen, rows_VD, total_steps=10_001)
     reference = DenseReference(rows_VD, chosen, total_steps=10_001)
     none_UD = torch.zeros(0, DIM, dtype=torch.float64)
@@ -103,15 +111,33 @@ def test_a_row_first_touched_at_step_10000(rule):
     torch.testing.assert_close(table.settle(), reference.rows_VD, rtol=1e-12, atol=0)
 
 
-def test_decay_comes_before_the_rule():
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_more_decay_than_float64_has_exponents_for(kernels):
+    """e^-0.7 a step: after 1000 of them nothing is left of an idle row, and a touched one must not notice."""
+    rows_VD = torch.randn(3, DIM, dtype=torch.float64)
+    chosen = config("sgd", "full", shrink=0.5, kernels=kernels)
+    table, optimizer = start(chosen, rows_VD, total_steps=2500)
+    reference = DenseReference(rows_VD, chosen, total_steps=2500)
+    for t in range(2500):
+        rows_U = torch.tensor([1]) if t % 7 == 3 else EMPTY
+        optimizer.step(rows_U, rows_VD[rows_U])
+        reference.step(rows_U, rows_VD[rows_U])
+        if t % 100 == 5:
+            read_VD = table.read(torch.arange(3))
+            torch.testing.assert_close(read_VD, reference.rows_VD, rtol=1e-12, atol=1e-270)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_decay_comes_before_the_rule(kernels):
     """By hand: the row decays, then the gradient moves it, and the move itself is not decayed."""
-    table, optimizer = start(config(scope="full", lr=0.5, shrink=0.25), torch.ones(2, 1))
+    table, optimizer = start(config(scope="full", lr=0.5, shrink=0.25, kernels=kernels), torch.ones(2, 1))
     optimizer.step(torch.tensor([0]), torch.ones(1, 1))
     assert table.read(torch.tensor([0, 1])).tolist() == [[0.75 - 0.5], [0.75]]
 
 
-def test_reading_changes_nothing_and_gives_copies():
-    table, optimizer = start(config(scope="full"), torch.randn(3, DIM))
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_reading_changes_nothing_and_gives_copies(kernels):
+    table, optimizer = start(config(scope="full", kernels=kernels), torch.randn(3, DIM))
     optimizer.step(torch.tensor([1]), torch.ones(1, DIM))
     stored_VD = table.stored_VD.clone()
     first = table.read(torch.arange(3))
@@ -121,9 +147,10 @@ def test_reading_changes_nothing_and_gives_copies():
     assert torch.equal(table.read(torch.arange(3)), first_value)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
-def test_a_step_leaves_its_gradient_and_idle_state_as_they_are(rule, scope, coupling):
-    table, optimizer = start(config(rule, scope, coupling), torch.randn(4, DIM))
+def test_a_step_leaves_its_gradient_and_idle_state_as_they_are(rule, scope, coupling, kernels):
+    table, optimizer = start(config(rule, scope, coupling, kernels=kernels), torch.randn(4, DIM))
     optimizer.step(torch.arange(4), torch.randn(4, DIM))
     table.settle()
     before = {name: value.clone() for name, value in optimizer.state().items() if name != "t"}
@@ -154,6 +181,50 @@ def test_only_full_decay_makes_a_table_lazy():
     for scope, shrink, lazy in cases:
         table, _ = start(config(scope=scope, shrink=shrink), torch.zeros(2, DIM))
         assert (table.lazy is not None) == lazy, (scope, shrink)
+
+
+@pytest.mark.parametrize("scope", ["in_batch", "full"])
+def test_each_table_decays_at_its_own_strength(scope):
+    rows_VD = torch.randn(4, DIM, dtype=torch.float64)
+    chosen = OptimConfig(rule="adagrad", lr=0.1, decay=DecayConfig(scope=scope, strength=1.0, users=0.0, items=3.0))
+    for name, strength in (("users", 0.0), ("items", 3.0), ("others", 1.0)):
+        table = Table(name, Plan(4, 4, 1), 0, rows_VD.clone())
+        optimizer, reference = SparseOptimizer(table, chosen, 10), DenseReference(rows_VD, chosen, 10, name)
+        assert (table.lazy is not None) == (scope == "full" and strength > 0)
+        for rows_U, grad_UD in batches(2, 10, 4):
+            optimizer.step(rows_U, grad_UD)
+            reference.step(rows_U, grad_UD)
+        torch.testing.assert_close(table.settle(), reference.rows_VD, rtol=1e-12, atol=1e-12)
+
+
+def test_kernels_do_not_run_where_they_cannot():
+    with pytest.raises(UserError, match="numba runs on CPUs, but the tables are on meta; use auto or reference"):
+        start(config(kernels="numba"), torch.zeros(2, DIM, device="meta"))
+
+
+@pytest.mark.parametrize("row", [-1, 4])
+def test_a_row_that_is_not_there_is_an_error_and_not_somebody_elses_memory(row):
+    table, optimizer = start(config(scope="full", kernels="numba"), torch.zeros(4, DIM))
+    with pytest.raises(IndexError):
+        optimizer.step(torch.tensor([0, row]), torch.zeros(2, DIM))
+    with pytest.raises(IndexError):
+        table.read(torch.tensor([0, row]))
+
+
+@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+def test_threads_change_no_digit(rule, scope, coupling):
+    """Nor does which rows share a batch, which is why the number of workers changes nothing either."""
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        table, optimizer = start(
+            config(rule, scope, coupling, kernels="numba"), torch.linspace(-1, 1, 5000).view(1000, 5)
+        )
+        for rows_U, grad_UD in batches(4, 7, 1000, torch.float32):
+            optimizer.step(rows_U, grad_UD)
+        found.append(table.read(torch.arange(1000)))
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
 
 
 def test_misshapen_gradients_are_caught():

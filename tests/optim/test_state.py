@@ -10,17 +10,18 @@ from distrec.optim.sparse import SparseOptimizer
 from distrec.plan import Plan
 from distrec.tables.table import Table
 
-from .cases import ALLOWED, DIM, batches, config, start
+from .cases import ALLOWED, DIM, KERNELS, batches, config, start
 
 SCHEDULE = ScheduleConfig(name="linear", warmup_steps=4)
 STEPS, CUT, V = 30, 13, 9
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
-def test_resumed_equals_uninterrupted_bit_for_bit(rule, scope, coupling, dtype):
+def test_resumed_equals_uninterrupted_bit_for_bit(rule, scope, coupling, dtype, kernels):
     """Both settle where the checkpoint is taken: saving settles the run that goes on, too."""
-    chosen = config(rule, scope, coupling, schedule=SCHEDULE)
+    chosen = config(rule, scope, coupling, schedule=SCHEDULE, kernels=kernels)
     steps = batches(5, STEPS, V, dtype)
     table, optimizer = start(chosen, torch.randn(V, DIM, dtype=dtype), STEPS)
     for batch in steps[:CUT]:

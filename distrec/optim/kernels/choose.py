@@ -1,0 +1,25 @@
+"""Which kernels a shard gets."""
+
+import torch
+
+from distrec.errors import UserError
+from distrec.optim.kernels.interface import Kernels
+from distrec.optim.kernels.reference import ReferenceKernels
+
+
+def kernels_for(name: str, device: torch.device) -> Kernels:
+    """The kernels of `optim.kernels` for a shard on this device.
+
+    Raises:
+        UserError: kernels that do not run on this device.
+    """
+    if name == "auto":
+        name = "numba" if device.type == "cpu" else "reference"
+    if name == "reference":
+        return ReferenceKernels()
+    assert name == "numba", name
+    if device.type != "cpu":
+        raise UserError(f"optim.kernels numba runs on CPUs, but the tables are on {device}; use auto or reference")
+    from distrec.optim.kernels.cpu import NumbaKernels  # here, as importing numba takes a good part of a second
+
+    return NumbaKernels()
