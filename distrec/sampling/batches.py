@@ -85,6 +85,11 @@ class BatchSource:
         return np.bincount(np.arange(len(degrees)) % buckets, weights=degrees, minlength=buckets).astype(np.int64)
 
     @cached_property
+    def _before_P(self) -> np.ndarray:
+        """Interactions in the buckets before each one."""
+        return np.cumsum(self._bucket_sizes_P) - self._bucket_sizes_P
+
+    @cached_property
     def _plans(self) -> tuple[Plan, Plan]:
         m = self.dataset.manifest
         return Plan(m.users, m.buckets, self.workers), Plan(m.items, m.buckets, self.workers)
@@ -130,19 +135,17 @@ class BatchSource:
 
     def _cuts(self, first: int, last: int) -> np.ndarray:
         """Where steps `first` .. `last` begin, and `last - 1` ends, in each bucket's shuffle, (steps + 1, P)."""
-        sizes_P = self._bucket_sizes_P
-        phases_P = (np.cumsum(sizes_P) - sizes_P) % self.steps
-        return (np.arange(first, last + 1)[:, None] * sizes_P + phases_P) // self.steps
+        phases_P = self._before_P % self.steps
+        return (np.arange(first, last + 1)[:, None] * self._bucket_sizes_P + phases_P) // self.steps
 
     def _pairs(self, epoch: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(place in `_interactions`, step, number in the epoch) of the pairs of some steps, bucket after bucket."""
-        before_P = np.cumsum(self._bucket_sizes_P) - self._bucket_sizes_P
         all_cuts, at, step, number = self._cuts(first, last), [], [], []
         for order, p in zip(self._order(epoch), self._plans[0].owned_buckets(self.worker), strict=True):
             cuts = all_cuts[:, p]
             at.append(order[cuts[0] : cuts[-1]])
             step.append(np.repeat(np.arange(first, last), np.diff(cuts)))
-            number.append(np.arange(before_P[p] + cuts[0], before_P[p] + cuts[-1]))
+            number.append(np.arange(self._before_P[p] + cuts[0], self._before_P[p] + cuts[-1]))
         return np.concatenate(at), np.concatenate(step), np.concatenate(number)
 
     def _shared_negatives(self, epoch: int, first: int, last: int) -> np.ndarray:

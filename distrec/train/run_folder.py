@@ -12,8 +12,8 @@ from distrec.train.config import Config
 CHECKPOINTS = "checkpoints"
 _CONFIG, _RESULT, _RUN = "config.yaml", "result.json", "run.json"
 # What a resumed run may change: where it runs and how it is watched, not what it computes.
-_FREE = ("run.dir", "run.resume", "train.workers", "train.device", "train.threads", "train.look_ahead_mib", "tracking.")
-_FREE_DATA = ("data.cache",)
+_FREE = ("run.dir", "run.resume", "train.workers", "train.device", "train.threads", "train.look_ahead_mib")
+_FREE += ("tracking.", "data.cache")
 
 
 class Timing(Section):
@@ -126,7 +126,7 @@ class RunFolder:
 
     def _check_same(self, config: Config) -> None:
         before, now = flat(self.config()), flat(config)
-        changed = [k for k in now if before.get(k) != now[k] and not k.startswith((*_FREE, *_FREE_DATA))]
+        changed = [k for k in now if before.get(k) != now[k] and not k.startswith(_FREE)]
         if changed:
             shown = "; ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed)
             raise UserError(f"cannot resume {self.path} with another configuration: {shown}")
