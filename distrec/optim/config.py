@@ -64,26 +64,33 @@ class OptimConfig(Section):
     """The sparse-aware optimizer of one run."""
 
     rule: str = "lazy_adam"
-    """How a gradient changes its row: sgd, adagrad, rowwise_adagrad (one accumulator a row), or
-    lazy_adam (Adam whose moments move only with their row)."""
+    """How a gradient changes its row: sgd, momentum (SGD with momentum), adagrad, rowwise_adagrad (one accumulator a
+    row), lazy_adam (Adam whose moments move only with their row), or adam (moments of all rows move at each step)."""
 
     lr: float = Field(default=1e-3, gt=0)
     """The learning rate at its peak."""
 
     beta1: float = Field(default=0.9, ge=0, lt=1)
-    """For lazy_adam: what the first moment keeps at an update."""
+    """For lazy_adam and adam: what the first moment keeps at an update."""
 
     beta2: float = Field(default=0.999, ge=0, lt=1)
-    """For lazy_adam: what the second moment keeps at an update."""
+    """For lazy_adam and adam: what the second moment keeps at an update."""
 
     eps: float = Field(default=1e-8, gt=0)
     """For the rules that divide by a root: added to the root in the denominator."""
+
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """For momentum: what the sum of past gradients keeps at a step."""
 
     decay: DecayConfig = DecayConfig()
     """Weight decay."""
 
     schedule: ScheduleConfig = ScheduleConfig()
     """The learning rate over the run."""
+
+    idle: Literal["lazy", "sweep"] = "lazy"
+    """When rows outside the batch take what they miss (decay, momentum): lazy, as soon as they are read, which is the
+    same and costs less; sweep, at each step, for models that read the whole table at each step anyway."""
 
     kernels: Literal["auto", "reference", "numba"] = "auto"
     """What takes the steps: numba, compiled loops for CPUs; reference, plain torch on any device; auto, numba on CPUs
@@ -110,11 +117,6 @@ def refusal(config: OptimConfig) -> str | None:
         return (
             f"decay.{key} is {strongest:g}, but decay.scope none decays nothing; "
             f"choose scope in_batch or full, or set {key} to 0"
-        )
-    if decay.scope == "full" and decay.coupling == "l2" and not RULES[config.rule].l2_is_decoupled:
-        return (
-            f"decay.scope full with coupling l2 is refused for rule {config.rule}: decay would feed the accumulators "
-            "of idle rows too, for which there is no closed form; use coupling decoupled, or scope in_batch"
         )
     if config.lr * strongest >= 1:  # no schedule exceeds lr, so its peak decides
         return (

@@ -14,47 +14,61 @@ import math
 
 import torch
 
+from distrec.optim.idle import Idle
 from distrec.optim.kernels.interface import Kernels, Owed
 
 
-class FullDecay:
-    """What the rows of one shard still owe. Implements `distrec.tables.table.Lazy`.
+class Left:
+    """What decay leaves of a row that nobody touches: exp(L), kept on the host, so that a GPU is never waited for."""
 
-    Costs 4 bytes a row, and 8 bytes for each step since the shard was last settled as a whole. S is the room for them.
-    """
-
-    def __init__(self, rows: int, device: torch.device, strength: float, kernels: Kernels) -> None:
-        self._strength = strength
-        self._kernels = kernels
-        self._written_V = torch.zeros(rows, dtype=torch.int32, device=device)  # steps are counted from the last rebase
-        self._keep(torch.ones(1024, dtype=torch.float64, device=device))
-        self._rebase()
-
-    @property
-    def owes(self) -> bool:
-        """Whether a step was taken since the whole shard was last settled."""
-        return self._now > 0
+    def __init__(self) -> None:
+        self._sum, self._lost = 0.0, 0.0
 
     @property
     def exhausted(self) -> bool:
-        """Whether the shard must be settled before the next step: exp(L) would soon be no normal float64.
+        """Whether rows must be settled and the count start anew: exp(L) would soon be no normal float64.
 
         A step takes 37 at most, as 1 - lr * strength is 0 or at least 2^-53.
         """
         return self._sum < -650
 
-    def advance(self, lr: float) -> None:
-        """One step has begun at this learning rate: every row owes (1 - lr * strength) more."""
-        assert lr * self._strength < 1 and not self.exhausted, (lr, self._strength, self._sum)
-        # Kahan's sum, kept on the host: the error stays at one rounding of the total, and a GPU is never waited for.
-        term = math.log1p(-lr * self._strength) - self._lost
+    def advance(self, shrink: float) -> float:
+        """exp(L) after one more step, which takes the part `shrink` of each row."""
+        assert shrink < 1 and not self.exhausted, (shrink, self._sum)
+        term = math.log1p(-shrink) - self._lost  # Kahan's sum: the error stays at one rounding of the total
         total = self._sum + term
         self._lost = (total - self._sum) - term
         self._sum = total
+        return math.exp(total)
+
+
+class FullDecay(Idle):
+    """What the rows of one shard still owe.
+
+    Costs 4 bytes a row, and 8 bytes for each step since the shard was last settled as a whole. S is the room for them.
+    """
+
+    form = "closed form"
+
+    def __init__(self, rows: int, device: torch.device, strength: float, kernels: Kernels) -> None:
+        super().__init__(rows, device)
+        self._strength = strength
+        self._kernels = kernels
+        self._left = Left()
+        self._keep(torch.ones(1024, dtype=torch.float64, device=device))  # exp(L_0) is 1
+
+    def begin(self, stored_VD: torch.Tensor, local_U: torch.Tensor, lr: float, t: int) -> Owed:
+        if self._left.exhausted:
+            self.settle_(stored_VD)
+        self.advance(lr)
+        return self.owed  # with this step's decay: all of it in one factor
+
+    def advance(self, lr: float) -> None:
+        """One step has begun at this learning rate: every row owes (1 - lr * strength) more."""
         self._now += 1
         if self._now == len(self._left_S):
             self._keep(torch.cat([self._left_S, torch.ones_like(self._left_S)]))
-        self._entry_S[self._now] = math.exp(total)
+        self._entry_S[self._now] = self._left.advance(lr * self._strength)
 
     @property
     def owed(self) -> Owed:
@@ -62,26 +76,20 @@ class FullDecay:
         return Owed(self._written_V, self._left_S, self._now)
 
     def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor) -> torch.Tensor:
-        """Up-to-date copies of some stored rows, (U, D); `local_U` are their local numbers."""
         if not self.owes:
             return stored_VD.index_select(0, local_U)
         return self._kernels.read(stored_VD, local_U, self.owed)
 
     def settle_(self, stored_VD: torch.Tensor) -> None:
-        """Brings the whole shard up to date in place, and forgets the past steps, which are all paid for."""
         if self.owes:
             self._kernels.settle_(stored_VD, self.owed)
         self.mark_settled()
 
     def mark_settled(self) -> None:
-        """The whole shard has just been written up to date by somebody else."""
-        self._written_V.zero_()
-        self._rebase()
+        super().mark_settled()
+        self._left = Left()
 
     def _keep(self, left_S: torch.Tensor) -> None:
         self._left_S = left_S  # exp(L_0) .. exp(L_now), then room to grow
         # Where it can be had, a view of the same memory: setting one number through torch costs a hundredth of a step.
         self._entry_S = left_S.numpy() if left_S.device.type == "cpu" else left_S
-
-    def _rebase(self) -> None:
-        self._now, self._sum, self._lost = 0, 0.0, 0.0  # exp(L_0) is 1 already

@@ -17,13 +17,15 @@ class DenseReference:
         self.total_steps = total_steps
         self.table = table
         self.t = 0
-        self.first_VD = torch.zeros_like(rows_VD)  # m of Adam
+        self.first_VD = torch.zeros_like(rows_VD)  # m of Adam, the buffer of momentum
         self.second_VD = torch.zeros_like(rows_VD)  # v of Adam, the sum of squares of Adagrad
         self.rules: dict[str, Callable[[int, torch.Tensor], torch.Tensor]] = {
             "sgd": self.sgd,
+            "momentum": self.momentum,
             "adagrad": self.adagrad,
             "rowwise_adagrad": self.rowwise_adagrad,
             "lazy_adam": self.lazy_adam,
+            "adam": self.adam,
         }
 
     def step(self, rows_U: torch.Tensor, grad_UD: torch.Tensor) -> None:
@@ -37,19 +39,26 @@ class DenseReference:
     def step_row(self, row: int, grad: torch.Tensor | None, lr: float) -> None:
         """One row of a step; a row outside the batch has no gradient."""
         decay = self.config.decay
-        if decay.scope == "full" or (decay.scope == "in_batch" and grad is not None):
-            strength = decay.strength_of(self.table)
+        strength = decay.strength_of(self.table)
+        if strength > 0 and (decay.scope == "full" or (decay.scope == "in_batch" and grad is not None)):
             if decay.coupling == "decoupled":
                 self.rows_VD[row] = (1 - lr * strength) * self.rows_VD[row]
             else:
                 penalty = strength * self.rows_VD[row]
                 grad = penalty if grad is None else grad + penalty
+        if grad is None and self.config.rule in ("momentum", "adam"):
+            grad = torch.zeros_like(self.rows_VD[row])
         if grad is not None:
             self.rows_VD[row] = self.rows_VD[row] - lr * self.rules[self.config.rule](row, grad)
 
     def sgd(self, row: int, grad: torch.Tensor) -> torch.Tensor:
         """g."""
         return grad
+
+    def momentum(self, row: int, grad: torch.Tensor) -> torch.Tensor:
+        """b <- mu b + g;  b."""
+        self.first_VD[row] = self.config.momentum * self.first_VD[row] + grad
+        return self.first_VD[row]
 
     def adagrad(self, row: int, grad: torch.Tensor) -> torch.Tensor:
         """s <- s + g^2;  g / (sqrt(s) + eps)."""
@@ -63,8 +72,19 @@ class DenseReference:
 
     def lazy_adam(self, row: int, grad: torch.Tensor) -> torch.Tensor:
         """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)."""
+        self.move_moments(row, grad)
+        correction = (1 - self.config.beta2**self.t) ** 0.5 / (1 - self.config.beta1**self.t)
+        return correction * self.first_VD[row] / (self.second_VD[row].sqrt() + self.config.eps)
+
+    def adam(self, row: int, grad: torch.Tensor) -> torch.Tensor:
+        """m and v as above;  (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)."""
+        self.move_moments(row, grad)
+        mean = self.first_VD[row] / (1 - self.config.beta1**self.t)
+        square = self.second_VD[row] / (1 - self.config.beta2**self.t)
+        return mean / (square.sqrt() + self.config.eps)
+
+    def move_moments(self, row: int, grad: torch.Tensor) -> None:
+        """One step of Adam's m and v."""
         b1, b2 = self.config.beta1, self.config.beta2
         self.first_VD[row] = b1 * self.first_VD[row] + (1 - b1) * grad
         self.second_VD[row] = b2 * self.second_VD[row] + (1 - b2) * grad**2
-        correction = (1 - b2**self.t) ** 0.5 / (1 - b1**self.t)
-        return correction * self.first_VD[row] / (self.second_VD[row].sqrt() + self.config.eps)

@@ -1,10 +1,10 @@
-"""Rules: how the gradients of touched rows change them. A rule owns its accumulators
-and sees nothing of decay or schedules.
+"""Rules: how a gradient changes its row. A rule owns its accumulators and sees nothing of decay or schedules.
 
 To add one, write a class and register it: configuration and `SparseOptimizer` find it by its name. `kernels/loops.py`
-has each rule again, as one pass over the touched rows.
+has each rule again, as one pass over the rows.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol
 
@@ -25,12 +25,18 @@ class Hyper(Protocol):
     @property
     def eps(self) -> float: ...
 
+    @property
+    def momentum(self) -> float: ...
+
 
 class Rule(ABC):
     """One rule over one shard. Its accumulators are in `slots`: name -> (V_local, ...), in the order of the rows."""
 
     l2_is_decoupled: ClassVar[bool] = False
     """Whether lambda * w in the gradient does what decoupled decay does: only if the step is linear in it."""
+
+    moves_idle: ClassVar[bool] = False
+    """Whether a step also moves rows without a gradient. As a dense optimizer, it then takes their gradient as zero."""
 
     def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
         """Allocates accumulators for a shard like `rows_VD`: its size, dtype and device."""
@@ -58,6 +64,14 @@ class Rule(ABC):
             numbers: `self.numbers` of this step.
         """
 
+    def fades_after(self, dtype: torch.dtype) -> int | None:
+        """Idle steps without l2 after which a row of this dtype does not move any more; None: it never stops."""
+        return None
+
+    def fade(self, local_U: torch.Tensor, steps_U: torch.Tensor) -> None:
+        """Moves the accumulators of some rows by idle steps that leave the row itself as it is."""
+        raise NotImplementedError(f"{type(self).__name__} never fades")
+
 
 RULES: Registry[type[Rule]] = Registry("optimizer rule")
 
@@ -73,6 +87,28 @@ class SGD(Rule):
 
     def update(self, local_U: torch.Tensor, rows_UD: torch.Tensor, grad_UD: torch.Tensor, lr: float) -> torch.Tensor:
         return rows_UD.sub_(grad_UD, alpha=lr)
+
+
+@RULES.register("momentum")
+class Momentum(Rule):
+    """b <- mu b + g;  w <- w - lr b, b from 0: torch.optim.SGD(momentum=mu), for every row, touched or not."""
+
+    moves_idle = True
+
+    def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
+        self.momentum = hyper.momentum
+        self._buffer_VD = torch.zeros_like(rows_VD)
+        self.slots = {"buffer": self._buffer_VD}
+
+    def numbers(self, lr: float, t: int) -> tuple[float, ...]:
+        return lr, self.momentum
+
+    def update(
+        self, local_U: torch.Tensor, rows_UD: torch.Tensor, grad_UD: torch.Tensor, lr: float, momentum: float
+    ) -> torch.Tensor:
+        buffer_UD = self._buffer_VD.index_select(0, local_U).mul_(momentum).add_(grad_UD)
+        self._buffer_VD.index_copy_(0, local_U, buffer_UD)
+        return rows_UD.sub_(buffer_UD, alpha=lr)
 
 
 @RULES.register("adagrad")
@@ -127,14 +163,14 @@ class LazyAdam(Rule):
     """
 
     def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
-        self._beta1, self._beta2, self._eps = hyper.beta1, hyper.beta2, hyper.eps
+        self.beta1, self.beta2, self._eps = hyper.beta1, hyper.beta2, hyper.eps
         self._moment1_VD = torch.zeros_like(rows_VD)
         self._moment2_VD = torch.zeros_like(rows_VD)
         self.slots = {"moment1": self._moment1_VD, "moment2": self._moment2_VD}
 
     def numbers(self, lr: float, t: int) -> tuple[float, ...]:
-        step_size = lr * (1 - self._beta2**t) ** 0.5 / (1 - self._beta1**t)
-        return step_size, self._beta1, self._beta2, self._eps
+        step_size = lr * (1 - self.beta2**t) ** 0.5 / (1 - self.beta1**t)
+        return step_size, self.beta1, self.beta2, self._eps
 
     def update(
         self,
@@ -152,3 +188,31 @@ class LazyAdam(Rule):
         moment2_UD.addcmul_(grad_UD, grad_UD, value=1 - beta2)
         self._moment2_VD.index_copy_(0, local_U, moment2_UD)
         return rows_UD.addcdiv_(moment1_UD, moment2_UD.sqrt_().add_(eps), value=-step_size)
+
+
+@RULES.register("adam")
+class Adam(LazyAdam):
+    """Adam as torch.optim.Adam and AdamW have it: the moments of every row move at every step, and so does the row.
+
+    It divides by sqrt(v) / sqrt(1 - beta2^t) + eps, where `lazy_adam` has sqrt(v) + eps. With both sides of the
+    fraction times sqrt(1 - beta2^t) this is the formula of `lazy_adam` with an eps that grows to its value.
+    """
+
+    moves_idle = True
+
+    def numbers(self, lr: float, t: int) -> tuple[float, ...]:
+        step_size, beta1, beta2, eps = super().numbers(lr, t)
+        return step_size, beta1, beta2, eps * (1 - beta2**t) ** 0.5
+
+    def fades_after(self, dtype: torch.dtype) -> int | None:
+        """A missed update is to the one before as beta1 to sqrt(beta2), or less."""
+        ratio = self.beta1 / self.beta2**0.5 if self.beta2 else math.inf
+        if ratio >= 1:
+            return None
+        digits = -math.log(torch.finfo(dtype).eps) + 6  # 400 times below a rounding
+        return 1 + math.ceil(digits / -math.log(ratio)) if ratio else 1
+
+    def fade(self, local_U: torch.Tensor, steps_U: torch.Tensor) -> None:
+        for moment_VD, beta in ((self._moment1_VD, self.beta1), (self._moment2_VD, self.beta2)):
+            factor_U = torch.pow(torch.tensor(beta, dtype=torch.float64), steps_U.double()).to(moment_VD)
+            moment_VD.index_copy_(0, local_U, moment_VD.index_select(0, local_U) * factor_U.unsqueeze(1))

@@ -5,9 +5,12 @@ import torch
 from distrec.errors import UserError
 from distrec.optim.config import OptimConfig
 from distrec.optim.decay import FullDecay
+from distrec.optim.idle import Idle
 from distrec.optim.kernels.choose import kernels_for
 from distrec.optim.kernels.interface import Decay
-from distrec.optim.rules import RULES
+from distrec.optim.momentum import MomentumForm
+from distrec.optim.replay import Replay
+from distrec.optim.rules import RULES, Momentum
 from distrec.optim.schedule import learning_rate
 from distrec.tables.table import Table
 
@@ -35,12 +38,29 @@ class SparseOptimizer:
         self._kernels = kernels_for(config.kernels, table.stored_VD.device)
         self._rule = RULES[config.rule](table.stored_VD, config)
         self._strength = config.decay.strength_of(table.name)
-        self._full: FullDecay | None = None
-        if config.decay.scope == "full" and self._strength > 0:
-            # Coupling l2 gets here only with rules to which it is the same as decoupled: see config.refusal.
-            assert table.lazy is None, f"table {table.name} already has an optimizer with full decay"
-            self._full = FullDecay(len(table.stored_VD), table.stored_VD.device, self._strength, self._kernels)
-            table.lazy = self._full
+        self._idle = self._make_idle()
+        self._sweep = self._idle is not None and config.idle == "sweep"
+        assert table.lazy is None, f"table {table.name} already has an optimizer"
+        table.lazy = self._idle
+
+    def _make_idle(self) -> Idle | None:
+        """How idle rows catch up: by a closed form where there is one, else by replay; None: they do not move."""
+        stored_VD, decay, rule = self._table.stored_VD, self._config.decay, self._rule
+        strength, l2 = self._strength if decay.scope == "full" else 0.0, decay.coupling == "l2"
+        if isinstance(rule, Momentum):
+            return MomentumForm(rule, stored_VD, self._kernels, strength, l2)
+        if rule.moves_idle or (strength > 0 and l2 and not rule.l2_is_decoupled):
+            return Replay(rule, stored_VD, self._kernels, strength, l2)
+        if strength > 0:
+            return FullDecay(len(stored_VD), stored_VD.device, strength, self._kernels)
+        return None
+
+    @property
+    def idle_rows(self) -> str:
+        """What happens to rows that a step does not touch, for people."""
+        if self._idle is None:
+            return "stay as they are"
+        return "swept at each step" if self._sweep else f"caught up when read, by {self._idle.form}"
 
     @property
     def t(self) -> int:
@@ -64,19 +84,15 @@ class SparseOptimizer:
         assert grad_UD.dtype == stored_VD.dtype, (grad_UD.dtype, stored_VD.dtype)
         self._t += 1
         lr = learning_rate(self._config.schedule, self._config.lr, self._t, self._total_steps)
-        if self._full is not None:
-            if self._full.exhausted:
-                self._table.settle()
-            self._full.advance(lr)
-        if len(local_U) == 0:
-            return
-        numbers = self._rule.numbers(lr, self._t)
-        self._kernels.step_(stored_VD, local_U, grad_UD, self._decay(lr), self._rule, numbers)
+        owed = None if self._idle is None else self._idle.begin(stored_VD, local_U, lr, self._t)
+        decay = self._decay(lr) if owed is None else Decay(owed=owed)
+        if len(local_U) > 0:
+            self._kernels.step_(stored_VD, local_U, grad_UD, decay, self._rule, self._rule.numbers(lr, self._t))
+        if self._sweep:
+            self._table.settle()
 
     def _decay(self, lr: float) -> Decay:
-        """How the touched rows decay at a step."""
-        if self._full is not None:  # what the rows owe and this step's decay, in one factor
-            return Decay(owed=self._full.owed)
+        """How the touched rows, which owe nothing, decay at a step."""
         if self._config.decay.scope == "none":
             return Decay()
         if self._config.decay.coupling == "l2":
@@ -91,7 +107,7 @@ class SparseOptimizer:
 
         The rows that go with it must be settled: call `table.settle()` first. Then decay has nothing to save.
         """
-        assert self._full is None or not self._full.owes, f"settle table {self._table.name} before saving its optimizer"
+        assert self._idle is None or not self._idle.owes, f"settle table {self._table.name} before saving its optimizer"
         return {"t": self._t, **self._rule.slots}
 
     @torch.no_grad()
@@ -112,5 +128,5 @@ class SparseOptimizer:
             assert isinstance(saved, torch.Tensor) and saved.shape == slot.shape, (name, saved, slot.shape)
             slot.copy_(saved)
         self._t = int(state["t"])
-        if self._full is not None:
-            self._full.mark_settled()
+        if self._idle is not None:
+            self._idle.mark_settled()

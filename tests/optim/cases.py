@@ -13,13 +13,11 @@ from distrec.plan import Plan
 from distrec.tables.table import Table
 
 MODES = [("none", "decoupled"), ("in_batch", "decoupled"), ("in_batch", "l2"), ("full", "decoupled"), ("full", "l2")]
-ALLOWED = [
-    (rule, scope, coupling)
-    for rule, (scope, coupling) in itertools.product(RULES, MODES)
-    if (scope, coupling) != ("full", "l2") or rule == "sgd"
-]
+ALLOWED = [(rule, scope, coupling) for rule, (scope, coupling) in itertools.product(RULES, MODES)]
 KERNELS = ["reference", "numba"]  # of the CPU
+IDLE = ["lazy", "lazy", "sweep"]
 SHRINKS = [0.0, 1e-12, 1e-6, 1e-3, 0.3, 0.999999]  # lr * strength: from nothing to the edge of what is allowed
+FADING = [(0.9, 0.999), (0.0, 0.5), (0.9, 0.3), (0.99, 0.9)]  # beta1, beta2; with the last, idle updates grow
 SCHEDULES = st.builds(
     ScheduleConfig,
     name=st.sampled_from(["constant", "linear", "cosine", "step"]),
@@ -33,7 +31,8 @@ DIM = 5
 
 @dataclass(frozen=True)
 class Run:
-    """A run over a table of `size` rows. An action is a step ("step", rows), or ("read", rows), or ("settle", ())."""
+    """A run over a table of `size` rows. An action is a step ("step", rows), or ("read", rows), or ("settle", ()), or
+    ("pause", one entry for each empty step)."""
 
     config: OptimConfig
     total_steps: int
@@ -55,11 +54,27 @@ def runs(draw) -> Run:
     """Runs with gaps, empty batches, and rows that are never touched."""
     rule, scope, coupling = draw(st.sampled_from(ALLOWED))
     lr, shrink = draw(st.sampled_from([1e-3, 0.1])), draw(st.sampled_from(SHRINKS))
-    chosen = config(rule, scope, coupling, lr, shrink, draw(SCHEDULES), kernels=draw(st.sampled_from(KERNELS)))
+    beta1, beta2 = draw(st.sampled_from(FADING))
+    chosen = config(
+        rule,
+        scope,
+        coupling,
+        lr,
+        shrink,
+        draw(SCHEDULES),
+        kernels=draw(st.sampled_from(KERNELS)),
+        idle=draw(st.sampled_from(IDLE)),
+        beta1=beta1,
+        beta2=beta2,
+        momentum=draw(st.sampled_from([0.0, 0.9, 0.99])),
+    )
     size = draw(st.integers(1, 6))
     rows = st.lists(st.integers(0, size - 1), unique=True, min_size=1)
     step = st.tuples(st.just("step"), st.one_of(st.just([]), rows, rows, rows))
-    action = st.one_of(step, step, step, st.tuples(st.just("read"), rows), st.tuples(st.just("settle"), st.just([])))
+    pause = st.tuples(st.just("pause"), st.lists(st.just(0), min_size=1, max_size=60))
+    action = st.one_of(
+        step, step, step, pause, st.tuples(st.just("read"), rows), st.tuples(st.just("settle"), st.just([]))
+    )
     return Run(
         config=chosen,
         total_steps=draw(st.integers(1, 20)),

@@ -41,6 +41,23 @@ def test_sgd_with_full_decay_is_torch_sgd_with_weight_decay(coupling):
     compare(chosen, lambda p: torch.optim.SGD(p, lr=1.0, weight_decay=chosen.decay.strength), sparse=False)
 
 
+def test_momentum_is_torch_sgd_with_momentum():
+    for scope, coupling in (("none", "l2"), ("full", "l2")):
+        chosen = config("momentum", scope, coupling, shrink=0.02, schedule=SCHEDULE, momentum=0.8)
+        rate = chosen.decay.strength
+        compare(chosen, lambda p, r=rate: torch.optim.SGD(p, lr=1.0, momentum=0.8, weight_decay=r), sparse=False)
+
+
+@pytest.mark.parametrize(
+    ("scope", "coupling", "rival"),
+    [("none", "l2", torch.optim.Adam), ("full", "l2", torch.optim.Adam), ("full", "decoupled", torch.optim.AdamW)],
+)
+def test_adam_is_torch_adam(scope, coupling, rival):
+    chosen = config("adam", scope, coupling, shrink=0.02, schedule=SCHEDULE, beta1=0.8, beta2=0.99, eps=1e-3)
+    rate = chosen.decay.strength
+    compare(chosen, lambda p: rival(p, betas=(0.8, 0.99), eps=1e-3, weight_decay=rate), sparse=False)
+
+
 def test_lazy_adam_is_torch_sparse_adam():
     chosen = config("lazy_adam", schedule=SCHEDULE, beta1=0.8, beta2=0.99, eps=1e-3)
     compare(chosen, lambda p: torch.optim.SparseAdam(p, betas=(0.8, 0.99), eps=1e-3), sparse=True)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from distrec.optim.kernels import loops
-from distrec.optim.kernels.interface import Decay, Owed
-from distrec.optim.rules import SGD, Adagrad, LazyAdam, RowwiseAdagrad, Rule
+from distrec.optim.kernels.interface import Decay, Owed, Past
+from distrec.optim.rules import SGD, Adagrad, Adam, LazyAdam, Momentum, RowwiseAdagrad, Rule
 
 # numba's own thread pool ("workqueue", where OpenMP is missing) dies when two threads launch at once.
 _launch = threading.Lock()
@@ -61,12 +61,44 @@ class NumbaKernels:
             *(_NOTHING_OWED if decay.owed is None else _arrays(decay.owed)),
         )
 
+    def claim(self, local_U: torch.Tensor, written_V: torch.Tensor, now: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows_K, since_K = loops.CLAIM(local_U.numpy(), written_V.numpy(), now)
+        return torch.from_numpy(rows_K), torch.from_numpy(since_K)
+
+    def replay_(
+        self, stored_VD: torch.Tensor, rows_K: torch.Tensor, since_K: torch.Tensor, past: Past, rule: Rule
+    ) -> None:
+        _run(
+            _REPLAYS[type(rule)],
+            stored_VD.numpy(),
+            rows_K.numpy(),
+            since_K.numpy(),
+            *(slot.numpy() for slot in rule.slots.values()),
+            past.numbers_CS.numpy(),
+            past.now,
+            past.span,
+            past.l2,
+        )
+
+    def mix_(
+        self, stored_VD: torch.Tensor, buffer_VD: torch.Tensor, rows_K: torch.Tensor, map_4K: torch.Tensor
+    ) -> None:
+        _run(loops.MIX, stored_VD.numpy(), buffer_VD.numpy(), rows_K.numpy(), map_4K.numpy())
+
 
 _STEPS: dict[type[Rule], loops.Loop] = {
     SGD: loops.SGD,
+    Momentum: loops.MOMENTUM,
     Adagrad: loops.ADAGRAD,
     RowwiseAdagrad: loops.ROWWISE_ADAGRAD,
-    LazyAdam: loops.LAZY_ADAM,
+    LazyAdam: loops.ADAM,
+    Adam: loops.ADAM,
+}
+_REPLAYS: dict[type[Rule], loops.Loop] = {
+    Adagrad: loops.REPLAY_ADAGRAD,
+    RowwiseAdagrad: loops.REPLAY_ROWWISE_ADAGRAD,
+    LazyAdam: loops.REPLAY_ADAM,
+    Adam: loops.REPLAY_ADAM,
 }
 _NOTHING_OWED = (np.zeros(0, np.int32), np.ones(1), 0)
 

@@ -18,6 +18,20 @@ class Owed(NamedTuple):
     """The present step."""
 
 
+class Past(NamedTuple):
+    """Steps that idle rows missed."""
+
+    numbers_CS: torch.Tensor
+    """float64, on the host, one column a step: what decay left of a row until then, what it keeps in this step, then
+    `Rule.numbers` of this step."""
+    now: int
+    """The present step."""
+    span: int
+    """So many steps of a gap are replayed; the rest is decay, and the fading of accumulators."""
+    l2: float
+    """The strength of decay through the gradient."""
+
+
 class Decay(NamedTuple):
     """How touched rows decay at one step: row <- factor * shrink * row, gradient <- gradient + l2 * stored row."""
 
@@ -28,7 +42,7 @@ class Decay(NamedTuple):
 
 
 class Kernels(Protocol):
-    """Passes over the rows of one shard. Row numbers are local, int64, unique, in any order."""
+    """Passes over the rows of one shard. Row numbers are local, int64, and unique if nothing else is said."""
 
     def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor, owed: Owed) -> torch.Tensor:
         """Up-to-date copies of some stored rows, (U, D). Changes nothing."""
@@ -51,4 +65,21 @@ class Kernels(Protocol):
 
         `numbers` are `rule.numbers` of this step. The gradients are not written to.
         """
+        ...
+
+    def claim(self, local_U: torch.Tensor, written_V: torch.Tensor, now: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(those of some rows, repeats allowed, that were not written in the present step, without repeats; when each
+        was, int32). Marks them as written now."""
+        ...
+
+    def replay_(
+        self, stored_VD: torch.Tensor, rows_K: torch.Tensor, since_K: torch.Tensor, past: Past, rule: Rule
+    ) -> None:
+        """Takes rows from the steps `since_K` to the present one, with gradients of zero."""
+        ...
+
+    def mix_(
+        self, stored_VD: torch.Tensor, buffer_VD: torch.Tensor, rows_K: torch.Tensor, map_4K: torch.Tensor
+    ) -> None:
+        """(w, b) <- (m0 w + m1 b, m2 w + m3 b) for each element of some rows; maps are float64, on the host."""
         ...

@@ -2,7 +2,7 @@
 
 import torch
 
-from distrec.optim.kernels.interface import Decay, Owed
+from distrec.optim.kernels.interface import Decay, Owed, Past
 from distrec.optim.rules import Rule
 
 
@@ -33,6 +33,40 @@ class ReferenceKernels:
         if decay.shrink != 1:
             rows_UD.mul_(decay.shrink)
         stored_VD.index_copy_(0, local_U, rule.update(local_U, rows_UD, grad_UD, *numbers))
+
+    def claim(self, local_U: torch.Tensor, written_V: torch.Tensor, now: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows_K = local_U.long().unique()
+        since_K = written_V.index_select(0, rows_K)
+        behind_K = since_K < now
+        rows_K = rows_K[behind_K]
+        written_V.index_fill_(0, rows_K, now)
+        return rows_K, since_K[behind_K]
+
+    def replay_(
+        self, stored_VD: torch.Tensor, rows_K: torch.Tensor, since_K: torch.Tensor, past: Past, rule: Rule
+    ) -> None:
+        last_K = (since_K.long() + past.span).clamp(max=past.now)
+        for step in range(int(since_K.min()) + 1, int(last_K.max()) + 1):
+            local_U = rows_K[(since_K < step) & (step <= last_K)]
+            _, keep, *numbers = past.numbers_CS[:, step].tolist()
+            rows_UD = stored_VD.index_select(0, local_U)
+            grad_UD = rows_UD * past.l2
+            stored_VD.index_copy_(0, local_U, rule.update(local_U, rows_UD.mul_(keep), grad_UD, *numbers))
+        rest_K = past.now - last_K
+        faded = rest_K > 0
+        if faded.any():
+            local_U, last_U = rows_K[faded], last_K[faded].cpu()
+            left_U = past.numbers_CS[0, past.now] / past.numbers_CS[0, last_U]
+            stored_VD[local_U] *= left_U.unsqueeze(1).to(stored_VD)
+            rule.fade(local_U, rest_K[faded])
+
+    def mix_(
+        self, stored_VD: torch.Tensor, buffer_VD: torch.Tensor, rows_K: torch.Tensor, map_4K: torch.Tensor
+    ) -> None:
+        w_KD, b_KD = stored_VD.index_select(0, rows_K), buffer_VD.index_select(0, rows_K)
+        m = map_4K.to(stored_VD).unsqueeze(2)
+        stored_VD.index_copy_(0, rows_K, m[0] * w_KD + m[1] * b_KD)
+        buffer_VD.index_copy_(0, rows_K, m[2] * w_KD + m[3] * b_KD)
 
 
 def _factors(owed: Owed, local_U: torch.Tensor | None) -> torch.Tensor:

@@ -1,0 +1,111 @@
+"""What happens to the rows that a step does not touch, put off until they are read."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from distrec.optim.kernels.interface import Kernels, Owed
+
+_CHUNK = 2**18  # rows that are settled at a time: bounds what is allocated beside the table
+
+
+class Idle(ABC):
+    """What the rows of one shard have missed. Implements `distrec.tables.table.Lazy`; costs 4 bytes a row.
+
+    Steps are counted from when the shard was last settled as a whole.
+    """
+
+    form: ClassVar[str]
+    """How a row catches up, for people."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._written_V = torch.zeros(rows, dtype=torch.int32, device=device)  # the step of each row
+        self._now = 0
+
+    @property
+    def owes(self) -> bool:
+        """Whether a step was taken since the whole shard was last settled."""
+        return self._now > 0
+
+    @abstractmethod
+    def begin(self, stored_VD: torch.Tensor, local_U: torch.Tensor, lr: float, t: int) -> Owed | None:
+        """Step `t` of the run begins, which touches these rows (as in `SparseOptimizer.step`).
+
+        Either brings them up to date, so that the step finds them as a dense optimizer would, and marks them as
+        written in it; or returns what they owe with this step's decay, which the step then pays.
+        """
+
+    @abstractmethod
+    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor) -> torch.Tensor:
+        """Up-to-date copies of some stored rows, (U, D); `local_U` are their local numbers, with repeats or without."""
+
+    @abstractmethod
+    def settle_(self, stored_VD: torch.Tensor) -> None:
+        """Brings the whole shard up to date in place, accumulators included, and forgets the past steps."""
+
+    def mark_settled(self) -> None:
+        """The whole shard has just been written up to date by somebody else."""
+        self._written_V.zero_()
+        self._now = 0
+
+
+class CatchUp(Idle):
+    """Rows that are brought up to date in place as soon as they are read, as their accumulators move with them."""
+
+    def __init__(self, rows: int, device: torch.device, kernels: Kernels, strength: float, l2: bool) -> None:
+        """`strength` is that of full decay, 0 without; `l2` says whether it enters through the gradient."""
+        super().__init__(rows, device)
+        self._kernels = kernels
+        self._l2 = strength if l2 else 0.0
+        self._shrink = 0.0 if l2 else strength
+
+    @abstractmethod
+    def advance(self, lr: float, t: int) -> None:
+        """One step has begun: every row has missed it."""
+
+    @abstractmethod
+    def catch_up_(self, stored_VD: torch.Tensor, rows_K: torch.Tensor, since_K: torch.Tensor) -> None:
+        """Brings these rows, which are unique, from the steps `since_K` (int32) to the present one."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the shard must be settled before the next step."""
+        return False
+
+    def begin(self, stored_VD: torch.Tensor, local_U: torch.Tensor, lr: float, t: int) -> None:
+        if self.exhausted:
+            self.settle_(stored_VD)
+        self._bring(stored_VD, local_U)
+        self.advance(lr, t)
+        self._written_V.index_fill_(0, local_U, self._now)
+
+    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor) -> torch.Tensor:
+        self._bring(stored_VD, local_U)
+        return stored_VD.index_select(0, local_U)
+
+    def settle_(self, stored_VD: torch.Tensor) -> None:
+        for start in range(0, len(stored_VD), _CHUNK):
+            end = min(start + _CHUNK, len(stored_VD))
+            self._bring(stored_VD, torch.arange(start, end, device=stored_VD.device))
+        self.mark_settled()
+
+    def _bring(self, stored_VD: torch.Tensor, local_U: torch.Tensor) -> None:
+        if self.owes and len(local_U):
+            rows_K, since_K = self._kernels.claim(local_U, self._written_V, self._now)
+            if len(rows_K):
+                self.catch_up_(stored_VD, rows_K, since_K)
+
+
+class Steps:
+    """Some numbers for each step since the last settling, (C, S) float64 on the host; grows by doubling."""
+
+    def __init__(self, columns: int) -> None:
+        self.numbers_CS = np.zeros((columns, 1024))
+
+    def room_for(self, step: int) -> np.ndarray:
+        """The array, with room for this step at least."""
+        if step >= self.numbers_CS.shape[1]:
+            self.numbers_CS = np.concatenate([self.numbers_CS, np.zeros_like(self.numbers_CS)], 1)
+        return self.numbers_CS
