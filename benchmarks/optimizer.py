@@ -23,6 +23,7 @@ from report import Row, arguments, report
 from distrec.optim.config import DecayConfig, OptimConfig
 from distrec.optim.sparse import SparseOptimizer
 from distrec.plan import Plan
+from distrec.tables.init import normal_rows
 from distrec.tables.table import Table
 
 TOUCHED, DIM = 6000, 64
@@ -62,10 +63,11 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
 
 def optimizers(rows: int, scopes: Sequence[str] = SCOPES) -> dict[str, SparseOptimizer]:
     """One for each scope, all of one table and one pair of moments."""
-    rows_VD, found = torch.randn(rows, DIM).mul_(0.1), {}
+    plan, found = Plan(rows, 1, 1), {}
+    rows_VD = normal_rows(0, "items", plan, 0, DIM, 0.1)
     for scope in scopes:
         decay = DecayConfig(scope=scope, strength=0.0 if scope == "none" else 0.1)
-        table = Table("items", Plan(rows, 1, 1), 0, rows_VD)
+        table = Table("items", plan, 0, rows_VD)
         found[scope] = SparseOptimizer(table, OptimConfig(decay=decay), total_steps=10**6)
         found[scope]._rule = found[scopes[0]]._rule
     for slot in found[scopes[0]]._rule.slots.values():
@@ -162,7 +164,7 @@ def measure(quick: bool) -> tuple[list[Row], Times]:
     times, name = settling(1_000_000, 10 if quick else 50), "1,000,000 rows"
     found += [row(f"{name}: settling", times["settle"], "ms"), row(f"{name}: copy", times["copy"], "ms")]
     found.append(row(f"{name}: settling / copy", ratios(times["settle"], times["copy"]), "x", 3))
-    state = float(optimizers(10, ("full",))["full"]._full.owed.written_V.element_size())
+    state = float(optimizers(10, ("full",))["full"]._idle.owed.written_V.element_size())
     found.append(Row("state of full decay", state, "bytes a row", bar="<= 8", holds=state <= 8))
     return found, {"rows": [float(size) for size in sizes], **curves}
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from distrec.optim.kernels.interface import Kernels, Owed
+from distrec.tables.init import zeros
 
 _CHUNK = 2**18  # rows that are settled at a time: bounds what is allocated beside the table
 
@@ -21,7 +22,7 @@ class Idle(ABC):
     """How a row catches up, for people."""
 
     def __init__(self, rows: int, device: torch.device) -> None:
-        self._written_V = torch.zeros(rows, dtype=torch.int32, device=device)  # the step of each row
+        self._written_V = zeros((rows,), torch.int32, device)  # the step of each row
         self._now = 0
 
     @property

@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from distrec.registry import Registry
+from distrec.tables.init import zeros
 
 
 class Hyper(Protocol):
@@ -97,7 +98,7 @@ class Momentum(Rule):
 
     def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
         self.momentum = hyper.momentum
-        self._buffer_VD = torch.zeros_like(rows_VD)
+        self._buffer_VD = zeros(rows_VD.shape, rows_VD.dtype, rows_VD.device)
         self.slots = {"buffer": self._buffer_VD}
 
     def numbers(self, lr: float, t: int) -> tuple[float, ...]:
@@ -117,7 +118,7 @@ class Adagrad(Rule):
 
     def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
         self._eps = hyper.eps
-        self._sum_VD = torch.zeros_like(rows_VD)
+        self._sum_VD = zeros(rows_VD.shape, rows_VD.dtype, rows_VD.device)
         self.slots = {"sum": self._sum_VD}
 
     def numbers(self, lr: float, t: int) -> tuple[float, ...]:
@@ -140,7 +141,7 @@ class RowwiseAdagrad(Rule):
 
     def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
         self._eps = hyper.eps
-        self._sum_V = rows_VD.new_zeros(len(rows_VD))
+        self._sum_V = zeros(rows_VD.shape[:1], rows_VD.dtype, rows_VD.device)
         self.slots = {"sum": self._sum_V}
 
     def numbers(self, lr: float, t: int) -> tuple[float, ...]:
@@ -164,8 +165,8 @@ class LazyAdam(Rule):
 
     def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
         self.beta1, self.beta2, self._eps = hyper.beta1, hyper.beta2, hyper.eps
-        self._moment1_VD = torch.zeros_like(rows_VD)
-        self._moment2_VD = torch.zeros_like(rows_VD)
+        self._moment1_VD = zeros(rows_VD.shape, rows_VD.dtype, rows_VD.device)
+        self._moment2_VD = zeros(rows_VD.shape, rows_VD.dtype, rows_VD.device)
         self.slots = {"moment1": self._moment1_VD, "moment2": self._moment2_VD}
 
     def numbers(self, lr: float, t: int) -> tuple[float, ...]:

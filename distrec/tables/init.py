@@ -1,4 +1,4 @@
-"""Initial rows as a function of (seed, table, bucket, row): the same on any number of workers."""
+"""Memory for rows, and their initial values: a function of (seed, table, bucket, row) on any number of workers."""
 
 import zlib
 
@@ -21,3 +21,14 @@ def normal_rows(seed: int, table: str, plan: Plan, worker: int, dim: int, std: f
         draws = generator(seed, Purpose.INIT, zlib.crc32(table.encode()), bucket)
         rows_of_bucket[:] = draws.standard_normal(rows_of_bucket.shape, np.float32)
     return torch.from_numpy(rows_VD * np.float32(std))
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros, one entry a row.
+
+    On the host they come from numpy, which asks the kernel for huge pages where torch does not. Without them touching
+    rows all over a table of 10 million waits for the page tables (benchmarks/optimizer.py: twice as long).
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
