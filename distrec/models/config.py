@@ -16,3 +16,5 @@ class ModelConfig(Section):
     """How a user and an item are compared, in training and in evaluation."""
     init_std: float = Field(0.01, gt=0)
     """Standard deviation of the normal distribution that rows start from."""
+    bfloat16: bool = False
+    """Keep rows as bfloat16, in half the memory. Arithmetic and the optimizer's state stay float32."""

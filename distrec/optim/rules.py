@@ -4,6 +4,7 @@ To add one, write a class and register it: configuration and `SparseOptimizer` f
 has each rule again, as one pass over the rows.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol
@@ -40,7 +41,7 @@ class Rule(ABC):
     """Whether a step also moves rows without a gradient. As a dense optimizer, it then takes their gradient as zero."""
 
     def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
-        """Allocates accumulators for a shard like `rows_VD`: its size, dtype and device."""
+        """Allocates accumulators for a shard like `rows_VD`: its size, device and dtype, but float32 for bfloat16."""
         self.slots: dict[str, torch.Tensor] = {}
 
     @abstractmethod
@@ -73,6 +74,16 @@ class Rule(ABC):
         """Moves the accumulators of some rows by idle steps that leave the row itself as it is."""
         raise NotImplementedError(f"{type(self).__name__} never fades")
 
+    def of_rows(self, local_U: torch.Tensor) -> "Rule":
+        """The same rule over some rows, with copies of their accumulators."""
+        part = copy.copy(self)
+        part.slots = {name: slot.index_select(0, local_U) for name, slot in self.slots.items()}
+        return part
+
+
+def _zeros(rows_VD: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return zeros(shape, torch.float32 if rows_VD.dtype == torch.bfloat16 else rows_VD.dtype, rows_VD.device)
+
 
 RULES: Registry[type[Rule]] = Registry("optimizer rule")
 
@@ -98,8 +109,7 @@ class Momentum(Rule):
 
     def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
         self.momentum = hyper.momentum
-        self._buffer_VD = zeros(rows_VD.shape, rows_VD.dtype, rows_VD.device)
-        self.slots = {"buffer": self._buffer_VD}
+        self.slots = {"buffer": _zeros(rows_VD, rows_VD.shape)}
 
     def numbers(self, lr: float, t: int) -> tuple[float, ...]:
         return lr, self.momentum
@@ -107,8 +117,8 @@ class Momentum(Rule):
     def update(
         self, local_U: torch.Tensor, rows_UD: torch.Tensor, grad_UD: torch.Tensor, lr: float, momentum: float
     ) -> torch.Tensor:
-        buffer_UD = self._buffer_VD.index_select(0, local_U).mul_(momentum).add_(grad_UD)
-        self._buffer_VD.index_copy_(0, local_U, buffer_UD)
+        buffer_UD = self.slots["buffer"].index_select(0, local_U).mul_(momentum).add_(grad_UD)
+        self.slots["buffer"].index_copy_(0, local_U, buffer_UD)
         return rows_UD.sub_(buffer_UD, alpha=lr)
 
 
@@ -118,8 +128,7 @@ class Adagrad(Rule):
 
     def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
         self._eps = hyper.eps
-        self._sum_VD = zeros(rows_VD.shape, rows_VD.dtype, rows_VD.device)
-        self.slots = {"sum": self._sum_VD}
+        self.slots = {"sum": _zeros(rows_VD, rows_VD.shape)}
 
     def numbers(self, lr: float, t: int) -> tuple[float, ...]:
         return lr, self._eps
@@ -127,8 +136,8 @@ class Adagrad(Rule):
     def update(
         self, local_U: torch.Tensor, rows_UD: torch.Tensor, grad_UD: torch.Tensor, lr: float, eps: float
     ) -> torch.Tensor:
-        sum_UD = self._sum_VD.index_select(0, local_U).addcmul_(grad_UD, grad_UD)
-        self._sum_VD.index_copy_(0, local_U, sum_UD)
+        sum_UD = self.slots["sum"].index_select(0, local_U).addcmul_(grad_UD, grad_UD)
+        self.slots["sum"].index_copy_(0, local_U, sum_UD)
         return rows_UD.addcdiv_(grad_UD, sum_UD.sqrt_().add_(eps), value=-lr)
 
 
@@ -141,8 +150,7 @@ class RowwiseAdagrad(Rule):
 
     def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
         self._eps = hyper.eps
-        self._sum_V = zeros(rows_VD.shape[:1], rows_VD.dtype, rows_VD.device)
-        self.slots = {"sum": self._sum_V}
+        self.slots = {"sum": _zeros(rows_VD, rows_VD.shape[:1])}
 
     def numbers(self, lr: float, t: int) -> tuple[float, ...]:
         return lr, self._eps
@@ -150,8 +158,8 @@ class RowwiseAdagrad(Rule):
     def update(
         self, local_U: torch.Tensor, rows_UD: torch.Tensor, grad_UD: torch.Tensor, lr: float, eps: float
     ) -> torch.Tensor:
-        sum_U = self._sum_V.index_select(0, local_U).add_(grad_UD.square().mean(1))
-        self._sum_V.index_copy_(0, local_U, sum_U)
+        sum_U = self.slots["sum"].index_select(0, local_U).add_(grad_UD.square().mean(1))
+        self.slots["sum"].index_copy_(0, local_U, sum_U)
         return rows_UD.addcdiv_(grad_UD, sum_U.sqrt_().add_(eps).unsqueeze(1), value=-lr)
 
 
@@ -165,9 +173,7 @@ class LazyAdam(Rule):
 
     def __init__(self, rows_VD: torch.Tensor, hyper: Hyper) -> None:
         self.beta1, self.beta2, self._eps = hyper.beta1, hyper.beta2, hyper.eps
-        self._moment1_VD = zeros(rows_VD.shape, rows_VD.dtype, rows_VD.device)
-        self._moment2_VD = zeros(rows_VD.shape, rows_VD.dtype, rows_VD.device)
-        self.slots = {"moment1": self._moment1_VD, "moment2": self._moment2_VD}
+        self.slots = {name: _zeros(rows_VD, rows_VD.shape) for name in ("moment1", "moment2")}
 
     def numbers(self, lr: float, t: int) -> tuple[float, ...]:
         step_size = lr * (1 - self.beta2**t) ** 0.5 / (1 - self.beta1**t)
@@ -183,11 +189,11 @@ class LazyAdam(Rule):
         beta2: float,
         eps: float,
     ) -> torch.Tensor:
-        moment1_UD = self._moment1_VD.index_select(0, local_U).lerp_(grad_UD, 1 - beta1)
-        self._moment1_VD.index_copy_(0, local_U, moment1_UD)
-        moment2_UD = self._moment2_VD.index_select(0, local_U).mul_(beta2)
+        moment1_UD = self.slots["moment1"].index_select(0, local_U).lerp_(grad_UD, 1 - beta1)
+        self.slots["moment1"].index_copy_(0, local_U, moment1_UD)
+        moment2_UD = self.slots["moment2"].index_select(0, local_U).mul_(beta2)
         moment2_UD.addcmul_(grad_UD, grad_UD, value=1 - beta2)
-        self._moment2_VD.index_copy_(0, local_U, moment2_UD)
+        self.slots["moment2"].index_copy_(0, local_U, moment2_UD)
         return rows_UD.addcdiv_(moment1_UD, moment2_UD.sqrt_().add_(eps), value=-step_size)
 
 
@@ -214,6 +220,6 @@ class Adam(LazyAdam):
         return 1 + math.ceil(digits / -math.log(ratio)) if ratio else 1
 
     def fade(self, local_U: torch.Tensor, steps_U: torch.Tensor) -> None:
-        for moment_VD, beta in ((self._moment1_VD, self.beta1), (self._moment2_VD, self.beta2)):
+        for moment_VD, beta in ((self.slots["moment1"], self.beta1), (self.slots["moment2"], self.beta2)):
             factor_U = torch.pow(torch.tensor(beta, dtype=torch.float64), steps_U.double()).to(moment_VD)
             moment_VD.index_copy_(0, local_U, moment_VD.index_select(0, local_U) * factor_U.unsqueeze(1))

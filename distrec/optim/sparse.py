@@ -6,6 +6,7 @@ from distrec.errors import UserError
 from distrec.optim.config import OptimConfig
 from distrec.optim.decay import FullDecay
 from distrec.optim.idle import Idle
+from distrec.optim.kernels.bfloat16 import Bfloat16Kernels
 from distrec.optim.kernels.choose import kernels_for
 from distrec.optim.kernels.interface import Decay
 from distrec.optim.momentum import MomentumForm
@@ -35,7 +36,7 @@ class SparseOptimizer:
         self._config = config
         self._total_steps = total_steps
         self._t = 0
-        self._kernels = kernels_for(config.kernels, table.stored_VD.device)
+        self._kernels = kernels_for(config.kernels, table.stored_VD)
         self._rule = RULES[config.rule](table.stored_VD, config)
         self._strength = config.decay.strength_of(table.name)
         self._idle = self._make_idle()
@@ -76,13 +77,15 @@ class SparseOptimizer:
         Args:
             local_U: local row numbers, int64, in any order. They must be unique, which is not checked (sorting them
                 costs a good part of a step): of two entries for one row one is lost. Sum a row's gradients first.
-            grad_UD: gradients of these rows as `table.read` gave them; same dtype and device as the table.
+            grad_UD: gradients of these rows as `table.read` gave them, of the same dtype.
         """
         stored_VD = self._table.stored_VD
         assert local_U.dtype == torch.int64 and local_U.dim() == 1, (local_U.dtype, local_U.shape)
         assert grad_UD.shape == (len(local_U), stored_VD.shape[1]), (grad_UD.shape, local_U.shape, stored_VD.shape)
-        assert grad_UD.dtype == stored_VD.dtype, (grad_UD.dtype, stored_VD.dtype)
+        assert grad_UD.dtype == self._table.dtype, (grad_UD.dtype, stored_VD.dtype)
         self._t += 1
+        if isinstance(self._kernels, Bfloat16Kernels):
+            self._kernels.step = self._t
         lr = learning_rate(self._config.schedule, self._config.lr, self._t, self._total_steps)
         owed = None if self._idle is None else self._idle.begin(stored_VD, local_U, lr, self._t)
         decay = self._decay(lr) if owed is None else Decay(owed=owed)

@@ -30,14 +30,23 @@ class Table:
         self.stored_VD = rows_VD
         self.lazy: Lazy | None = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What rows are read as: float32 where bfloat16 is stored."""
+        return torch.float32 if self.stored_VD.dtype == torch.bfloat16 else self.stored_VD.dtype
+
     def read(self, local_U: torch.Tensor) -> torch.Tensor:
         """Up-to-date copies of the rows with these local numbers, (U, D)."""
         if self.lazy is None:
-            return self.stored_VD.index_select(0, local_U)
-        return self.lazy.read(self.stored_VD, local_U)
+            return self.stored_VD.index_select(0, local_U).to(self.dtype)
+        return self.lazy.read(self.stored_VD, local_U).to(self.dtype)
+
+    def read_all(self) -> torch.Tensor:
+        """Every row up to date, (V_local, D), not to be written to: for evaluation and export."""
+        return self.settle().to(self.dtype)
 
     def settle(self) -> torch.Tensor:
-        """Brings every row up to date in place and returns the shard, (V_local, D): for evaluation, saving, export."""
+        """Brings every row up to date in place and returns the shard as it is stored, (V_local, D)."""
         if self.lazy is not None:
             self.lazy.settle_(self.stored_VD)
         return self.stored_VD

@@ -70,7 +70,8 @@ class Trainer:
 
     def _make_table(self, name: str) -> TableParts:
         plan, rank_, c = self.plans[name], self.exchange.rank, self.config
-        rows_VD = normal_rows(c.run.seed, name, plan, rank_, c.model.dim, c.model.init_std).to(self.device)
+        rows_VD = normal_rows(c.run.seed, name, plan, rank_, c.model.dim, c.model.init_std)
+        rows_VD = rows_VD.to(self.device, torch.bfloat16 if c.model.bfloat16 else torch.float32)
         table = Table(name, plan, rank_, rows_VD)
         return TableParts(table, SparseOptimizer(table, c.optim, c.train.epochs * self.source.steps))
 
@@ -126,8 +127,8 @@ class Trainer:
         """
         ks = self.config.eval.k
         held_out, known, users = self._held_out(part)
-        users_UD = self.model.users(self.parts[USERS].table.settle()[self._tensor(users)])
-        items_VD = self.model.items(self.parts[ITEMS].table.settle())
+        users_UD = self.model.users(self.parts[USERS].table.read(self._tensor(users)))
+        items_VD = self.model.items(self.parts[ITEMS].table.read_all())
         ranked_UK = rank(
             users_UD, known, items_VD, self.plans[ITEMS], self.exchange, min(max(ks), self.dataset.manifest.items)
         ).numpy()

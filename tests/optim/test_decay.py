@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parametrize("kernels", KERNELS)
 
 
 def owing(rows: int, strength: float, kernels: str) -> FullDecay:
-    return FullDecay(rows, CPU, strength, kernels_for(kernels, CPU))
+    return FullDecay(rows, CPU, strength, kernels_for(kernels, torch.zeros(1)))
 
 
 def test_settling_the_shard_gives_exactly_what_a_read_gave(kernels):

@@ -3,16 +3,23 @@
 import torch
 
 from distrec.errors import UserError
+from distrec.optim.kernels.bfloat16 import Bfloat16Kernels
 from distrec.optim.kernels.interface import Kernels
 from distrec.optim.kernels.reference import ReferenceKernels
 
 
-def kernels_for(name: str, device: torch.device) -> Kernels:
-    """The kernels of `optim.kernels` for a shard on this device.
+def kernels_for(name: str, stored_VD: torch.Tensor) -> Kernels:
+    """The kernels of `optim.kernels` for this shard.
 
     Raises:
-        UserError: kernels that do not run on this device.
+        UserError: kernels that do not run on its device.
     """
+    if stored_VD.dtype == torch.bfloat16:
+        return Bfloat16Kernels(_for_device(name, stored_VD.device))
+    return _for_device(name, stored_VD.device)
+
+
+def _for_device(name: str, device: torch.device) -> Kernels:
     if name == "auto":
         name = "numba" if device.type == "cpu" else "reference"
     if name == "reference":

@@ -1,0 +1,93 @@
+"""Rows of bfloat16: half the memory and traffic of float32, with accumulators and arithmetic in float32.
+
+A bfloat16 has 8 bits, so most updates are smaller than the distance to its neighbour, and rounding to the nearest would
+lose them. Rows are therefore rounded up or down at random, with the probabilities that make the mean right (Gupta et
+al., "Deep Learning with Limited Numerical Precision", ICML 2015). The random number is a hash of the value, its column
+and the step: the same whichever worker holds the row, and in a run that was resumed.
+"""
+
+import torch
+
+from distrec.optim.kernels.interface import Decay, Kernels, Owed, Past
+from distrec.optim.rules import Rule
+
+_CHUNK = 2**18  # rows
+
+
+class Bfloat16Kernels:
+    """Implements `interface.Kernels` on float32 copies of the touched rows, with the kernels for float32."""
+
+    def __init__(self, inner: Kernels) -> None:
+        self._inner = inner
+        self.claim = inner.claim
+        self.step = 0
+        """The step of the run, which keys the rounding; kept by the optimizer."""
+
+    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor, owed: Owed) -> torch.Tensor:
+        rows_UD = stored_VD.index_select(0, local_U).float()
+        return self._inner.read(rows_UD, _places(local_U), _of_rows(owed, local_U))
+
+    def settle_(self, stored_VD: torch.Tensor, owed: Owed) -> None:
+        for start in range(0, len(stored_VD), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            rows_UD = stored_VD[part].float()
+            self._inner.settle_(rows_UD, owed._replace(written_V=owed.written_V[part]))
+            stored_VD[part] = round_(rows_UD, self.step)
+
+    def step_(
+        self,
+        stored_VD: torch.Tensor,
+        local_U: torch.Tensor,
+        grad_UD: torch.Tensor,
+        decay: Decay,
+        rule: Rule,
+        numbers: tuple[float, ...],
+    ) -> None:
+        rows_UD, part = stored_VD.index_select(0, local_U).float(), rule.of_rows(local_U)
+        if decay.owed is not None:
+            owed, decay = decay.owed, decay._replace(owed=_of_rows(decay.owed, local_U))
+            owed.written_V.index_fill_(0, local_U, owed.now)
+        self._inner.step_(rows_UD, _places(local_U), grad_UD, decay, part, numbers)
+        self._put_back(stored_VD, local_U, rows_UD, rule, part)
+
+    def replay_(
+        self, stored_VD: torch.Tensor, rows_K: torch.Tensor, since_K: torch.Tensor, past: Past, rule: Rule
+    ) -> None:
+        rows_KD, part = stored_VD.index_select(0, rows_K).float(), rule.of_rows(rows_K)
+        self._inner.replay_(rows_KD, _places(rows_K), since_K, past, part)
+        self._put_back(stored_VD, rows_K, rows_KD, rule, part)
+
+    def mix_(
+        self, stored_VD: torch.Tensor, buffer_VD: torch.Tensor, rows_K: torch.Tensor, map_4K: torch.Tensor
+    ) -> None:
+        rows_KD, buffer_KD = stored_VD.index_select(0, rows_K).float(), buffer_VD.index_select(0, rows_K)
+        self._inner.mix_(rows_KD, buffer_KD, _places(rows_K), map_4K)
+        stored_VD.index_copy_(0, rows_K, round_(rows_KD, self.step))
+        buffer_VD.index_copy_(0, rows_K, buffer_KD)
+
+    def _put_back(
+        self, stored_VD: torch.Tensor, local_U: torch.Tensor, rows_UD: torch.Tensor, rule: Rule, part: Rule
+    ) -> None:
+        stored_VD.index_copy_(0, local_U, round_(rows_UD, self.step))
+        for name, slot in rule.slots.items():
+            slot.index_copy_(0, local_U, part.slots[name])
+
+
+def round_(rows_UD: torch.Tensor, step: int) -> torch.Tensor:
+    """Float32 rows as bfloat16, rounded to one of the two neighbours so that the mean is right. Overwrites them."""
+    bits_UD = rows_UD.view(torch.int32)
+    key_D = torch.arange(rows_UD.shape[1], dtype=torch.int64, device=rows_UD.device) * 0x9E3779B1 + step * 0x85EBCA6B
+    noise_UD = bits_UD ^ key_D.to(torch.int32)  # what does not fit is cut off
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x68E31DA5), (16, 1)):
+        noise_UD = (noise_UD ^ ((noise_UD >> shift) & (0xFFFFFFFF >> shift))) * factor
+    bits_UD += noise_UD & 0xFFFF
+    bits_UD &= -0x10000
+    return rows_UD.to(torch.bfloat16)
+
+
+def _places(local_U: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(local_U), device=local_U.device)
+
+
+def _of_rows(owed: Owed, local_U: torch.Tensor) -> Owed:
+    return owed._replace(written_V=owed.written_V.index_select(0, local_U))

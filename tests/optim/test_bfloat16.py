@@ -1,0 +1,95 @@
+"""Rows of bfloat16 with float32 state: right on average, and nothing is lost to rounding."""
+
+import pytest
+import torch
+
+from distrec.optim.kernels.bfloat16 import round_
+from distrec.optim.reference import DenseReference
+from distrec.optim.sparse import SparseOptimizer
+from distrec.plan import Plan
+from distrec.tables.table import Table
+
+from .cases import ALLOWED, KERNELS, config, start
+
+WIDE = 4096  # columns that are treated alike, so that their mean shows the mean of the rounding
+
+
+def test_rounding_goes_to_a_neighbour_and_is_right_on_average():
+    for value in (1.001, -3.14159, 1e-20, 6e4, 1.0 + 2**-9):
+        rows_UD = torch.full((64, WIDE), value)
+        rounded_UD = torch.cat([round_(rows_UD[[u]].clone(), step=u) for u in range(64)]).float()
+        down, up = sorted({*rounded_UD.unique().tolist()})
+        assert down < rows_UD[0, 0].item() < up
+        assert up - down <= 2**-7 * abs(value)
+        share = (rounded_UD == up).double().mean().item()
+        assert share == pytest.approx((rows_UD[0, 0].item() - down) / (up - down), abs=5 * 0.5 / rows_UD.numel() ** 0.5)
+
+
+def test_what_bfloat16_can_say_stays():
+    kept = torch.tensor([[0.0, -0.0, 1.0, -2.5, float("inf"), -float("inf"), 2.0**-130]])
+    for step in range(20):
+        assert torch.equal(round_(kept.clone(), step).float(), kept)
+    assert round_(torch.tensor([[float("nan")]]), 3).isnan().all()
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+def test_the_mean_of_many_columns_is_the_reference(rule, scope, coupling, kernels):
+    rows_VD = torch.linspace(0.5, 1.5, 4)[:, None].repeat(1, WIDE).bfloat16()
+    chosen = config(rule, scope, coupling, lr=0.01, kernels=kernels)
+    table, optimizer = start(chosen, rows_VD)
+    reference = DenseReference(rows_VD[:, :1].double(), chosen, 100)
+    for t in range(25):
+        rows_U = torch.tensor([[0, 2], [1], [], [2, 1, 0]][t % 4], dtype=torch.int64)
+        grad_U1 = 0.1 * torch.cos(rows_U + 1.0 + t)[:, None]
+        assert table.read(rows_U).dtype == torch.float32
+        optimizer.step(rows_U, grad_U1.repeat(1, WIDE))
+        reference.step(rows_U, grad_U1.double())
+    found_VD = table.settle()
+    assert found_VD.dtype == torch.bfloat16
+    assert {slot.dtype for slot in optimizer._rule.slots.values()} <= {torch.float32}
+    # A rounding is off by 2^-8 of the row at most; 25 of them, averaged over the columns, by a 64th of their root sum.
+    bound = 5 * 2**-8 * 25**0.5 / WIDE**0.5
+    torch.testing.assert_close(found_VD.double().mean(1), reference.rows_VD[:, 0], rtol=2 * bound, atol=2 * bound)
+
+
+def test_updates_far_below_the_resolution_are_not_lost():
+    table, optimizer = start(config("sgd", lr=1e-4), torch.ones(1, WIDE, dtype=torch.bfloat16))
+    for _ in range(500):
+        optimizer.step(torch.tensor([0]), torch.ones(1, WIDE))
+    assert table.read_all().mean().item() == pytest.approx(0.95, abs=0.002)
+
+
+def test_decay_far_below_the_resolution_is_not_lost():
+    """Settling after each step rounds 500 times; reading at the end rounds once."""
+    for idle in ("lazy", "sweep"):
+        table, optimizer = start(config("sgd", "full", shrink=1e-4, idle=idle), torch.ones(1, WIDE).bfloat16())
+        for _ in range(500):
+            optimizer.step(torch.zeros(0, dtype=torch.int64), torch.zeros(0, WIDE))
+        assert table.read_all().mean().item() == pytest.approx((1 - 1e-4) ** 500, abs=0.002)
+
+
+@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+def test_the_worker_that_holds_a_row_does_not_matter(rule, scope, coupling):
+    found = []
+    rows_VD = torch.linspace(-1, 1, 60).view(6, 10).bfloat16()
+    for workers in (1, 2, 3):
+        plan = Plan(6, 6, workers)
+        whole_VD = torch.empty_like(rows_VD)
+        for worker in range(workers):
+            mine = torch.from_numpy(plan.rows_of(worker))
+            table = Table("items", plan, worker, rows_VD[mine])
+            optimizer = SparseOptimizer(table, config(rule, scope, coupling, kernels="numba"), 10)
+            for t in range(10):
+                rows_U = torch.tensor([t % 6, (t + 2) % 6])
+                owned = plan.owner(rows_U) == worker
+                optimizer.step(plan.local(rows_U[owned]), torch.full((int(owned.sum()), 10), 0.1 * t))
+            whole_VD[mine] = table.settle()
+        found.append(whole_VD)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_gradients_are_float32():
+    _, optimizer = start(config(), torch.zeros(3, 5, dtype=torch.bfloat16))
+    with pytest.raises(AssertionError):
+        optimizer.step(torch.tensor([0]), torch.zeros(1, 5, dtype=torch.bfloat16))
