@@ -46,8 +46,11 @@ class Plan:
         full, rest = divmod(self.rows, self.buckets)
         return full * len(self.owned_buckets(worker)) + len(range(worker, rest, self.workers))
 
+    def row(self, local: Ids, worker: int) -> Ids:
+        """The rows with these local numbers at a worker: the inverse of `local`."""
+        owned = len(self.owned_buckets(worker))
+        return local // owned * self.buckets + local % owned * self.workers + worker
+
     def rows_of(self, worker: int) -> np.ndarray:
         """The rows of a worker, ascending, int64: position k holds the row whose local number is k."""
-        blocks = np.arange(-(-self.rows // self.buckets), dtype=np.int64)[:, None] * self.buckets
-        rows = (blocks + np.array(self.owned_buckets(worker), dtype=np.int64)).ravel()
-        return rows[rows < self.rows]
+        return self.row(np.arange(self.size(worker), dtype=np.int64), worker)

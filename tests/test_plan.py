@@ -23,6 +23,7 @@ def test_rows_are_split_as_the_definition_says(plan):
         assert plan.owner(np.array(rows, np.int64)).tolist() == [worker] * len(rows)
         assert plan.local(np.array(rows, np.int64)).tolist() == list(range(len(rows)))
         assert plan.local(torch.tensor(rows, dtype=torch.int32)).tolist() == list(range(len(rows)))
+        assert plan.row(torch.arange(len(rows)), worker).tolist() == rows
 
 
 @given(plans())

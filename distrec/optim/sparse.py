@@ -36,7 +36,7 @@ class SparseOptimizer:
         self._config = config
         self._total_steps = total_steps
         self._t = 0
-        self._kernels = kernels_for(config.kernels, table.stored_VD)
+        self._kernels = kernels_for(config.kernels, table)
         self._rule = RULES[config.rule](table.stored_VD, config)
         self._strength = config.decay.strength_of(table.name)
         self._idle = self._make_idle()
@@ -61,7 +61,7 @@ class SparseOptimizer:
         """What happens to rows that a step does not touch, for people."""
         if self._idle is None:
             return "stay as they are"
-        return "swept at each step" if self._sweep else f"caught up when read, by {self._idle.form}"
+        return "are swept at each step" if self._sweep else f"catch up when they are read, by {self._idle.form}"
 
     @property
     def t(self) -> int:

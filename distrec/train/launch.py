@@ -86,8 +86,8 @@ def train(config: Config, name: str = "distrec", on_event: Listener | None = Non
         note(f"train: starting {workers} for {dataset.manifest.train:,} interactions an epoch (takes some 20 s)")
         status = "FAILED"
         try:
-            _stop_on_sigterm()
-            outcome = _fit(config, dataset, folder, lambda event: _record(event, tracker, tell))
+            with _sigterm_as_ctrl_c():
+                outcome = _fit(config, dataset, folder, lambda event: _record(event, tracker, tell))
             result = _result(config, dataset, folder, outcome, time.perf_counter() - start)
             tracker.log_metrics(result.metrics, config.train.epochs)
             tracker.log_table([{"metric": key, "value": value} for key, value in result.metrics.items()])
@@ -101,10 +101,17 @@ def train(config: Config, name: str = "distrec", on_event: Listener | None = Non
     return result
 
 
-def _stop_on_sigterm() -> None:
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
     """A scheduler's polite end (Slurm, Docker) is a Ctrl-C. Ray has put a handler of its own there by now."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _open_run(config: Config, dataset: Dataset, folder: RunFolder, note: Callable[[str], None]) -> Tracker:

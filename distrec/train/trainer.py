@@ -75,6 +75,14 @@ class Trainer:
         table = Table(name, plan, rank_, rows_VD)
         return TableParts(table, SparseOptimizer(table, c.optim, c.train.epochs * self.source.steps))
 
+    @property
+    def idle_rows(self) -> str:
+        """What happens to rows outside the batch, table by table, for people."""
+        how = {name: part.optimizer.idle_rows for name, part in self.parts.items()}
+        if len(set(how.values())) == 1:
+            return f"rows outside the batch {how[ITEMS]}"
+        return "; ".join(f"{name} outside the batch {what}" for name, what in how.items())
+
     def step(self, batch: Batch) -> torch.Tensor:
         """Takes one step. Returns the sum of the losses of this worker's pairs, a scalar that nobody has waited for.
 

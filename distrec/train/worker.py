@@ -56,6 +56,7 @@ class _Loop:
             with checkpoint.as_directory() as folder:
                 self.history = self.trainer.load(Path(folder))["history"]
             self._tell({"kind": "note", "text": f"resumed after epoch {len(self.history)}"})
+        self._tell({"kind": "note", "text": f"optimizer: {self.trainer.idle_rows}"})
         first_batch_s = self._train_epochs() if len(self.history) < self.config.train.epochs else 0.0
         start = time.perf_counter()
         self._tell({"kind": "note", "text": "evaluating on the test part"})

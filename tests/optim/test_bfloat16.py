@@ -17,7 +17,7 @@ WIDE = 4096  # columns that are treated alike, so that their mean shows the mean
 def test_rounding_goes_to_a_neighbour_and_is_right_on_average():
     for value in (1.001, -3.14159, 1e-20, 6e4, 1.0 + 2**-9):
         rows_UD = torch.full((64, WIDE), value)
-        rounded_UD = torch.cat([round_(rows_UD[[u]].clone(), step=u) for u in range(64)]).float()
+        rounded_UD = round_(rows_UD.clone(), torch.arange(64), step=3).float()
         down, up = sorted({*rounded_UD.unique().tolist()})
         assert down < rows_UD[0, 0].item() < up
         assert up - down <= 2**-7 * abs(value)
@@ -28,8 +28,22 @@ def test_rounding_goes_to_a_neighbour_and_is_right_on_average():
 def test_what_bfloat16_can_say_stays():
     kept = torch.tensor([[0.0, -0.0, 1.0, -2.5, float("inf"), -float("inf"), 2.0**-130]])
     for step in range(20):
-        assert torch.equal(round_(kept.clone(), step).float(), kept)
-    assert round_(torch.tensor([[float("nan")]]), 3).isnan().all()
+        assert torch.equal(round_(kept.clone(), torch.tensor([step]), step).float(), kept)
+    assert round_(torch.tensor([[float("nan")]]), torch.tensor([0]), 3).isnan().all()
+
+
+@pytest.mark.parametrize("axis", ["row", "column", "step"])
+def test_rounding_is_independent_along_each_axis(axis):
+    """The half of the values rounded up has no runs: neighbours agree as often as not."""
+    n = 40_000
+    half = {"row": (n, 1, [0]), "column": (1, n, [0]), "step": (1, 1, range(n))}[axis]
+    rows, columns, steps = half
+    up = torch.cat(
+        [round_(torch.full((rows, columns), 1 + 2**-8), torch.arange(rows), s).float().ravel() > 1 for s in steps]
+    )
+    agree = (up[1:] == up[:-1]).double().mean().item()
+    assert up.double().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / n**0.5)
+    assert agree == pytest.approx(0.5, abs=5 * 0.5 / n**0.5)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

@@ -8,14 +8,14 @@ import torch
 from distrec.optim.decay import FullDecay
 from distrec.optim.kernels.choose import kernels_for
 
-from .cases import DIM, KERNELS, batches, config, start
+from .cases import DIM, KERNELS, batches, config, start, table_of
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.parametrize("kernels", KERNELS)
 
 
 def owing(rows: int, strength: float, kernels: str) -> FullDecay:
-    return FullDecay(rows, CPU, strength, kernels_for(kernels, torch.zeros(1)))
+    return FullDecay(rows, CPU, strength, kernels_for(kernels, table_of(torch.zeros(1, 1))))
 
 
 def test_settling_the_shard_gives_exactly_what_a_read_gave(kernels):

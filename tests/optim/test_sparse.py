@@ -226,7 +226,11 @@ def test_a_shard_without_rows(rule, scope, coupling):
 
 
 def test_how_idle_rows_catch_up():
-    stay, closed, replay = "stay as they are", "caught up when read, by closed form", "caught up when read, by replay"
+    stay, closed, replay = (
+        "stay as they are",
+        "catch up when they are read, by closed form",
+        "catch up when they are read, by replay",
+    )
     cases = [
         ("sgd", "none", "decoupled", 0.1, stay),
         ("sgd", "in_batch", "decoupled", 0.1, stay),
@@ -243,7 +247,7 @@ def test_how_idle_rows_catch_up():
         assert optimizer.idle_rows == how, (rule, scope, coupling, shrink)
         assert (table.lazy is None) == (how == stay)
     _, optimizer = start(config("adam", idle="sweep"), torch.zeros(2, DIM))
-    assert optimizer.idle_rows == "swept at each step"
+    assert optimizer.idle_rows == "are swept at each step"
 
 
 @pytest.mark.parametrize("scope", ["in_batch", "full"])

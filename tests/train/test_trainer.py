@@ -11,6 +11,9 @@ from distrec.data.dataset import Part
 from distrec.data.prepare import prepare
 from distrec.evaluation.metrics import ranking_sums
 from distrec.losses import losses
+from distrec.optim.reference import DenseReference
+from distrec.plan import Plan
+from distrec.tables.checkpoint import load_shard
 from distrec.testing.ranks import run_ranks
 from distrec.train.trainer import Trainer
 from tests.conftest import changed
@@ -116,3 +119,81 @@ def test_full_decay_reaches_rows_no_batch_touched(small, dataset):
     idle = [row for row in range(len(before)) if row not in touched]
     assert idle
     assert torch.allclose(items.read(torch.tensor(idle)), before[idle] * 0.95**3, rtol=1e-6)
+
+
+FULL = {
+    "closed form of decay": ("lazy_adam", "decoupled"),
+    "closed form of momentum": ("momentum", "l2"),
+    "replay of moments": ("adam", "decoupled"),
+    "replay of accumulators": ("rowwise_adagrad", "l2"),
+}
+
+
+@pytest.mark.parametrize("case", FULL)
+def test_every_door_shows_settled_rows(small, dataset, tmp_path, case, monkeypatch):
+    """Look-up, evaluation, checkpoint, reshard, resume: each read shows what a sweep at each step would have left."""
+    rule, coupling = FULL[case]
+    decay = {"scope": "full", "coupling": coupling, "strength": 0.02}
+    config = changed(small, optim={"rule": rule, "lr": 0.05, "decay": decay}, sampling={"negatives": 8})
+    trainer = Trainer(config, dataset, torch.device("cpu"))
+    swept = {name: follow(part, config, monkeypatch) for name, part in trainer.parts.items()}
+
+    def check(door, name, rows_VD):
+        error = (rows_VD.double() - swept[name].rows_VD).abs().max().item()
+        assert error < 2e-5, (door, name, error)
+
+    for step in range(15):
+        trainer.step(trainer.source.batch(0, step))
+        trainer.parts["items"].table.read(torch.tensor([step]))
+    for name, part in trainer.parts.items():
+        assert (part.table.stored_VD.double() - swept[name].rows_VD).abs().max() > 1e-3, "nothing is owed"
+        every = torch.arange(len(part.table.stored_VD))
+        check("read", name, part.table.read(every))
+        rows, _ = trainer.exchange.look_up(part.table, every, [len(every)])
+        check("look-up", name, rows)
+    trainer.step(trainer.source.batch(0, 15))
+    seen = {"users": [], "items": []}
+    monkeypatch.setattr(trainer.model, "users", lambda rows: seen["users"].append(rows) or rows)
+    monkeypatch.setattr(trainer.model, "items", lambda rows: seen["items"].append(rows) or rows)
+    trainer.evaluate(Part.TEST)
+    assert [len(seen[name]) for name in seen] == [1, 1]
+    check("evaluation", "items", seen["items"][0])
+    held_out, _, users = trainer._held_out(Part.TEST)
+    assert (seen["users"][0].double() - swept["users"].rows_VD[users]).abs().max() < 2e-5
+    monkeypatch.undo()
+    trainer.parts["users"].table.read(torch.tensor([0]))
+    swept = {name: follow(part, config, monkeypatch, swept[name]) for name, part in trainer.parts.items()}
+    trainer.step(trainer.source.batch(0, 16))
+    trainer.save(tmp_path, {})
+    doors_of_a_checkpoint(tmp_path, config, dataset, check)
+
+
+def follow(part, config, monkeypatch, reference=None):
+    """A dense reference that takes each step which the optimizer takes."""
+    reference = reference or DenseReference(part.table.stored_VD.double(), config.optim, 10**6, part.table.name)
+    step = part.optimizer.step
+    reference.total_steps = part.optimizer._total_steps
+
+    def both(local_U, grad_UD):
+        reference.step(local_U, grad_UD.double())
+        step(local_U, grad_UD)
+
+    monkeypatch.setattr(part.optimizer, "step", both)
+    return reference
+
+
+def doors_of_a_checkpoint(folder, config, dataset, check):
+    """Read by one worker, by three, and by a trainer that resumes."""
+    m = dataset.manifest
+    for workers in (1, 3):
+        plans = {"users": Plan(m.users, m.buckets, workers), "items": Plan(m.items, m.buckets, workers)}
+        shards = [load_shard(folder, worker, plans)[0] for worker in range(workers)]
+        for name, plan in plans.items():
+            whole = torch.empty(plan.rows, config.model.dim)
+            for worker in range(workers):
+                whole[torch.from_numpy(plan.rows_of(worker))] = shards[worker][name]["rows"]
+            check(f"checkpoint for {workers}", name, whole)
+    resumed = Trainer(config, dataset, torch.device("cpu"))
+    resumed.load(folder)
+    for name, part in resumed.parts.items():
+        check("resumed", name, part.table.read(torch.arange(len(part.table.stored_VD))))

@@ -37,6 +37,17 @@ CASES = {
             "schedule": {"name": "cosine"},
         },
     },
+    "momentum_l2": {
+        "optim": {"rule": "momentum", "lr": 0.3, "decay": {"scope": "full", "coupling": "l2", "strength": 0.01}}
+    },
+    "dense_adam": {"optim": {"rule": "adam", "lr": 0.01, "decay": {"scope": "full", "strength": 0.1}}},
+    "rowwise_adagrad_l2": {
+        "optim": {
+            "rule": "rowwise_adagrad",
+            "lr": 0.05,
+            "decay": {"scope": "full", "coupling": "l2", "strength": 0.01},
+        }
+    },
     "adagrad_in_batch": {
         "sampling": {"reject": False},
         "optim": {"rule": "adagrad", "lr": 0.05, "decay": {"scope": "in_batch", "strength": 0.1}},

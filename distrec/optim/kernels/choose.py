@@ -6,17 +6,19 @@ from distrec.errors import UserError
 from distrec.optim.kernels.bfloat16 import Bfloat16Kernels
 from distrec.optim.kernels.interface import Kernels
 from distrec.optim.kernels.reference import ReferenceKernels
+from distrec.tables.table import Table
 
 
-def kernels_for(name: str, stored_VD: torch.Tensor) -> Kernels:
+def kernels_for(name: str, table: Table) -> Kernels:
     """The kernels of `optim.kernels` for this shard.
 
     Raises:
         UserError: kernels that do not run on its device.
     """
-    if stored_VD.dtype == torch.bfloat16:
-        return Bfloat16Kernels(_for_device(name, stored_VD.device))
-    return _for_device(name, stored_VD.device)
+    found = _for_device(name, table.stored_VD.device)
+    if table.stored_VD.dtype == torch.bfloat16:
+        return Bfloat16Kernels(found, lambda local_U: table.plan.row(local_U, table.worker))
+    return found
 
 
 def _for_device(name: str, device: torch.device) -> Kernels:
