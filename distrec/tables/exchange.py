@@ -4,6 +4,7 @@ One exchange for the numbers of the wanted rows, one for the rows, one for their
 none, and no copy.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,14 +71,41 @@ class Exchange:
             dist.broadcast(tensor, source)
         return tensor
 
+    def gather(self, part: torch.Tensor) -> tuple[torch.Tensor, slice]:
+        """(the parts of all workers one after another, this worker's place); parts may differ in length."""
+        if self.workers == 1:
+            return part, slice(0, len(part))
+        ends = list(itertools.accumulate(self._counts(len(part))))
+        starts = [0, *ends[:-1]]
+        longest = max(end - start for start, end in zip(starts, ends, strict=True))
+        padded = part.new_zeros(longest, *part.shape[1:])
+        padded[: len(part)] = part
+        everyone = self._all_gather(padded)
+        parts = [p[: end - start] for p, start, end in zip(everyone, starts, ends, strict=True)]
+        return torch.cat(parts), slice(starts[self.rank], ends[self.rank])
+
+    def all_add(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over the workers, in the order of the ranks."""
+        return tensor if self.workers == 1 else torch.stack(self._all_gather(tensor)).sum(0)
+
+    def all_max(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The maximum over the workers, element by element."""
+        return tensor if self.workers == 1 else torch.stack(self._all_gather(tensor)).amax(0)
+
     def all_sum(self, values: Sequence[float]) -> list[float]:
         """Sums over the workers, in float64, in the order of the ranks."""
         if self.workers == 1:
             return list(values)
-        mine = torch.tensor(values, dtype=torch.float64, device=self.device)
-        everyone = [torch.empty_like(mine) for _ in range(self.workers)]
-        dist.all_gather(everyone, mine)
-        return torch.stack(everyone).sum(0).tolist()
+        return self.all_add(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
+    def _counts(self, count: int) -> list[int]:
+        """What each worker counts."""
+        return torch.cat(self._all_gather(torch.tensor([count], device=self.device))).tolist()
+
+    def _all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        everyone = [torch.empty_like(tensor) for _ in range(self.workers)]
+        dist.all_gather(everyone, tensor.contiguous())
+        return everyone
 
     def _swap_counts(self, counts: Sequence[int]) -> list[int]:
         mine = torch.tensor(counts, dtype=torch.int64, device=self.device)

@@ -13,7 +13,7 @@ from distrec.batch import Batch
 from distrec.data.dataset import Dataset, Part
 from distrec.evaluation.metrics import RankingSums, ranking_sums
 from distrec.evaluation.ranking import Pairs, rank
-from distrec.losses import Scores, losses
+from distrec.losses import Scores, catalogue_losses, losses
 from distrec.models import make_model
 from distrec.models.scores import pair_scores, positive_scores, shared_scores
 from distrec.optim.sparse import SparseOptimizer
@@ -56,7 +56,7 @@ class Trainer:
         self.plans = {USERS: Plan(m.users, m.buckets, workers), ITEMS: Plan(m.items, m.buckets, workers)}
         self.source = BatchSource(
             dataset,
-            config.sampling,
+            config.drawn,
             config.run.seed,
             config.train.batch_size,
             self.exchange.rank,
@@ -64,7 +64,8 @@ class Trainer:
             config.loss.log_q,
         )
         self.model = make_model(config.model)
-        self.loss = losses[config.loss.name]
+        self.sees_scores = config.loss.name in losses
+        self.loss = (losses if self.sees_scores else catalogue_losses)[config.loss.name]
         self.parts = {name: self._make_table(name) for name in (USERS, ITEMS)}
         self.meters = StepMeters()
 
@@ -90,6 +91,9 @@ class Trainer:
         """
         if batch.pairs == 0:
             return torch.zeros((), device=self.device)
+        return self._sampled_step(batch) if self.sees_scores else self._catalogue_step(batch)
+
+    def _sampled_step(self, batch: Batch) -> torch.Tensor:
         users, items = self.parts[USERS], self.parts[ITEMS]
         with self.meters.part("look_up"):
             users_U = self._tensor(batch.users_U).long()
@@ -105,6 +109,35 @@ class Trainer:
             users.optimizer.step(users_U, user_rows_UD.grad)
             items.optimizer.step(*self.exchange.sum_gradients(route, item_rows_UD.grad))
         return loss_sum.detach()
+
+    def _catalogue_step(self, batch: Batch) -> torch.Tensor:
+        """The pairs go to every worker, which scores its own items for them: items stay where they are."""
+        users, items = self.parts[USERS], self.parts[ITEMS]
+        with self.meters.part("look_up"):
+            users_U, items_V = self._tensor(batch.users_U).long(), torch.arange(len(items.table.stored_VD))
+            items_V = items_V.to(self.device)
+            user_rows_UD = users.table.read(users_U).requires_grad_()
+            item_rows_VD = items.table.read(items_V).requires_grad_()
+        with self.meters.part("compute"):
+            users_BD = self.model.users(user_rows_UD).index_select(0, self._tensor(batch.user_at_B))
+            items_VD = self.model.items(item_rows_VD)
+            everyone_BD, own = self.exchange.gather(users_BD.detach())
+            outcome = self.loss(
+                everyone_BD, items_VD.detach(), self._own_positives(batch), self.config.loss, self.exchange
+            )
+            grads = outcome.users_grad_BD[own] / batch.pairs, outcome.items_grad_VD / batch.pairs
+            torch.autograd.backward([users_BD, items_VD], grads)
+        with self.meters.part("update"):
+            users.optimizer.step(users_U, user_rows_UD.grad)
+            items.optimizer.step(items_V, item_rows_VD.grad)
+        return outcome.loss_B[own].sum()
+
+    def _own_positives(self, batch: Batch) -> torch.Tensor:
+        """Of the pairs of all workers: the local number of the positive, -1 where another worker owns it, (B,)."""
+        owner_U = np.repeat(np.arange(self.exchange.workers), batch.item_splits_W)
+        pair = np.stack([owner_U, batch.items_U])[:, batch.positive_at_B].T.astype(np.int64)
+        owner_B, local_B = self.exchange.gather(self._tensor(pair))[0].unbind(1)
+        return torch.where(owner_B == self.exchange.rank, local_B, -1)
 
     def _scores(self, batch: Batch, user_rows_UD: torch.Tensor, item_rows_UD: torch.Tensor) -> Scores:
         users_UD, items_UD = self.model.users(user_rows_UD), self.model.items(item_rows_UD)

@@ -10,7 +10,7 @@ from distrec.data import planted
 from distrec.data.dataset import Part
 from distrec.data.prepare import prepare
 from distrec.evaluation.metrics import ranking_sums
-from distrec.losses import losses
+from distrec.losses import catalogue_losses, losses
 from distrec.optim.reference import DenseReference
 from distrec.plan import Plan
 from distrec.tables.checkpoint import load_shard
@@ -52,7 +52,7 @@ def ndcg_of(dataset, scores_UV):
     return ranking_sums(ranked_UK, offsets, item, (20,)).means()["ndcg@20"]
 
 
-@pytest.mark.parametrize("name", list(losses))
+@pytest.mark.parametrize("name", [*losses, *catalogue_losses])
 def test_every_loss_finds_the_planted_taste(taste, name):
     config, dataset, best, popular = taste
     trainer = Trainer(changed(config, loss={"name": name}, **SETTINGS.get(name, {})), dataset, torch.device("cpu"))

@@ -22,6 +22,7 @@ from tests.conftest import changed
 STEPS = 20
 CASES = {
     "ssm": {},
+    "softmax": {"loss": {"name": "softmax"}},
     "bpr_pairs": {
         "loss": {"name": "bpr"},
         "sampling": {"shared": False, "negatives": 3},
