@@ -6,7 +6,18 @@ import torch
 def pair_scores(
     users_UD: torch.Tensor, items_UD: torch.Tensor, user_at_B: torch.Tensor, item_at_BN: torch.Tensor
 ) -> torch.Tensor:
-    """Scores of each user with its own N items, (B, N): the readable form, which builds the (B, N, D) items."""
+    """Scores of each user with its own N items, (B, N). A place outside the rows is an IndexError."""
+    if users_UD.device.type == "cpu" and users_UD.dtype in (torch.float32, torch.float64):
+        from distrec.models.pairs import PairScores  # here, as importing numba takes a good part of a second
+
+        return PairScores.apply(users_UD, items_UD, user_at_B, item_at_BN)
+    return pair_scores_reference(users_UD, items_UD, user_at_B, item_at_BN)
+
+
+def pair_scores_reference(
+    users_UD: torch.Tensor, items_UD: torch.Tensor, user_at_B: torch.Tensor, item_at_BN: torch.Tensor
+) -> torch.Tensor:
+    """`pair_scores` in plain torch, for any device and dtype; builds the (B, N, D) items."""
     return torch.einsum("bd,bnd->bn", users_UD[user_at_B], items_UD[item_at_BN])
 
 
