@@ -78,7 +78,7 @@ _STEPS: dict[type[Rule], Loop] = {
     LazyAdam: loops.ADAM,
     Adam: loops.ADAM,
 }
-_REPLAYS: dict[type[Rule], loops.Loop] = {
+_REPLAYS: dict[type[Rule], Loop] = {
     Adagrad: loops.REPLAY_ADAGRAD,
     RowwiseAdagrad: loops.REPLAY_ROWWISE_ADAGRAD,
     LazyAdam: loops.REPLAY_ADAM,

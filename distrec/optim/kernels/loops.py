@@ -84,7 +84,7 @@ def _settle(stored_VD, written_V, left_S, now):
             w_D[d] *= factor
 
 
-@njit
+@njit(cache=True, nogil=True, error_model="numpy")
 def _claim(local_U, written_V, now):
     """One after the other, as the same row may come twice."""
     _checked(local_U, len(written_V))
@@ -292,4 +292,4 @@ REPLAY_ADAGRAD, REPLAY_ROWWISE_ADAGRAD, REPLAY_ADAM = (
     _loop(_replay_rowwise_adagrad),
     _loop(_replay_adam),
 )
-CLAIM = njit(cache=True, nogil=True)(_claim.py_func)
+CLAIM = _claim
