@@ -28,6 +28,15 @@ SCOPES = ["full", "in_batch", "none"]
 TABLES = ["items", "users"]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Steps of 32 pairs gain nothing from a second thread, and lose much to it on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def train_pairs(dataset: Dataset) -> dict[str, np.ndarray]:
     """The training interactions, as two columns (E,)."""
     return dict(zip(("users", "items"), dataset.interactions(Part.TRAIN, range(dataset.manifest.buckets)), strict=True))
