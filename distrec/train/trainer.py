@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from distrec.optim.sparse import SparseOptimizer
 from distrec.plan import Plan
 from distrec.sampling.batches import BatchSource
 from distrec.tables.checkpoint import load_shard, save_shard
-from distrec.tables.exchange import Exchange
+from distrec.tables.exchange import Exchange, Route
 from distrec.tables.init import normal_rows
 from distrec.tables.table import Table
 from distrec.tracking.meters import StepMeters
@@ -51,7 +52,8 @@ class Trainer:
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.config, self.dataset, self.device = config, dataset, device
-        self.exchange = Exchange(device)
+        self.exchange = Exchange(device, config.train.send_bfloat16)
+        self.asked: tuple[Batch, Future[Route]] | None = None
         m, workers = dataset.manifest, self.exchange.workers
         self.plans = {USERS: Plan(m.users, m.buckets, workers), ITEMS: Plan(m.items, m.buckets, workers)}
         self.source = BatchSource(
@@ -84,22 +86,28 @@ class Trainer:
             return f"rows outside the batch {how[ITEMS]}"
         return "; ".join(f"{name} outside the batch {what}" for name, what in how.items())
 
-    def step(self, batch: Batch) -> torch.Tensor:
+    def step(self, batch: Batch, following: Batch | None = None) -> torch.Tensor:
         """Takes one step. Returns the sum of the losses of this worker's pairs, a scalar that nobody has waited for.
 
         A step without pairs on any worker (tiny data) is no step: momentum and decay do not move either.
+
+        Args:
+            batch: this worker's part of the step.
+            following: of the next one, if there is one: its rows are asked for while this step is computed.
         """
         if batch.pairs == 0:
             return torch.zeros((), device=self.device)
-        return self._sampled_step(batch) if self.sees_scores else self._catalogue_step(batch)
+        return self._sampled_step(batch, following) if self.sees_scores else self._catalogue_step(batch)
 
-    def _sampled_step(self, batch: Batch) -> torch.Tensor:
+    def _sampled_step(self, batch: Batch, following: Batch | None) -> torch.Tensor:
         users, items = self.parts[USERS], self.parts[ITEMS]
         with self.meters.part("look_up"):
             users_U = self._tensor(batch.users_U).long()
             user_rows_UD = users.table.read(users_U).requires_grad_()
-            rows, route = self.exchange.look_up(items.table, self._tensor(batch.items_U), batch.item_splits_W.tolist())
-            item_rows_UD = rows.requires_grad_()
+            route = self._route(batch)
+            if following is not None and following.pairs:
+                self.asked = following, self._ask(following)
+            item_rows_UD = self.exchange.look_up(items.table, route).requires_grad_()
         with self.meters.part("compute"):
             loss_B = self.loss(self._scores(batch, user_rows_UD, item_rows_UD), self.config.loss)
             loss_sum = loss_B.sum()
@@ -107,8 +115,16 @@ class Trainer:
             (loss_sum / batch.pairs).backward()
         with self.meters.part("update"):
             users.optimizer.step(users_U, user_rows_UD.grad)
-            items.optimizer.step(*self.exchange.sum_gradients(route, item_rows_UD.grad))
+            items.optimizer.step(route.rows_R, self.exchange.sum_gradients(route, item_rows_UD.grad))
         return loss_sum.detach()
+
+    def _ask(self, batch: Batch) -> Future[Route]:
+        return self.exchange.ask(batch.items_U, batch.item_splits_W.tolist())
+
+    def _route(self, batch: Batch) -> Route:
+        """The answer to what was asked for this batch, now or during the step before."""
+        (ahead, asked), self.asked = self.asked or (None, None), None
+        return (asked if ahead is batch else self._ask(batch)).result()
 
     def _catalogue_step(self, batch: Batch) -> torch.Tensor:
         """The pairs go to every worker, which scores its own items for them: items stay where they are."""

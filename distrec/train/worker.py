@@ -77,9 +77,9 @@ class _Loop:
             for step in range(source.steps):
                 batch = ahead
                 assert (batch.epoch, batch.step) == (epoch, step), (batch.epoch, batch.step, epoch, step)
-                loss_sum += self.trainer.step(batch)
                 with self.trainer.meters.part("wait"):
                     ahead = next(batches, None)
+                loss_sum += self.trainer.step(batch, ahead)
                 self._tell_step(epoch, step, start, loss_sum)
             self._end_epoch(epoch, time.perf_counter() - start, loss_sum.item())
         return first_batch_s

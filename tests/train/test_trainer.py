@@ -149,8 +149,8 @@ def test_every_door_shows_settled_rows(small, dataset, tmp_path, case, monkeypat
         assert (part.table.stored_VD.double() - swept[name].rows_VD).abs().max() > 1e-3, "nothing is owed"
         every = torch.arange(len(part.table.stored_VD))
         check("read", name, part.table.read(every))
-        rows, _ = trainer.exchange.look_up(part.table, every, [len(every)])
-        check("look-up", name, rows)
+        route = trainer.exchange.ask(every.int().numpy(), [len(every)]).result()
+        check("look-up", name, trainer.exchange.look_up(part.table, route))
     trainer.step(trainer.source.batch(0, 15))
     seen = {"users": [], "items": []}
     monkeypatch.setattr(trainer.model, "users", lambda rows: seen["users"].append(rows) or rows)
