@@ -92,9 +92,9 @@ class OptimConfig(Section):
     """When rows outside the batch take what they miss (decay, momentum): lazy, as soon as they are read, which is the
     same and costs less; sweep, at each step, for models that read the whole table at each step anyway."""
 
-    kernels: Literal["auto", "reference", "numba"] = "auto"
-    """What takes the steps: numba, compiled loops for CPUs; reference, plain torch on any device; auto, numba on CPUs
-    and reference elsewhere."""
+    kernels: Literal["auto", "reference", "numba", "triton"] = "auto"
+    """What takes the steps: numba, compiled loops for CPUs; triton, compiled programs for GPUs; reference, plain torch
+    on any device; auto, numba on CPUs, triton on GPUs where it is installed, and reference elsewhere."""
 
     @field_validator("rule")
     @classmethod

@@ -29,6 +29,7 @@ class Replay(CatchUp):
         self._left = Left()
         self._steps = Steps(2 + len(rule.numbers(0.0, 1)))
         self._steps.numbers_CS[0, 0] = 1.0
+        self._origin = 0
         # With l2 the row itself feeds the gradient, which never fades.
         self._span = _FOREVER if self._l2 else rule.fades_after(stored_VD.dtype) or _FOREVER
 
@@ -38,6 +39,7 @@ class Replay(CatchUp):
 
     def advance(self, lr: float, t: int) -> None:
         self._now += 1
+        self._origin = t - self._now
         shrink = lr * self._shrink
         self._steps.room_for(self._now)[:, self._now] = (
             self._left.advance(shrink),
@@ -46,7 +48,8 @@ class Replay(CatchUp):
         )
 
     def catch_up_(self, stored_VD: torch.Tensor, rows_K: torch.Tensor, since_K: torch.Tensor) -> None:
-        past = Past(torch.from_numpy(self._steps.numbers_CS), self._now, self._span, self._l2)
+        numbers_CS = torch.from_numpy(self._steps.numbers_CS)
+        past = Past(numbers_CS, self._now, self._span, self._l2, self._origin)
         self._kernels.replay_(stored_VD, rows_K, since_K, past, self._rule)
 
     def mark_settled(self) -> None:

@@ -1,6 +1,7 @@
 """Random runs of an optimizer: the configuration, the rows that each step touches, the reads in between."""
 
 import itertools
+import os
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,8 @@ from distrec.tables.table import Table
 
 MODES = [("none", "decoupled"), ("in_batch", "decoupled"), ("in_batch", "l2"), ("full", "decoupled"), ("full", "l2")]
 ALLOWED = [(rule, scope, coupling) for rule, (scope, coupling) in itertools.product(RULES, MODES)]
-KERNELS = ["reference", "numba"]  # of the CPU
+# Of the CPU; in Triton's interpreter, where one launch takes milliseconds, nothing else.
+KERNELS = ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else ["reference", "numba"]
 IDLE = ["lazy", "lazy", "sweep"]
 SHRINKS = [0.0, 1e-12, 1e-6, 1e-3, 0.3, 0.999999]  # lr * strength: from nothing to the edge of what is allowed
 FADING = [(0.9, 0.999), (0.0, 0.5), (0.5, 0.9), (0.95, 0.9)]  # beta1, beta2; with the last, idle updates never fade

@@ -30,6 +30,8 @@ class Past(NamedTuple):
     """So many steps of a gap are replayed; the rest is decay, and the fading of accumulators."""
     l2: float
     """The strength of decay through the gradient."""
+    origin: int
+    """The step of the run that is step 0 here: another one says that the steps are others."""
 
 
 class Decay(NamedTuple):
