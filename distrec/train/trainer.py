@@ -159,11 +159,13 @@ class Trainer:
         users_UD, items_UD = self.model.users(user_rows_UD), self.model.items(item_rows_UD)
         user_at_B, positive_at_B = self._tensor(batch.user_at_B), self._tensor(batch.positive_at_B)
         negative_at, pairs, n = self._tensor(batch.negative_at), len(user_at_B), self.config.sampling.negatives
-        positive_B = positive_scores(users_UD, items_UD, user_at_B, positive_at_B)
         if self.config.sampling.shared:
+            positive_B = positive_scores(users_UD, items_UD, user_at_B, positive_at_B)
             negative_BN = shared_scores(users_UD, items_UD, user_at_B, negative_at)
-        else:
-            negative_BN = pair_scores(users_UD, items_UD, user_at_B, negative_at.view(pairs, n))
+        else:  # with the positive as one more column, as two gradients of all rows would take longer
+            item_at = torch.cat([positive_at_B[:, None], negative_at.view(pairs, n)], 1)
+            positive_B1, negative_BN = pair_scores(users_UD, items_UD, user_at_B, item_at).split([1, n], 1)
+            positive_B = positive_B1[:, 0]
         if len(batch.masked):
             masked = torch.zeros(pairs * n, dtype=torch.bool, device=self.device)
             masked[self._tensor(batch.masked)] = True

@@ -1,10 +1,10 @@
-"""The compiled scores of pairs and their gradients against plain torch in float64, at extremes and at emptiness."""
+"""Compiled scores of pairs, unit rows and gradients against plain torch in float64, at extremes and at emptiness."""
 
 import pytest
 import torch
 
-from distrec.models import pairs
-from distrec.models.scores import pair_scores, pair_scores_reference
+from distrec.models.kernels import pairs
+from distrec.models.scores import pair_scores, pair_scores_reference, unit_rows, unit_rows_reference
 
 SHAPES = {  # B, N, D, user rows, item rows
     "usual": (7, 5, 24, 4, 9),
@@ -142,3 +142,32 @@ def test_other_numbers_than_the_compiled_ones():
     found = pair_scores(users.bfloat16(), items.bfloat16(), user_at, item_at)
     assert found.dtype == torch.bfloat16
     assert torch.allclose(found.double(), pair_scores(users, items, user_at, item_at), atol=0.2)
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (1, 1), (0, 5), (4, 0), (300, 67)])
+def test_unit_rows_agree_with_the_reference(shape):
+    torch.manual_seed(0)
+    rows, grad = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    found, wanted = rows.clone().requires_grad_(), rows.clone().requires_grad_()
+    narrow = rows.float().requires_grad_()
+    unit, expected, single = unit_rows(found), unit_rows_reference(wanted), unit_rows(narrow)
+    unit.backward(grad), expected.backward(grad), single.backward(grad.float())
+    assert torch.allclose(unit, expected, rtol=1e-13) and torch.allclose(found.grad, wanted.grad, rtol=1e-11)
+    assert torch.allclose(single.double(), expected, rtol=1e-5)
+    assert torch.allclose(narrow.grad.double(), wanted.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_unit_rows_at_extremes():
+    rows = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [3e15, 4e15], [1e-12, 0.0]], dtype=torch.float64)
+    found, wanted = rows.clone().requires_grad_(), rows.clone().requires_grad_()
+    unit, expected = unit_rows(found), unit_rows_reference(wanted)
+    assert torch.allclose(unit, expected)
+    unit[[0, 1, 2]].sum().backward(), expected[[0, 1, 2]].sum().backward()
+    assert torch.allclose(found.grad, wanted.grad)
+
+
+def test_gradients_of_unit_rows():
+    torch.manual_seed(0)
+    rows = torch.randn(6, 19, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(unit_rows, (rows,))
+    assert torch.autograd.gradcheck(lambda r: unit_rows(r.T), (torch.randn(5, 6).double().requires_grad_(),))
