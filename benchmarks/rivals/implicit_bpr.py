@@ -1,6 +1,6 @@
 """An epoch of implicit's BPR, known positives rejected, after one that is not counted.
 
-    python implicit_bpr.py FOLDER       FOLDER holds train.npz (user, item)
+python implicit_bpr.py FOLDER       FOLDER holds train.npz (user, item)
 """
 
 import sys

@@ -1,6 +1,6 @@
 """implicit's ranking of all items for every user, training items left out.
 
-    python implicit_rank.py FOLDER K    FOLDER holds train.npz (user, item), and takes the factors and the lists
+python implicit_rank.py FOLDER K    FOLDER holds train.npz (user, item), and takes the factors and the lists
 """
 
 import sys

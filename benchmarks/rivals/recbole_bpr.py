@@ -1,6 +1,6 @@
 """An epoch of RecBole's BPR: its own configuration, data set, loaders, model and training loop.
 
-    python recbole_bpr.py FOLDER        FOLDER holds train.npz (user, item), and takes the atomic files
+python recbole_bpr.py FOLDER        FOLDER holds train.npz (user, item), and takes the atomic files
 """
 
 import sys
