@@ -35,6 +35,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "memory": memory.measure,
     "job": job.measure,
 }
+_PATIENCE = "how long a repetition may wait, or be made again, until others leave the machine alone"
 _NOT_QUICK = ("workers", "job")  # unless they are asked for
 
 
@@ -60,7 +61,7 @@ def plot(bench: Bench, file: Path) -> None:
 
 def measure(bench: Bench, names: list[str]) -> list[Row]:
     """All rows of the cases, which share one Ray."""
-    rows = rate_rows()
+    rows = bench.undisturbed(rate_rows)
     with ray_running(CORES):
         for name in names:
             print(f"{name} ...", file=sys.stderr, flush=True)
@@ -81,16 +82,15 @@ def main() -> None:
     parser.add_argument("--only", type=_names, metavar="NAME,NAME", help=f"of {', '.join(CASES)}")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="save the step time by part as a picture")
     parser.add_argument("--rivals", type=Path, metavar="PYTHON", default=Path(".venv-rivals/bin/python"))
-    parser.add_argument("--patience", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--patience", type=float, default=0.0, metavar="SECONDS", help=_PATIENCE)
     given = parser.parse_args()
     two_cores()
     names = given.only or [name for name in CASES if not (given.quick and name in _NOT_QUICK)]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(given.quick, given.patience, Path(folder), given.rivals.absolute(), tuple(given.words))
         rows = measure(bench, names)
-        busy = f"others used {statistics.median(bench.busy):.0%} of the cores before the repetitions, "
-        busy += f"{max(bench.busy):.0%} at most"
-        report(rows, f"{bench.data.name}, D = {DIM}, {CORES} cores, on {bench.device.type}; {busy}", given.json)
+        others = f"others took {statistics.median(bench.others):.0%} of the cores, {max(bench.others):.0%} at most"
+        report(rows, f"{bench.data.name}, D = {DIM}, {CORES} cores, on {bench.device.type}; {others}", given.json)
     if given.plot and bench.jobs:
         plot(bench, given.plot)
 

@@ -25,7 +25,7 @@ def measure(bench: Bench) -> list[Row]:
         recbole.seconds(), implicit.seconds()  # the first ones warm up
         for _ in range(bench.rounds):
             for name, rival in (("RecBole", recbole), ("implicit", implicit)):
-                found[name].append([bench.timed(rival) for _ in range(2 if bench.quick else 3)])
+                found[name].append([bench.undisturbed(rival.seconds) for _ in range(2 if bench.quick else 3)])
             found["distrec"].append((job := train(bench)).epoch_s)
         versions = recbole.versions | implicit.versions
     rows = [bar_row(f"BPR: {who}, epoch", sum(rounds, []), "s", packages=versions) for who, rounds in found.items()]

@@ -35,15 +35,18 @@ def measure(bench: Bench) -> list[Row]:
         same = float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(ranked(), lists, strict=True)])) / _K
         assert same > 0.999, f"the two rank differently: {same:.2%} of the lists agree"
         for _ in range(3 if bench.quick else 9):
-            found["implicit"].append(bench.timed(implicit))
-            bench.wait()
-            began = time.perf_counter()
-            ranked()
-            found["distrec"].append(time.perf_counter() - began)
+            found["implicit"].append(bench.undisturbed(implicit.seconds))
+            found["distrec"].append(bench.undisturbed(lambda: _seconds(ranked)))
     rows = [bar_row(f"ranking: {who}", values, "s") for who, values in found.items()]
     against = ratios(found["distrec"], found["implicit"])
     rows.append(bar_row("ranking: distrec / implicit", against, "x", most=_MOST, packages=implicit.versions))
     return rows + floor_rows("ranking", _floor(bench), statistics.median(found["distrec"]))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def _floor(bench: Bench) -> Floor:

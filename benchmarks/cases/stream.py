@@ -39,8 +39,9 @@ def rates(bench: Bench, reject: str) -> list[float]:
     config = load(Config, None, words)
     dataset, epochs = prepare(config.data), 3 if bench.quick else 6
     sources = [BatchSource(dataset, config.sampling, 0, _BATCH, worker, _STREAMS) for worker in range(_STREAMS)]
-    bench.wait()
-    told = ray.get([receive.remote(source, epochs, config.train.look_ahead_mib) for source in sources])
+    told = bench.undisturbed(
+        lambda: ray.get([receive.remote(source, epochs, config.train.look_ahead_mib) for source in sources])
+    )
     ends = [max(times) for times in zip(*(ends for ends, _ in told), strict=True)]  # of the slower stream
     pairs = sum(pairs for _, pairs in told)
     return [pairs / (ends[k] - ends[k - 1]) for k in range(1, epochs)]

@@ -19,7 +19,7 @@ _LEAST = 1.6
 def train(bench: Bench, workers: int) -> Job:
     """Once, through Ray."""
     words = [*WORDS, "sampling.shared=false", f"train.workers={workers}", "train.threads=1"]
-    return bench.train(NAMES[workers], words, 3 if bench.quick else 4, thin=True)
+    return bench.train(NAMES[workers], words, 2 if bench.quick else 3, thin=True)
 
 
 def measure(bench: Bench) -> list[Row]:
