@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The rivals of the benchmarks live in an environment of their own: RecBole asks for a Ray that is years older than ours.
+RIVALS := .venv-rivals
+RIVALS_INSTALLED := $(RIVALS)/.installed
 
 .PHONY: train test test-slow bench lint clean
 
@@ -15,8 +18,8 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-bench: $(INSTALLED)
-	$(BIN)/python benchmarks/throughput.py
+bench: $(INSTALLED) $(RIVALS_INSTALLED)
+	$(BIN)/python benchmarks/speed.py --rivals $(RIVALS)/bin/python
 	$(BIN)/python benchmarks/optimizer.py
 
 lint: $(INSTALLED)
@@ -27,5 +30,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(RIVALS_INSTALLED): benchmarks/rivals/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/rivals/requirements.txt
+	$(RIVALS)/bin/python -m pip install --quiet --no-deps recbole==1.2.1
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(RIVALS)
