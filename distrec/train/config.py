@@ -32,6 +32,9 @@ class TrainConfig(Section):
     """Look rows of items up as bfloat16, which halves what travels to the workers. Their gradients stay float32."""
     checkpoint_every: int = Field(1, ge=1)
     """Epochs between checkpoints; the last epoch always has one."""
+    stream: Literal["ray", "thread"] = "ray"
+    """Who draws and prepares the batches: Ray Data in a process beside each worker, or a thread of the worker. The
+    batches are the same."""
     look_ahead_mib: int = Field(256, ge=16)
     """Bound on the batches that are prepared ahead of each worker, MiB."""
 

@@ -67,8 +67,9 @@ class _Loop:
     def _train_epochs(self) -> float:
         """Runs the epochs that are left. Returns the seconds until the first batch came."""
         start, source = time.perf_counter(), self.trainer.source
+        train = self.config.train
         batches = stream(
-            source, len(self.history), self.config.train.epochs, source.bytes_per_step, self.config.train.look_ahead_mib
+            source, len(self.history), train.epochs, source.bytes_per_step, train.look_ahead_mib, train.stream
         )
         ahead = next(batches)  # starting the stream belongs to no epoch
         first_batch_s = time.perf_counter() - start
