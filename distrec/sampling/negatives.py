@@ -21,6 +21,9 @@ def item_masses(config: SamplingConfig, item_degrees_V: np.ndarray, users: int) 
     # Relative to the most popular item: a large exponent must not overflow.
     relative = item_degrees_V / max(1, item_degrees_V.max(initial=0))
     weights = np.where(item_degrees_V > 0, np.power(relative, config.beta), 0.0)
+    if config.distribution == "mixture":
+        popular = weights / max(weights.sum(), np.finfo(float).tiny)
+        weights = config.uniform_share / len(weights) + (1 - config.uniform_share) * popular
     total = 2.0 ** min(52, _KEY_BITS - max(1, users).bit_length())
     masses = np.floor(weights / max(weights.sum(), np.finfo(float).tiny) * (total - len(weights))).astype(np.int64)
     return np.where(weights > 0, np.maximum(masses, 1), 0)  # rounding must not make an item impossible

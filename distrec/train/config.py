@@ -73,6 +73,8 @@ class Config(Section):
             )
         if self.loss.log_q and self.loss.name not in TAKES_LOG_Q:
             raise ValueError(f"loss.log_q=true is for {', '.join(TAKES_LOG_Q)}; loss.name={self.loss.name} ignores it")
+        if self.loss.log_q and self.sampling.hardest:
+            raise ValueError("loss.log_q=true with sampling.hardest: the hardest of a pool have no known probability q")
         if self.drawn.negatives == 0 and self.loss.name in losses:
             raise ValueError(
                 f"loss.name={self.loss.name} compares with negatives: sampling.negatives must be at least 1"

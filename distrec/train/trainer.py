@@ -170,6 +170,8 @@ class Trainer:
             masked = torch.zeros(pairs * n, dtype=torch.bool, device=self.device)
             masked[self._tensor(batch.masked)] = True
             negative_BN = negative_BN.masked_fill(masked.view(pairs, n), -torch.inf)
+        if self.config.sampling.hardest:
+            negative_BN = negative_BN.topk(self.config.sampling.hardest, dim=1, sorted=False).values
         log_q_BN = self._tensor(batch.log_q).view(-1, n) if self.config.loss.log_q else None
         return Scores(positive_B, negative_BN, log_q_BN)
 

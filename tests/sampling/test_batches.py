@@ -48,7 +48,7 @@ def whole_step(config, dataset, workers, step):
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("reject", [True, False])
-@pytest.mark.parametrize("distribution", ["uniform", "popularity"])
+@pytest.mark.parametrize("distribution", ["uniform", "popularity", "mixture"])
 def test_bit_equal_for_any_number_of_workers(small, dataset, shared, reject, distribution):
     config = changed(small, sampling={"shared": shared, "reject": reject, "distribution": distribution})
     for step in (0, 5):

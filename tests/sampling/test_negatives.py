@@ -30,13 +30,21 @@ def assert_drawn_like(items, expected):
     assert chi_square < freedom + 5 * np.sqrt(2 * freedom) + 5
 
 
-@pytest.mark.parametrize("distribution", ["uniform", "popularity"])
+def weights_of(distribution, degrees):
+    """The formulas, straight from their definition."""
+    popular = np.where(degrees > 0, degrees**0.75, 0)
+    if distribution == "uniform":
+        return np.ones(len(degrees))
+    return popular if distribution == "popularity" else 0.5 / len(degrees) + 0.5 * popular / popular.sum()
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "popularity", "mixture"])
 @pytest.mark.parametrize("positives", [[], [0], [3, 4, 5], [0, 9], list(range(9)), list(range(1, 10))])
 def test_draws_follow_the_distribution_without_the_positives(distribution, positives):
-    degrees = np.array([5, 1, 9, 30, 2, 2, 1, 14, 3, 8])
+    degrees = np.array([5, 1, 9, 30, 2, 2, 0, 14, 3, 8])
     s = sampler(distribution, degrees, [[1, 2], positives, [7]])
     drawn = s.draw(np.random.default_rng(0).random(DRAWS), np.array([1]))
-    weights = np.ones(10) if distribution == "uniform" else degrees**0.75
+    weights = weights_of(distribution, degrees)
     weights[positives] = 0
     assert_drawn_like(drawn, weights / weights.sum())
     every = np.arange(10)[weights > 0]
@@ -63,7 +71,7 @@ def test_a_positive_is_never_drawn_at_the_ends_of_the_line(data):
     degrees = np.array(data.draw(st.lists(st.integers(1, 50), min_size=2, max_size=12)))
     items = range(len(degrees))
     positives = [sorted(data.draw(st.sets(st.sampled_from(items), max_size=len(degrees) - 1))) for _ in range(3)]
-    s = sampler(data.draw(st.sampled_from(["uniform", "popularity"])), degrees, positives)
+    s = sampler(data.draw(st.sampled_from(["uniform", "popularity", "mixture"])), degrees, positives)
     for user, known in enumerate(positives):
         edges = s.edges / s.total
         numbers = np.clip(

@@ -73,6 +73,25 @@ def test_evaluation_against_the_whole_matrix(taste):
     assert trainer.evaluate(Part.TEST).means()["ndcg@20"] == pytest.approx(whole, abs=1e-6)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_hardest_negatives_are_those_with_the_highest_scores(small, dataset, shared):
+    drawn = {"sampling": {"shared": shared, "negatives": 12, "hardest": 3}, "loss": {"name": "bpr"}}
+    trainer = Trainer(changed(small, **drawn), dataset, torch.device("cpu"))
+    batch = trainer.source.batch(0, 0)
+    users, items = (part.table.stored_VD for part in trainer.parts.values())
+    users_BD = torch.nn.functional.normalize(users[torch.from_numpy(batch.users_U[batch.user_at_B]).long()], dim=1)
+    items_UD = torch.nn.functional.normalize(items[torch.from_numpy(batch.items_U).long()], dim=1)
+    at_BN = torch.from_numpy(batch.negative_at).long().view(-1, 12).expand(len(users_BD), 12)
+    scores_BN = torch.einsum("bd,bnd->bn", users_BD, items_UD[at_BN])
+    scores_BN.view(-1)[torch.from_numpy(batch.masked)] = -torch.inf
+    seen = trainer._scores(
+        batch, users[torch.from_numpy(batch.users_U).long()], items[torch.from_numpy(batch.items_U).long()]
+    )
+    expected = scores_BN.sort(dim=1, descending=True).values[:, :3]
+    torch.testing.assert_close(seen.negative_BN.sort(dim=1, descending=True).values, expected)
+    assert torch.isfinite(trainer.step(batch))
+
+
 DECAY = {"optim": {"decay": {"scope": "full", "strength": 0.5}, "schedule": {"name": "linear"}}}
 HALF, END = 10, 20
 
