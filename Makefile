@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: train test test-slow bench lint clean
+.PHONY: train test test-slow test-triton bench lint clean
 
 train: $(INSTALLED)
 	$(BIN)/distrec train
@@ -14,6 +14,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+test-triton: $(INSTALLED)  # the optimizer's tests with the kernels for GPUs, in Triton's interpreter
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/optim -k "triton or float64_equals or roundings_a_step"
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/throughput.py
