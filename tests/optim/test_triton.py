@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,7 +45,8 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 @compiling
 def test_a_part_of_the_shared_tests_in_the_interpreter():
     """All of them: make test-triton. A process of its own, as Triton looks at the variable when it is imported."""
-    chosen = "every_allowed or (long_gaps and adam and full) or (compiled_loops and float32) or not_there"
+    gaps, loops = "(long_gaps and adam and full and not lazy_adam)", "(compiled_loops and float32)"
+    chosen = f"every_allowed or {gaps} or {loops} or not_there"
     files = [f"tests/optim/{name}.py" for name in ("test_sparse", "test_triton")]
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *files, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout
@@ -139,17 +141,20 @@ def test_more_elements_than_32_bits_can_count():
     assert not torch.equal(table.read(local_U), table.read(local_U - 1))
 
 
-def test_choosing(monkeypatch):
-    table = table_of(torch.zeros(2, 5))
-    gpu = torch.device("cuda")
-    if find_spec("triton"):
-        assert type(choose._for_device("auto", gpu)).__name__ == "TritonKernels"
-        if not INTERPRETING:
-            with pytest.raises(
-                UserError, match="triton runs on GPUs, but the tables are on cpu; use auto or reference"
-            ):
-                kernels_for("triton", table)
-    monkeypatch.setattr(choose, "find_spec", lambda name: None)
-    assert type(choose._for_device("auto", gpu)).__name__ == "ReferenceKernels"
-    with pytest.raises(UserError, match="needs the package triton, which is not installed; use auto or reference"):
-        kernels_for("triton", table)
+@pytest.mark.skipif(INTERPRETING, reason="the interpreter takes tables on CPUs")
+@installed
+def test_triton_is_for_gpus_and_their_default():
+    assert type(choose._for_device("auto", torch.device("cuda"))).__name__ == "TritonKernels"
+    with pytest.raises(UserError, match="triton runs on GPUs, but the tables are on cpu; use auto or reference"):
+        kernels_for("triton", table_of(torch.zeros(2, 5)))
+
+
+@pytest.mark.parametrize(
+    ("module", "lacking"),
+    [(None, "the package triton, which is not installed"), ("3.5.1", "triton 3.6 or newer, not 3.5.1")],
+)
+def test_without_a_fitting_triton_gpus_get_the_reference(module, lacking, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", module and SimpleNamespace(__version__=module))
+    assert type(choose._for_device("auto", torch.device("cuda"))).__name__ == "ReferenceKernels"
+    with pytest.raises(UserError, match=f"triton needs {lacking}; use auto or reference"):
+        kernels_for("triton", table_of(torch.zeros(2, 5)))

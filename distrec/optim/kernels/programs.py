@@ -28,7 +28,7 @@ def _find(local, count, rows, ROWS: tl.constexpr):
     listed_R = place_R < count
     row_R = tl.load(local + place_R, mask=listed_R, other=0).to(tl.int64)
     known_R = (row_R >= 0) & (row_R < rows)
-    tl.device_assert(known_R, "a row number that the shard does not have", mask=listed_R)
+    tl.device_assert(known_R, "a row number that the shard does not have")  # places past the list hold 0
     return place_R, row_R, listed_R & known_R
 
 
