@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The rivals of the benchmarks live in an environment of their own: RecBole asks for a Ray that is years older than ours.
+RIVALS := .venv-rivals
+RIVALS_INSTALLED := $(RIVALS)/.installed
 
 .PHONY: train test test-slow test-triton bench lint clean
 
@@ -18,8 +21,8 @@ test-slow: $(INSTALLED)
 test-triton: $(INSTALLED)  # the optimizer's tests with the kernels for GPUs, in Triton's interpreter
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/optim -k "triton or float64_equals or roundings_a_step"
 
-bench: $(INSTALLED)
-	$(BIN)/python benchmarks/throughput.py
+bench: $(INSTALLED) $(RIVALS_INSTALLED)
+	$(BIN)/python benchmarks/speed.py --rivals $(RIVALS)/bin/python
 	$(BIN)/python benchmarks/optimizer.py
 
 lint: $(INSTALLED)
@@ -30,5 +33,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(RIVALS_INSTALLED): benchmarks/rivals/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/rivals/requirements.txt
+	$(RIVALS)/bin/python -m pip install --quiet --no-deps recbole==1.2.1
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(RIVALS)

@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from report import Row, arguments, report
+from report import Row, arguments, bar_row, ratios, report
 
 from distrec.optim.config import DecayConfig, OptimConfig
 from distrec.optim.sparse import SparseOptimizer
@@ -47,20 +47,6 @@ def rounds(ways: dict[str, Callable[[], Callable[[], object]]], count: int) -> T
     return found
 
 
-def row(name: str, values: Sequence[float], unit: str, most: float | None = None) -> Row:
-    """A median with its quartiles, held to at most `most`."""
-    low, figure, high = statistics.quantiles(values, n=4)
-    spread = f"{low:.3g} to {high:.3g}, {len(values)} times"
-    if most is None:
-        return Row(name, figure, unit, spread)
-    return Row(name, figure, unit, spread, f"<= {most:g}", figure <= most)
-
-
-def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    """One for each round."""
-    return [a / b for a, b in zip(over, under, strict=True)]
-
-
 def optimizers(rows: int, scopes: Sequence[str] = SCOPES) -> dict[str, SparseOptimizer]:
     """One for each scope, all of one table and one pair of moments."""
     plan, found = Plan(rows, 1, 1), {}
@@ -85,6 +71,47 @@ def sparse_steps(rows: int) -> dict[str, Callable[[], Callable[[], object]]]:
         return lambda: optimizer.step(local_U, grad_UD[: len(local_U)])
 
     return {scope: (lambda o=optimizer: prepare(o)) for scope, optimizer in optimizers(rows).items()}
+
+
+IDLE_RULES = [
+    ("momentum", "decoupled"),
+    ("adam", "decoupled"),
+    ("adam", "l2"),
+    ("adagrad", "l2"),
+    ("rowwise_adagrad", "l2"),
+]
+
+
+def idle_steps(rows: int, rule: str, coupling: str, idle: str, count: int) -> list[float]:
+    """Look-up and step of a rule whose idle rows move, once gaps are as long as they get on average."""
+    table = Table("items", Plan(rows, 1, 1), 0, normal_rows(0, "items", Plan(rows, 1, 1), 0, DIM, 0.1))
+    decay = DecayConfig(scope="full", coupling=coupling, strength=0.01)
+    optimizer = SparseOptimizer(table, OptimConfig(rule=rule, idle=idle, decay=decay), total_steps=10**6)
+    for slot in optimizer._rule.slots.values():
+        slot.fill_(1e-3)
+    grad_UD, found = 0.01 * torch.randn(TOUCHED, DIM), []
+    for _ in range(count):
+        local_U = torch.randint(rows, (TOUCHED,)).unique()
+        start = time.perf_counter()
+        table.read(local_U)
+        optimizer.step(local_U, grad_UD[: len(local_U)])
+        found.append((time.perf_counter() - start) * 1e3)
+    return found[count // 2 :]
+
+
+def idle_rules(rows: int) -> list[Row]:
+    """What putting off the steps of idle rows gives, rule by rule."""
+    found = []
+    steps = max(100, 4 * rows // TOUCHED)
+    for rule, coupling in IDLE_RULES:
+        name = f"{rows:,} rows: {rule}, full {coupling}"
+        lazy = idle_steps(rows, rule, coupling, "lazy", steps)
+        swept = idle_steps(rows, rule, coupling, "sweep", 30)
+        found += [bar_row(f"{name}, lazy", lazy, "ms"), bar_row(f"{name}, swept", swept, "ms")]
+        found.append(
+            Row(f"{name}, lazy / swept", statistics.median(lazy) / statistics.median(swept), "x", "of medians")
+        )
+    return found
 
 
 def torch_sparse_adam(rows: int) -> Callable[[], Callable[[], object]]:
@@ -144,26 +171,28 @@ def measure(quick: bool) -> tuple[list[Row], Times]:
             pair.clear()
         ways.clear()
         gc.collect()
-        found += [row(f"{name}: decay {scope}", times[scope], "ms") for scope in SCOPES]
+        found += [bar_row(f"{name}: decay {scope}", times[scope], "ms") for scope in SCOPES]
         for scope in SCOPES:
             curves[scope].append(statistics.median(times[scope]))
-        found.append(row(f"{name}: full / in_batch", ratios(times["full"], times["in_batch"]), "x", 1.10))
-        found.append(row(f"{name}: full / none", ratios(times["full"], times["none"]), "x", 1.15))
+        found.append(bar_row(f"{name}: full / in_batch", ratios(times["full"], times["in_batch"]), "x", 1.10))
+        found.append(bar_row(f"{name}: full / none", ratios(times["full"], times["none"]), "x", 1.15))
         if rivals:
-            found.append(row(f"{name}: torch SparseAdam", rivals["SparseAdam"], "ms"))
-            found.append(row(f"{name}: full / SparseAdam", ratios(rivals["full"], rivals["SparseAdam"]), "x", 0.5))
+            found.append(bar_row(f"{name}: torch SparseAdam", rivals["SparseAdam"], "ms"))
+            found.append(bar_row(f"{name}: full / SparseAdam", ratios(rivals["full"], rivals["SparseAdam"]), "x", 0.5))
         if room_for(4, rows):
             dense = dense_adam(rows, 10 if rows > 70_000 else 50)
-            found.append(row(f"{name}: torch Adam(fused=True), dense", dense, "ms"))
+            found.append(bar_row(f"{name}: torch Adam(fused=True), dense", dense, "ms"))
             curves["dense"].append(statistics.median(dense))
             gc.collect()
     growth = curves["full"][-1] / curves["full"][0]
     found.append(
         Row(f"full: {sizes[-1]:,} rows / {sizes[0]:,} rows", growth, "x", "of medians", bar="<= 3", holds=growth <= 3)
     )
+    for rows in [] if quick else sizes[:2]:
+        found += idle_rules(rows)
     times, name = settling(1_000_000, 10 if quick else 50), "1,000,000 rows"
-    found += [row(f"{name}: settling", times["settle"], "ms"), row(f"{name}: copy", times["copy"], "ms")]
-    found.append(row(f"{name}: settling / copy", ratios(times["settle"], times["copy"]), "x", 3))
+    found += [bar_row(f"{name}: settling", times["settle"], "ms"), bar_row(f"{name}: copy", times["copy"], "ms")]
+    found.append(bar_row(f"{name}: settling / copy", ratios(times["settle"], times["copy"]), "x", 3))
     state = float(optimizers(10, ("full",))["full"]._idle.owed.written_V.element_size())
     found.append(Row("state of full decay", state, "bytes a row", bar="<= 8", holds=state <= 8))
     return found, {"rows": [float(size) for size in sizes], **curves}
@@ -198,7 +227,8 @@ def main() -> None:
     random.seed(0)
     torch.manual_seed(0)
     rows, curves = measure(given.quick)
-    title = f"lazy_adam, {TOUCHED:,} touched rows of D = {DIM}, float32, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    title = f"lazy_adam unless said otherwise, {TOUCHED:,} touched rows of D = {DIM}, float32, {threads} threads"
     report(rows, title, given.json)
     if given.plot:
         plot(curves, given.plot)

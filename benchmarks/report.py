@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,8 @@ class Row:
     """One figure."""
 
     name: str
-    figure: float
+    figure: float | None
+    """None: not to be had yet."""
     unit: str
     spread: str = ""
     """How far the repetitions lie apart."""
@@ -45,6 +46,31 @@ def median_row(name: str, values: Sequence[float], unit: str) -> Row:
     return Row(name, statistics.median(values), unit, f"{min(values):.4g} to {max(values):.4g}, {len(values)} times")
 
 
+def bar_row(
+    name: str,
+    values: Sequence[float],
+    unit: str,
+    most: float | None = None,
+    least: float | None = None,
+    packages: Mapping[str, str] | None = None,
+) -> Row:
+    """A median with its quartiles, held to at most `most` or at least `least`. `packages`: versions beside our own."""
+    figure = statistics.median(values)
+    low, high = (min(values), max(values)) if len(values) < 4 else statistics.quantiles(values, n=4)[::2]
+    spread = f"{low:.3g} to {high:.3g}, {len(values)} times" if len(values) > 1 else ""
+    known = versions() | dict(packages or {})
+    if most is not None:
+        return Row(name, figure, unit, spread, f"<= {most:g}", figure <= most, known)
+    if least is not None:
+        return Row(name, figure, unit, spread, f">= {least:g}", figure >= least, known)
+    return Row(name, figure, unit, spread, versions=known)
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """One for each round."""
+    return [a / b for a, b in zip(over, under, strict=True)]
+
+
 def arguments(description: str) -> argparse.ArgumentParser:
     """What every benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
@@ -57,7 +83,8 @@ def report(rows: Sequence[Row], title: str, json_file: Path | None) -> None:
     """Prints the rows and writes them to `json_file`, if there is one."""
     shown = ("name", "figure", "unit", "spread", "bar", "holds")
     used = [key for key in shown if any(getattr(row, key) not in ("", None) for row in rows)]
-    packages = ", ".join(f"{name} {version}" for name, version in rows[0].versions.items())
+    known = {name: version for row in rows for name, version in row.versions.items()}
+    packages = ", ".join(f"{name} {version}" for name, version in known.items())
     print(f"{title}\n{rows[0].hardware}; {packages}")
     results_table([{key: _text(getattr(row, key)) for key in used} for row in rows])
     if json_file:

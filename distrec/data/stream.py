@@ -1,9 +1,11 @@
-"""Ray Data as the pump: one execution for the whole training computes the batches of one worker ahead of its trainer.
+"""The batches of one worker, computed ahead of its trainer: by Ray Data, or by a thread of the worker.
 
-Starting an execution costs seconds, so a stream spans all epochs. A block is a run of consecutive steps of one epoch,
-large enough that Ray's cost for a block is small beside its contents.
+With Ray Data one execution serves the whole training, as starting one costs seconds. A block is a run of consecutive
+steps of one epoch, large enough that the cost for a block is small beside its contents.
 """
 
+import queue
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,16 +59,58 @@ class _Pump:
             yield to_table(self.source.batches(*self.chunks.steps_of(int(chunk))))
 
 
-def stream(source: Source, first_epoch: int, epochs: int, bytes_per_step: int, look_ahead_mib: int) -> Iterator[Batch]:
+def stream(
+    source: Source, first_epoch: int, epochs: int, bytes_per_step: int, look_ahead_mib: int, by: str = "ray"
+) -> Iterator[Batch]:
     """Batches of epochs `first_epoch` .. `epochs` (exclusive), in order.
 
     Args:
         source: picklable; each call with the same arguments must give the same batches.
         bytes_per_step: rough size of a step, which decides how many make a block.
         look_ahead_mib: bound on the blocks computed ahead, MiB.
+        by: who computes them, `ray` (Ray Data, in a process of its own) or `thread` (a thread of this process).
     """
     chunks = Chunks(source.steps, int(np.clip(_BLOCK_BYTES // max(1, bytes_per_step), 1, source.steps)))
-    first, last = first_epoch * chunks.per_epoch, epochs * chunks.per_epoch
+    numbers = range(first_epoch * chunks.per_epoch, epochs * chunks.per_epoch)
+    if by == "ray":
+        return _by_ray(source, chunks, numbers, look_ahead_mib)
+    assert by == "thread", by
+    block_mib = max(1, chunks.size * bytes_per_step // 2**20)
+    return _by_thread(source, chunks, numbers, max(1, look_ahead_mib // block_mib))
+
+
+def _by_thread(source: Source, chunks: Chunks, numbers: range, ahead: int) -> Iterator[Batch]:
+    blocks: queue.Queue[list[Batch] | BaseException] = queue.Queue(ahead)
+    stopped = threading.Event()
+
+    def put(block: list[Batch] | BaseException) -> None:
+        while not stopped.is_set():
+            try:
+                return blocks.put(block, timeout=0.1)
+            except queue.Full:
+                pass
+
+    def compute() -> None:
+        try:
+            for chunk in numbers:
+                if stopped.is_set():
+                    return
+                put(source.batches(*chunks.steps_of(chunk)))
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=compute, daemon=True, name="batches").start()
+    try:
+        for _ in numbers:
+            block = blocks.get()
+            if isinstance(block, BaseException):
+                raise block
+            yield from block
+    finally:
+        stopped.set()
+
+
+def _by_ray(source: Source, chunks: Chunks, numbers: range, look_ahead_mib: int) -> Iterator[Batch]:
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -75,8 +119,8 @@ def stream(source: Source, first_epoch: int, epochs: int, bytes_per_step: int, l
     )
     with ray.data.DataContext.current(context):
         # Numbers that lie in the object store already: `ray.data.range` would start tasks of its own to make them.
-        numbers = ray.data.from_items(list(range(first, last)), override_num_blocks=last - first)
-        blocks = numbers.map_batches(
+        wanted = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
+        blocks = wanted.map_batches(
             _Pump,
             fn_constructor_args=(source, chunks),
             batch_size=None,

@@ -1,9 +1,10 @@
-"""Scores in, one loss a pair out. Importing the package registers every loss."""
+"""Scores in, one loss a pair out; losses over the whole catalogue see representations. Importing registers them all."""
 
 from distrec.losses import pairwise, softmax  # noqa: F401
+from distrec.losses.catalogue import catalogue_losses
 from distrec.losses.loss import Loss, Scores, losses
 
 TAKES_LOG_Q = ("ssm",)
 """Losses that can correct for how negatives are drawn."""
 
-__all__ = ["TAKES_LOG_Q", "Loss", "Scores", "losses"]
+__all__ = ["TAKES_LOG_Q", "Loss", "Scores", "catalogue_losses", "losses"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -28,3 +29,31 @@ losses: Registry[Loss] = Registry("loss")
 def softplus(x: torch.Tensor) -> torch.Tensor:
     """log(1 + e^x), elementwise. torch's own goes over to x at 20, which is too early for float64."""
     return torch.nn.functional.softplus(x, threshold=40.0)
+
+
+def log_sum_exp(scores_BN: torch.Tensor, temperature: float) -> torch.Tensor:
+    """log sum_j e^{s_j / t} of each pair, (B,); -inf where nothing counts.
+
+    Equals `torch.logsumexp(scores_BN / temperature, 1)`, in half the time: it keeps the exponentials for the backward
+    pass, and what is made from the scores is made in one place in memory.
+    """
+    return _LogSumExp.apply(scores_BN, temperature)
+
+
+class _LogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores_BN: torch.Tensor, temperature: float) -> torch.Tensor:
+        # Where all scores are -inf, so would be the highest, and the difference no number.
+        highest_B1 = scores_BN.amax(1, keepdim=True).clamp_(min=torch.finfo(scores_BN.dtype).min)
+        share_BN = (scores_BN - highest_B1).mul_(1 / temperature).exp_()
+        sum_B1 = share_BN.sum(1, keepdim=True)
+        ctx.save_for_backward(share_BN, sum_B1)
+        ctx.temperature = temperature
+        return (sum_B1.log() + highest_B1 / temperature).squeeze(1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_B: torch.Tensor) -> tuple[torch.Tensor, None]:
+        share_BN, sum_B1 = ctx.saved_tensors
+        sum_B1 = sum_B1.clamp(min=torch.finfo(sum_B1.dtype).tiny)
+        return share_BN * (grad_B[:, None] / (sum_B1 * ctx.temperature)), None

@@ -1,10 +1,10 @@
 """Matrix factorisation: the score of a pair is the dot product or the cosine of its two rows."""
 
 import torch
-from torch.nn.functional import normalize
 
 from distrec.models.config import ModelConfig
 from distrec.models.model import models
+from distrec.models.scores import unit_rows
 
 
 @models.register("mf")
@@ -15,6 +15,6 @@ class MF:
         self.cosine = config.similarity == "cosine"
 
     def users(self, rows_UD: torch.Tensor) -> torch.Tensor:
-        return normalize(rows_UD, dim=1) if self.cosine else rows_UD
+        return unit_rows(rows_UD) if self.cosine else rows_UD
 
     items = users

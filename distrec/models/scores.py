@@ -1,12 +1,42 @@
 """Scores of the pairs of a batch from representations of its unique rows."""
 
 import torch
+from torch.nn.functional import normalize
+
+from distrec.compiled import takes
+
+LEAST = 1e-12  # a row shorter than this is divided by it
+
+
+def unit_rows(rows_UD: torch.Tensor) -> torch.Tensor:
+    """The rows scaled to length 1, for scores that are cosines."""
+    if takes(rows_UD):
+        from distrec.models.kernels.unit import UnitRows  # here, as importing numba takes a good part of a second
+
+        return UnitRows.apply(rows_UD, LEAST)
+    return unit_rows_reference(rows_UD)
+
+
+def unit_rows_reference(rows_UD: torch.Tensor) -> torch.Tensor:
+    """`unit_rows` in plain torch, for any device and dtype."""
+    return normalize(rows_UD, dim=1, eps=LEAST)
 
 
 def pair_scores(
     users_UD: torch.Tensor, items_UD: torch.Tensor, user_at_B: torch.Tensor, item_at_BN: torch.Tensor
 ) -> torch.Tensor:
-    """Scores of each user with its own N items, (B, N): the readable form, which builds the (B, N, D) items."""
+    """Scores of each user with its own N items, (B, N). A place outside the rows is an IndexError."""
+    if takes(users_UD):
+        from distrec.models.kernels.pairs import PairScores
+
+        return PairScores.apply(users_UD, items_UD, user_at_B, item_at_BN)
+    return pair_scores_reference(users_UD, items_UD, user_at_B, item_at_BN)
+
+
+def pair_scores_reference(
+    users_UD: torch.Tensor, items_UD: torch.Tensor, user_at_B: torch.Tensor, item_at_BN: torch.Tensor
+) -> torch.Tensor:
+    """`pair_scores` in plain torch, for any device and dtype; builds the (B, N, D) items."""
     return torch.einsum("bd,bnd->bn", users_UD[user_at_B], items_UD[item_at_BN])
 
 

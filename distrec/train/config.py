@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from distrec.config import Section
 from distrec.data.config import DataConfig
 from distrec.evaluation.config import EvalConfig
-from distrec.losses import TAKES_LOG_Q, losses
+from distrec.losses import TAKES_LOG_Q, catalogue_losses, losses
 from distrec.losses.config import LossConfig
 from distrec.models import models
 from distrec.models.config import ModelConfig
@@ -28,8 +28,13 @@ class TrainConfig(Section):
     """`auto` takes CUDA where the cluster has a GPU for each worker."""
     threads: int = Field(0, ge=0)
     """Threads of each worker on the CPU; 0 shares the cores of the machine among the workers."""
+    send_bfloat16: bool = False
+    """Look rows of items up as bfloat16, which halves what travels to the workers. Their gradients stay float32."""
     checkpoint_every: int = Field(1, ge=1)
     """Epochs between checkpoints; the last epoch always has one."""
+    stream: Literal["ray", "thread"] = "ray"
+    """Who draws and prepares the batches: Ray Data in a process beside each worker, or a thread of the worker. The
+    batches are the same."""
     look_ahead_mib: int = Field(256, ge=16)
     """Bound on the batches that are prepared ahead of each worker, MiB."""
 
@@ -58,7 +63,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
-        losses[self.loss.name]
+        known = [*losses, *catalogue_losses]
+        if self.loss.name not in known:
+            raise ValueError(f"loss.name: unknown loss {self.loss.name!r}; known: {', '.join(sorted(known))}")
         models[self.model.name]
         if self.train.batch_size < self.train.workers:
             raise ValueError(
@@ -66,8 +73,15 @@ class Config(Section):
             )
         if self.loss.log_q and self.loss.name not in TAKES_LOG_Q:
             raise ValueError(f"loss.log_q=true is for {', '.join(TAKES_LOG_Q)}; loss.name={self.loss.name} ignores it")
-        if self.sampling.negatives == 0:
+        if self.drawn.negatives == 0 and self.loss.name in losses:
             raise ValueError(
                 f"loss.name={self.loss.name} compares with negatives: sampling.negatives must be at least 1"
             )
         return self
+
+    @property
+    def drawn(self) -> SamplingConfig:
+        """`sampling`, but for losses over the whole catalogue, which draw nothing."""
+        if self.loss.name in losses:
+            return self.sampling
+        return self.sampling.model_copy(update={"negatives": 0})

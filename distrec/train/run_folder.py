@@ -12,7 +12,15 @@ from distrec.train.config import Config
 CHECKPOINTS = "checkpoints"
 _CONFIG, _RESULT, _RUN = "config.yaml", "result.json", "run.json"
 # What a resumed run may change: where it runs and how it is watched, not what it computes.
-_FREE = ("run.dir", "run.resume", "train.workers", "train.device", "train.threads", "train.look_ahead_mib")
+_FREE = (
+    "run.dir",
+    "run.resume",
+    "train.workers",
+    "train.device",
+    "train.threads",
+    "train.look_ahead_mib",
+    "train.stream",
+)
 _FREE += ("tracking.", "data.cache")
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from distrec.batch import Batch
 from distrec.data.dataset import Dataset, Part
 from distrec.evaluation.metrics import RankingSums, ranking_sums
 from distrec.evaluation.ranking import Pairs, rank
-from distrec.losses import Scores, losses
+from distrec.losses import Scores, catalogue_losses, losses
 from distrec.models import make_model
 from distrec.models.scores import pair_scores, positive_scores, shared_scores
 from distrec.optim.sparse import SparseOptimizer
 from distrec.plan import Plan
 from distrec.sampling.batches import BatchSource
 from distrec.tables.checkpoint import load_shard, save_shard
-from distrec.tables.exchange import Exchange
+from distrec.tables.exchange import Exchange, Route
 from distrec.tables.init import normal_rows
 from distrec.tables.table import Table
 from distrec.tracking.meters import StepMeters
@@ -51,12 +52,13 @@ class Trainer:
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.config, self.dataset, self.device = config, dataset, device
-        self.exchange = Exchange(device)
+        self.exchange = Exchange(device, config.train.send_bfloat16)
+        self.asked: tuple[Batch, Future[Route]] | None = None
         m, workers = dataset.manifest, self.exchange.workers
         self.plans = {USERS: Plan(m.users, m.buckets, workers), ITEMS: Plan(m.items, m.buckets, workers)}
         self.source = BatchSource(
             dataset,
-            config.sampling,
+            config.drawn,
             config.run.seed,
             config.train.batch_size,
             self.exchange.rank,
@@ -64,7 +66,8 @@ class Trainer:
             config.loss.log_q,
         )
         self.model = make_model(config.model)
-        self.loss = losses[config.loss.name]
+        self.sees_scores = config.loss.name in losses
+        self.loss = (losses if self.sees_scores else catalogue_losses)[config.loss.name]
         self.parts = {name: self._make_table(name) for name in (USERS, ITEMS)}
         self.meters = StepMeters()
 
@@ -83,19 +86,28 @@ class Trainer:
             return f"rows outside the batch {how[ITEMS]}"
         return "; ".join(f"{name} outside the batch {what}" for name, what in how.items())
 
-    def step(self, batch: Batch) -> torch.Tensor:
+    def step(self, batch: Batch, following: Batch | None = None) -> torch.Tensor:
         """Takes one step. Returns the sum of the losses of this worker's pairs, a scalar that nobody has waited for.
 
         A step without pairs on any worker (tiny data) is no step: momentum and decay do not move either.
+
+        Args:
+            batch: this worker's part of the step.
+            following: of the next one, if there is one: its rows are asked for while this step is computed.
         """
         if batch.pairs == 0:
             return torch.zeros((), device=self.device)
+        return self._sampled_step(batch, following) if self.sees_scores else self._catalogue_step(batch)
+
+    def _sampled_step(self, batch: Batch, following: Batch | None) -> torch.Tensor:
         users, items = self.parts[USERS], self.parts[ITEMS]
         with self.meters.part("look_up"):
             users_U = self._tensor(batch.users_U).long()
             user_rows_UD = users.table.read(users_U).requires_grad_()
-            rows, route = self.exchange.look_up(items.table, self._tensor(batch.items_U), batch.item_splits_W.tolist())
-            item_rows_UD = rows.requires_grad_()
+            route = self._route(batch)
+            if following is not None and following.pairs:
+                self.asked = following, self._ask(following)
+            item_rows_UD = self.exchange.look_up(items.table, route).requires_grad_()
         with self.meters.part("compute"):
             loss_B = self.loss(self._scores(batch, user_rows_UD, item_rows_UD), self.config.loss)
             loss_sum = loss_B.sum()
@@ -103,18 +115,57 @@ class Trainer:
             (loss_sum / batch.pairs).backward()
         with self.meters.part("update"):
             users.optimizer.step(users_U, user_rows_UD.grad)
-            items.optimizer.step(*self.exchange.sum_gradients(route, item_rows_UD.grad))
+            items.optimizer.step(route.rows_R, self.exchange.sum_gradients(route, item_rows_UD.grad))
         return loss_sum.detach()
+
+    def _ask(self, batch: Batch) -> Future[Route]:
+        return self.exchange.ask(batch.items_U, batch.item_splits_W.tolist())
+
+    def _route(self, batch: Batch) -> Route:
+        """The answer to what was asked for this batch, now or during the step before."""
+        (ahead, asked), self.asked = self.asked or (None, None), None
+        return (asked if ahead is batch else self._ask(batch)).result()
+
+    def _catalogue_step(self, batch: Batch) -> torch.Tensor:
+        """The pairs go to every worker, which scores its own items for them: items stay where they are."""
+        users, items = self.parts[USERS], self.parts[ITEMS]
+        with self.meters.part("look_up"):
+            users_U, items_V = self._tensor(batch.users_U).long(), torch.arange(len(items.table.stored_VD))
+            items_V = items_V.to(self.device)
+            user_rows_UD = users.table.read(users_U).requires_grad_()
+            item_rows_VD = items.table.read(items_V).requires_grad_()
+        with self.meters.part("compute"):
+            users_BD = self.model.users(user_rows_UD).index_select(0, self._tensor(batch.user_at_B))
+            items_VD = self.model.items(item_rows_VD)
+            everyone_BD, own = self.exchange.gather(users_BD.detach())
+            outcome = self.loss(
+                everyone_BD, items_VD.detach(), self._own_positives(batch), self.config.loss, self.exchange
+            )
+            grads = outcome.users_grad_BD[own] / batch.pairs, outcome.items_grad_VD / batch.pairs
+            torch.autograd.backward([users_BD, items_VD], grads)
+        with self.meters.part("update"):
+            users.optimizer.step(users_U, user_rows_UD.grad)
+            items.optimizer.step(items_V, item_rows_VD.grad)
+        return outcome.loss_B[own].sum()
+
+    def _own_positives(self, batch: Batch) -> torch.Tensor:
+        """Of the pairs of all workers: the local number of the positive, -1 where another worker owns it, (B,)."""
+        owner_U = np.repeat(np.arange(self.exchange.workers), batch.item_splits_W)
+        pair = np.stack([owner_U, batch.items_U])[:, batch.positive_at_B].T.astype(np.int64)
+        owner_B, local_B = self.exchange.gather(self._tensor(pair))[0].unbind(1)
+        return torch.where(owner_B == self.exchange.rank, local_B, -1)
 
     def _scores(self, batch: Batch, user_rows_UD: torch.Tensor, item_rows_UD: torch.Tensor) -> Scores:
         users_UD, items_UD = self.model.users(user_rows_UD), self.model.items(item_rows_UD)
         user_at_B, positive_at_B = self._tensor(batch.user_at_B), self._tensor(batch.positive_at_B)
         negative_at, pairs, n = self._tensor(batch.negative_at), len(user_at_B), self.config.sampling.negatives
-        positive_B = positive_scores(users_UD, items_UD, user_at_B, positive_at_B)
         if self.config.sampling.shared:
+            positive_B = positive_scores(users_UD, items_UD, user_at_B, positive_at_B)
             negative_BN = shared_scores(users_UD, items_UD, user_at_B, negative_at)
-        else:
-            negative_BN = pair_scores(users_UD, items_UD, user_at_B, negative_at.view(pairs, n))
+        else:  # with the positive as one more column, as two gradients of all rows would take longer
+            item_at = torch.cat([positive_at_B[:, None], negative_at.view(pairs, n)], 1)
+            positive_B1, negative_BN = pair_scores(users_UD, items_UD, user_at_B, item_at).split([1, n], 1)
+            positive_B = positive_B1[:, 0]
         if len(batch.masked):
             masked = torch.zeros(pairs * n, dtype=torch.bool, device=self.device)
             masked[self._tensor(batch.masked)] = True

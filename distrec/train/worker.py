@@ -67,8 +67,9 @@ class _Loop:
     def _train_epochs(self) -> float:
         """Runs the epochs that are left. Returns the seconds until the first batch came."""
         start, source = time.perf_counter(), self.trainer.source
+        train = self.config.train
         batches = stream(
-            source, len(self.history), self.config.train.epochs, source.bytes_per_step, self.config.train.look_ahead_mib
+            source, len(self.history), train.epochs, source.bytes_per_step, train.look_ahead_mib, train.stream
         )
         ahead = next(batches)  # starting the stream belongs to no epoch
         first_batch_s = time.perf_counter() - start
@@ -77,9 +78,9 @@ class _Loop:
             for step in range(source.steps):
                 batch = ahead
                 assert (batch.epoch, batch.step) == (epoch, step), (batch.epoch, batch.step, epoch, step)
-                loss_sum += self.trainer.step(batch)
                 with self.trainer.meters.part("wait"):
                     ahead = next(batches, None)
+                loss_sum += self.trainer.step(batch, ahead)
                 self._tell_step(epoch, step, start, loss_sum)
             self._end_epoch(epoch, time.perf_counter() - start, loss_sum.item())
         return first_batch_s

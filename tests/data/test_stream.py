@@ -1,6 +1,7 @@
 """Batches through Ray Data equal the batches computed here, bit for bit and in order, for 1, 2 and 4 workers."""
 
 import itertools
+import threading
 import time
 
 import numpy as np
@@ -29,24 +30,42 @@ def ray():
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("by", ["ray", "thread"])
 @pytest.mark.parametrize(("workers", "shared"), [(1, False), (2, True), (2, False), (4, False)])
-def test_the_stream_is_the_function(ray, small, dataset, monkeypatch, workers, shared):
+def test_the_stream_is_the_function(ray, small, dataset, monkeypatch, workers, shared, by):
     monkeypatch.setattr(stream_module, "_BLOCK_BYTES", 60_000)  # several blocks an epoch
     config = changed(small, sampling={"shared": shared})
     for worker in {0, workers - 1}:
         src = source(config, dataset, worker, workers)
-        streamed = list(stream(src, 1, 3, src.bytes_per_step, 64))
+        streamed = list(stream(src, 1, 3, src.bytes_per_step, 64, by))
         wanted = [src.batch(epoch, step) for epoch in (1, 2) for step in range(src.steps)]
         assert len(streamed) == len(wanted)
         assert all(same(a, b) for a, b in zip(streamed, wanted, strict=True))
 
 
 @pytest.mark.timeout(120)
-def test_an_early_stop_ends_the_stream(ray, small, dataset):
+@pytest.mark.parametrize("by", ["ray", "thread"])
+def test_an_early_stop_ends_the_stream(ray, small, dataset, by):
     src = source(small, dataset, 0, 1)
-    batches = stream(src, 0, 1000, src.bytes_per_step, 64)
+    batches = stream(src, 0, 1000, src.bytes_per_step, 64, by)
     assert [b.step for b in itertools.islice(batches, 3)] == [0, 1, 2]
     batches.close()
+    deadline = time.monotonic() + 10
+    while any(thread.name == "batches" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class Broken:
+    steps = 3
+
+    def batches(self, epoch, first, last):
+        raise ValueError("these batches cannot be made")
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_here():
+    with pytest.raises(ValueError, match="cannot be made"):
+        list(stream(Broken(), 0, 1, 100, 64, "thread"))
 
 
 def test_chunks_cover_each_epoch_without_crossing_it():
@@ -82,10 +101,11 @@ class Counting:
 
 
 @pytest.mark.timeout(120)
-def test_the_look_ahead_is_bounded(ray, tmp_path):
+@pytest.mark.parametrize("by", ["ray", "thread"])
+def test_the_look_ahead_is_bounded(ray, tmp_path, by):
     """Nobody takes batches: the stream stops at its bound (8 blocks of 8 MiB), not at the end (100 blocks)."""
     source = Counting(tmp_path / "asked")
-    batches = stream(source, 0, 1, 4 * 2**20, look_ahead_mib=64)
+    batches = stream(source, 0, 1, 4 * 2**20, look_ahead_mib=64, by=by)
     next(batches)
     time.sleep(4)
     assert 2 <= len(source.file.read_text().splitlines()) <= 16

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from distrec.losses import Scores, losses
 from distrec.losses.config import LossConfig
+from distrec.losses.loss import log_sum_exp
 
 
 def bpr(positive, negatives, t, log_q):
@@ -85,3 +86,20 @@ def test_empty(name):
     config = LossConfig(name=name)
     assert losses[name](Scores(torch.zeros(0), torch.zeros(0, 5)), config).shape == (0,)
     assert losses[name](Scores(torch.ones(2), torch.zeros(2, 0)), config).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("t", [0.05, 1.0])
+def test_log_sum_exp_is_torchs(t):
+    generator = torch.Generator().manual_seed(0)
+    scores_BN = 30 * torch.randn(5, 7, generator=generator, dtype=torch.float64)
+    scores_BN[1, 2:5] = -torch.inf
+    scores_BN[2] = 1e4
+    weight_B, found = torch.randn(5, generator=generator, dtype=torch.float64), []
+    for function in (log_sum_exp, lambda s, t: torch.logsumexp(s / t, 1)):
+        leaf_BN = scores_BN.clone().requires_grad_()
+        result_B = function(leaf_BN, t)
+        (result_B * weight_B).sum().backward()
+        found.append((result_B.detach(), leaf_BN.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-13)
+    nothing = log_sum_exp(torch.full((1, 3), -torch.inf, requires_grad=True), t)
+    assert nothing.item() == -torch.inf

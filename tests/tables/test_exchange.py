@@ -25,14 +25,17 @@ def look_up_and_sum(buckets: int) -> dict:
     ids = wanted_by(exchange.rank)
     ids = ids[torch.argsort(plan.owner(ids), stable=True)]
     splits = torch.bincount(plan.owner(ids), minlength=exchange.workers).tolist()
-    rows, route = exchange.look_up(table, plan.local(ids).int(), splits)
-    local, sums = exchange.sum_gradients(route, torch.ones(len(ids), DIM) * (exchange.rank + 1))
+    route = exchange.ask(plan.local(ids).int().numpy(), splits).result()
+    rows, local = exchange.look_up(table, route), route.rows_R
+    sums = exchange.sum_gradients(route, torch.ones(len(ids), DIM) * (exchange.rank + 1))
     gradient_VD = torch.zeros(ROWS, DIM)
     gradient_VD[own[local]] = sums
     return {
         "right_rows": torch.equal(rows, whole_VD[ids]),
         "unique": len(local.unique()) == len(local),
         "gradient": gradient_VD,
+        "half": Exchange(torch.device("cpu"), half=True).look_up(table, route).tolist()
+        == whole_VD[ids].bfloat16().tolist(),
         "sum": exchange.all_sum([exchange.rank + 1.0, 0.5]),
         "sent": exchange.broadcast(torch.full((2,), float(exchange.rank)), exchange.workers - 1).tolist(),
     }
@@ -44,7 +47,7 @@ def test_rows_arrive_and_gradients_return(workers):
     expected = torch.zeros(ROWS, DIM)
     for rank in range(workers):
         expected[wanted_by(rank)] += rank + 1
-    assert all(r["right_rows"] and r["unique"] for r in results)
+    assert all(r["right_rows"] and r["unique"] and r["half"] for r in results)
     assert torch.equal(sum(r["gradient"] for r in results), expected)
     assert all(r["sum"] == [workers * (workers + 1) / 2, workers / 2] for r in results)
     assert all(r["sent"] == [workers - 1.0] * 2 for r in results)

@@ -10,7 +10,7 @@ from distrec.data import planted
 from distrec.data.dataset import Part
 from distrec.data.prepare import prepare
 from distrec.evaluation.metrics import ranking_sums
-from distrec.losses import losses
+from distrec.losses import catalogue_losses, losses
 from distrec.optim.reference import DenseReference
 from distrec.plan import Plan
 from distrec.tables.checkpoint import load_shard
@@ -52,7 +52,7 @@ def ndcg_of(dataset, scores_UV):
     return ranking_sums(ranked_UK, offsets, item, (20,)).means()["ndcg@20"]
 
 
-@pytest.mark.parametrize("name", list(losses))
+@pytest.mark.parametrize("name", [*losses, *catalogue_losses])
 def test_every_loss_finds_the_planted_taste(taste, name):
     config, dataset, best, popular = taste
     trainer = Trainer(changed(config, loss={"name": name}, **SETTINGS.get(name, {})), dataset, torch.device("cpu"))
@@ -149,8 +149,8 @@ def test_every_door_shows_settled_rows(small, dataset, tmp_path, case, monkeypat
         assert (part.table.stored_VD.double() - swept[name].rows_VD).abs().max() > 1e-3, "nothing is owed"
         every = torch.arange(len(part.table.stored_VD))
         check("read", name, part.table.read(every))
-        rows, _ = trainer.exchange.look_up(part.table, every, [len(every)])
-        check("look-up", name, rows)
+        route = trainer.exchange.ask(every.int().numpy(), [len(every)]).result()
+        check("look-up", name, trainer.exchange.look_up(part.table, route))
     trainer.step(trainer.source.batch(0, 15))
     seen = {"users": [], "items": []}
     monkeypatch.setattr(trainer.model, "users", lambda rows: seen["users"].append(rows) or rows)

@@ -22,6 +22,8 @@ from tests.conftest import changed
 STEPS = 20
 CASES = {
     "ssm": {},
+    "sent_as_bfloat16": {"train": {"send_bfloat16": True}},
+    "softmax": {"loss": {"name": "softmax"}},
     "bpr_pairs": {
         "loss": {"name": "bpr"},
         "sampling": {"shared": False, "negatives": 3},
@@ -53,6 +55,8 @@ CASES = {
         "optim": {"rule": "adagrad", "lr": 0.05, "decay": {"scope": "in_batch", "strength": 0.1}},
     },
 }
+# A value between two of bfloat16 goes to one or the other for a difference of float32's last digit.
+COARSER = {"sent_as_bfloat16": 500}
 
 
 def train_and_save(configs, dataset, folder):
@@ -63,9 +67,11 @@ def train_and_save(configs, dataset, folder):
         where = Path(folder, name, str(trainer.exchange.workers))
         where.mkdir(parents=True, exist_ok=True)
         losses = []
-        for k in range(STEPS):
-            batch = trainer.source.batch(*divmod(k, trainer.source.steps))
-            losses.append(trainer.exchange.all_sum([trainer.step(batch).item()])[0] / batch.pairs)
+        batches = [trainer.source.batch(*divmod(k, trainer.source.steps)) for k in range(STEPS)]
+        for batch, following in zip(
+            batches, [*batches[1:5], None, *batches[6:], None], strict=True
+        ):  # asked ahead or not
+            losses.append(trainer.exchange.all_sum([trainer.step(batch, following).item()])[0] / batch.pairs)
         found = trainer.evaluate(Part.TEST)
         trainer.save(where, {})
         results[name] = (losses, found.means(), found.users)
@@ -85,8 +91,8 @@ def test_losses_and_metrics(by_workers, name, workers):
     _, results = by_workers
     losses, metrics, users = results[1][0][name]
     for rank in results[workers]:
-        assert np.allclose(rank[name][0], losses, rtol=2e-6)
-        assert rank[name][1] == pytest.approx(metrics, abs=1e-9)
+        assert np.allclose(rank[name][0], losses, rtol=2e-6 * COARSER.get(name, 1))
+        assert rank[name][1] == pytest.approx(metrics, abs=1e-9 if name not in COARSER else 0.01)
         assert rank[name][2] == users
     assert losses[-1] < losses[0]
 
@@ -102,7 +108,8 @@ def test_tables_and_optimizer_state(by_workers, dataset, name, workers):
     for table in plans:
         assert one[table].keys() == several[table].keys()
         for key, expected in one[table].items():
-            assert torch.allclose(several[table][key], expected, rtol=1e-5, atol=1e-5), (table, key)
+            error = (several[table][key] - expected).abs() / (1 + expected.abs())
+            assert error.max() <= 1e-5 * COARSER.get(name, 1), (table, key)
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -3,30 +3,14 @@
 A row is the work of one thread and its arithmetic has one order, so the number of threads changes no digit.
 """
 
-import os
-import threading
-from typing import Any
-
-import numba
 import numpy as np
 import torch
 
+from distrec.compiled.launch import Loop
+from distrec.compiled.launch import run as _run
 from distrec.optim.kernels import loops
 from distrec.optim.kernels.interface import Decay, Owed, Past
 from distrec.optim.rules import SGD, Adagrad, Adam, LazyAdam, Momentum, RowwiseAdagrad, Rule
-
-# numba's own thread pool ("workqueue", where OpenMP is missing) dies when two threads launch at once.
-_launch = threading.Lock()
-_forked = False
-
-
-def _mark_forked() -> None:
-    global _forked
-    _forked = True  # a fork has none of its parent's pool threads: OpenMP would end the process, workqueue would hang
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_mark_forked)
 
 
 class NumbaKernels:
@@ -86,7 +70,7 @@ class NumbaKernels:
         _run(loops.MIX, stored_VD.numpy(), buffer_VD.numpy(), rows_K.numpy(), map_4K.numpy())
 
 
-_STEPS: dict[type[Rule], loops.Loop] = {
+_STEPS: dict[type[Rule], Loop] = {
     SGD: loops.SGD,
     Momentum: loops.MOMENTUM,
     Adagrad: loops.ADAGRAD,
@@ -94,7 +78,7 @@ _STEPS: dict[type[Rule], loops.Loop] = {
     LazyAdam: loops.ADAM,
     Adam: loops.ADAM,
 }
-_REPLAYS: dict[type[Rule], loops.Loop] = {
+_REPLAYS: dict[type[Rule], Loop] = {
     Adagrad: loops.REPLAY_ADAGRAD,
     RowwiseAdagrad: loops.REPLAY_ROWWISE_ADAGRAD,
     LazyAdam: loops.REPLAY_ADAM,
@@ -105,13 +89,3 @@ _NOTHING_OWED = (np.zeros(0, np.int32), np.ones(1), 0)
 
 def _arrays(owed: Owed) -> tuple[np.ndarray, np.ndarray, int]:
     return owed.written_V.numpy(), owed.left_S.numpy(), owed.now
-
-
-def _run(loop: loops.Loop, *arguments: Any) -> None:
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    if threads == 1 or _forked:
-        loop.serial(*arguments)
-        return
-    with _launch:
-        numba.set_num_threads(threads)
-        loop.parallel(*arguments)

@@ -11,38 +11,15 @@ a division in place of an exponential a row, brought full decay from 1.4 to abou
 """
 
 import math
-from collections.abc import Callable
-from types import FunctionType
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
 
-from distrec.optim.kernels.prefetch import prefetch
+from distrec.compiled.instructions import LINE, prefetch
+from distrec.compiled.launch import loop as _loop
 
 BLOCK = 64  # rows; their factors stay in cache
 AHEAD = 6  # rows
-LINE = 16  # elements of a cache line, if they are of 4 bytes; with 8, every second one, and the hardware sees the rest
-
-
-class Loop(NamedTuple):
-    """One loop, compiled twice at most: without threads there is no pool, and nothing to be wrong with it."""
-
-    serial: Callable[..., None]
-    parallel: Callable[..., None]
-
-
-def _loop(function: Callable[..., None]) -> Loop:
-    # No fastmath: results would depend on how the compiler vectorises on this machine.
-    options = {"cache": True, "nogil": True, "error_model": "numpy"}
-    return Loop(njit(**options)(function), njit(parallel=True, **options)(_namesake(function)))
-
-
-def _namesake(function: Callable[..., None]) -> Callable[..., None]:
-    """The function under another name: numba's cache on disk tells by it, and not by how a function was compiled."""
-    same = FunctionType(function.__code__, function.__globals__)
-    same.__qualname__ = f"{function.__qualname__}_parallel"
-    return same
 
 
 @njit
@@ -107,7 +84,7 @@ def _settle(stored_VD, written_V, left_S, now):
             w_D[d] *= factor
 
 
-@njit
+@njit(cache=True, nogil=True, error_model="numpy")
 def _claim(local_U, written_V, now):
     """One after the other, as the same row may come twice."""
     _checked(local_U, len(written_V))
@@ -315,4 +292,4 @@ REPLAY_ADAGRAD, REPLAY_ROWWISE_ADAGRAD, REPLAY_ADAM = (
     _loop(_replay_rowwise_adagrad),
     _loop(_replay_adam),
 )
-CLAIM = njit(cache=True, nogil=True)(_claim.py_func)
+CLAIM = _claim

@@ -1,0 +1,23 @@
+"""Any training, `configs/gowalla_mf_ssm.yaml` unless another is named, by number of workers."""
+
+from pathlib import Path
+
+from measure.bench import CORES, Bench
+from measure.rows import job_rows
+from report import Row, bar_row
+
+_CONFIG = Path(__file__).parents[2] / "configs" / "gowalla_mf_ssm.yaml"
+
+
+def measure(bench: Bench) -> list[Row]:
+    """With as many threads a worker as the cores have for it."""
+    rows: list[Row] = []
+    for workers in [CORES] if bench.quick else [1, CORES]:
+        words = [f"train.workers={workers}", f"train.threads={CORES // workers}"]
+        name = f"job, {workers} worker{'s' * (workers > 1)}"
+        job = bench.train(name, [*(bench.words or [str(_CONFIG)]), *words], 3 if bench.quick else 8)
+        rows.append(bar_row(f"{name}: interactions", [job.interactions / s for s in job.epoch_s], "1/s"))
+        rows += job_rows(name, job)
+        rows.append(Row(f"{name}: first batch", job.first_batch_s, "s"))
+        rows.append(Row(f"{name}: start to end, without the epochs", job.around_s, "s"))
+    return rows

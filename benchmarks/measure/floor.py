@@ -1,0 +1,87 @@
+"""What a piece of work costs at least on this machine: bytes that must move, multiply-adds that must happen."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from report import Row
+
+from distrec.batch import Batch
+
+_FLOAT = 4
+_TIMES = 7
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The best of a few attempts: a floor is what the machine can do."""
+
+    bytes_per_s: float
+    """Of a copy larger than the caches, read and written bytes together."""
+    madds_per_s: float
+    """Multiply-adds of a product of two 2048 x 2048 matrices, float32."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Work that no implementation is spared."""
+
+    bytes: float
+    madds: float
+
+    @property
+    def seconds(self) -> float:
+        """Moving and multiplying can go on at once: the longer of the two."""
+        return max(self.bytes / rates().bytes_per_s, self.madds / rates().madds_per_s)
+
+
+@cache
+def rates() -> Rates:
+    """Measured once, with the threads of torch."""
+    source = torch.ones(2**26)
+    target = torch.empty_like(source)
+    copy_s = _best(lambda: target.copy_(source))
+    side = 2048
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    return Rates(2 * _FLOAT * len(source) / copy_s, side**3 / _best(lambda: a @ b))
+
+
+def step_floor(batch: Batch, negatives: int, dim: int) -> Floor:
+    """Of a training step with an optimizer of two moments.
+
+    The batch is read; a touched row and its two moments are read and written; a score and its gradients for both
+    sides are D multiply-adds each. Scores, gradients and repeated reads of a row may all stay in the caches.
+    """
+    arrays = [value for value in vars(batch).values() if isinstance(value, np.ndarray)]
+    rows = len(batch.users_U) + len(batch.items_U)
+    moved = sum(4 * len(array) for array in arrays) + rows * dim * _FLOAT * 3 * 2
+    return Floor(moved, 3.0 * len(batch.user_at_B) * (1 + negatives) * dim)
+
+
+def floor_rows(name: str, floor: Floor, seconds: float) -> list[Row]:
+    """The floor, and how far from it `seconds` is."""
+    by = f"{floor.bytes / 1e6:,.3g} MB, {floor.madds / 1e6:,.3g} M multiply-adds"
+    return [
+        Row(f"{name}: floor", floor.seconds * 1e3, "ms", by),
+        Row(f"{name}: above the floor", seconds / floor.seconds, "x"),
+    ]
+
+
+def rate_rows() -> list[Row]:
+    """What the floors are made of."""
+    return [
+        Row("machine: copy", rates().bytes_per_s / 1e9, "GB/s"),
+        Row("machine: matrix product", rates().madds_per_s / 1e9, "G multiply-adds/s"),
+    ]
+
+
+def _best(work: Callable[[], object]) -> float:
+    found = []
+    for _ in range(_TIMES):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return min(found[1:])

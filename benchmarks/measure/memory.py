@@ -1,0 +1,67 @@
+"""Memory of the workers of a running training, as the system counts it."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+_EVERY_S = 0.5
+_TITLE = b"RayTrainWorker"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak of one process, MiB."""
+
+    rss: float
+    """All pages that it has in memory, also those that other processes have too."""
+    pss: float
+    """Shared pages count in parts, by how many processes share them."""
+    uss: float
+    """Its own pages alone."""
+
+
+class WorkerWatch:
+    """Looks at the workers of Ray Train on this machine, from entering to leaving, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._peaks: dict[str, Memory] = {}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @property
+    def most(self) -> Memory | None:
+        """Peaks of the worker with the highest."""
+        return max(self._peaks.values(), key=lambda memory: memory.rss, default=None)
+
+    def __enter__(self) -> "WorkerWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(_EVERY_S):
+            for process in Path("/proc").glob("[0-9]*"):
+                now, before = _memory(process), self._peaks.get(process.name)
+                if now is not None and before is not None:
+                    now = Memory(max(now.rss, before.rss), max(now.pss, before.pss), max(now.uss, before.uss))
+                if now is not None:
+                    self._peaks[process.name] = now
+
+
+def _memory(process: Path) -> Memory | None:
+    """None where it is no worker, or no more."""
+    try:
+        if _TITLE not in (process / "cmdline").read_bytes():
+            return None
+        lines = (process / "smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return None
+    kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
+    own = kib["Private_Clean"] + kib["Private_Dirty"]
+    return Memory(kib["Rss"] / 1024, kib["Pss"] / 1024, own / 1024)

@@ -1,0 +1,70 @@
+"""An epoch of RecBole's BPR: its own configuration, data set, loaders, model and training loop.
+
+python recbole_bpr.py FOLDER        FOLDER holds train.npz (user, item), and takes the atomic files
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from serve import serve
+
+_DROPPED = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}  # names that numpy 2 no longer has
+for _name, _now in _DROPPED.items():
+    setattr(np, _name, getattr(np, _now))
+
+from recbole.config import Config  # noqa: E402
+from recbole.data import create_dataset, data_preparation  # noqa: E402
+from recbole.model.general_recommender.bpr import BPR  # noqa: E402
+from recbole.trainer.trainer import Trainer  # noqa: E402
+from recbole.utils import init_seed  # noqa: E402
+
+
+def write_atomic(folder: Path) -> None:
+    """Writes the pairs as RecBole reads them. It wants all parts: validation and test get the first pair."""
+    pairs = np.load(folder / "train.npz")
+    lines = [f"{user}\t{item}" for user, item in zip(pairs["user"], pairs["item"], strict=True)]
+    (folder / "pairs").mkdir(exist_ok=True)
+    for part, of_part in (("train", lines), ("valid", lines[:1]), ("test", lines[:1])):
+        text = "\n".join(["user_id:token\titem_id:token", *of_part])
+        (folder / "pairs" / f"pairs.{part}.inter").write_text(text + "\n")
+
+
+def start() -> Callable[[], dict[str, Any]]:
+    """Prepares a training like RecBole's `quick_start`, which does not start itself because of the Ray it imports."""
+    folder = Path(sys.argv[1])
+    write_atomic(folder)
+    settings = {
+        "data_path": str(folder),
+        "benchmark_filename": ["train", "valid", "test"],
+        "load_col": {"inter": ["user_id", "item_id"]},
+        "embedding_size": 64,
+        "train_batch_size": 8192,
+        "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1, "dynamic": False},
+        "worker": 0,
+        "seed": 0,
+        "use_gpu": torch.cuda.is_available(),
+        "show_progress": False,
+        "checkpoint_dir": str(folder / "saved"),
+    }
+    config = Config(model="BPR", dataset="pairs", config_dict=settings)
+    init_seed(config["seed"], config["reproducibility"])
+    train_data, _, _ = data_preparation(config, create_dataset(config))
+    trainer = Trainer(config, BPR(config, train_data.dataset).to(config["device"]))
+    epochs = iter(range(10**9))
+
+    def repeat() -> dict[str, Any]:
+        began = time.perf_counter()
+        loss = trainer._train_epoch(train_data, next(epochs))
+        return {"seconds": time.perf_counter() - began, "loss": loss / len(train_data)}
+
+    return repeat
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    serve(start, ["recbole", "torch", "numpy"])

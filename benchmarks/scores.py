@@ -1,0 +1,232 @@
+"""Scores of pairs with their gradients: the ways to get them, side by side, beside what memory and arithmetic allow.
+
+    python benchmarks/scores.py --threads 1
+
+The ways take turns in an order drawn anew each round, so that a busy machine disturbs them alike. Several threads
+suffer most from others: where the machine is shared, compare with one.
+"""
+
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from optimizer import Times, ratios, rounds, row
+from report import Row, arguments, report
+from torch.nn.functional import normalize
+
+from distrec.losses import Scores, losses
+from distrec.losses.config import LossConfig
+from distrec.models.scores import pair_scores, pair_scores_reference, shared_scores, unit_rows, unit_rows_reference
+from distrec.optim.config import OptimConfig
+from distrec.optim.sparse import SparseOptimizer
+from distrec.plan import Plan
+from distrec.tables.table import Table
+
+DIM = 64
+SETTINGS = ((1024, 800), (2048, 64), (8192, 1))  # pairs of a step, negatives of a pair
+ITEMS, USERS = 40_981, 29_858  # rows of the tables of Gowalla
+
+
+class Case(NamedTuple):
+    """Random pairs, numbered by their unique rows as batches are, and a gradient of the scores."""
+
+    users_UD: torch.Tensor
+    items_VD: torch.Tensor
+    user_at_B: torch.Tensor
+    item_at_BN: torch.Tensor
+    grad_BN: torch.Tensor
+
+
+def make_case(pairs: int, n: int) -> Case:
+    users_U, user_at = torch.randint(USERS, (pairs,)).unique(return_inverse=True)
+    items_V, item_at = torch.randint(ITEMS, (pairs, n)).unique(return_inverse=True)
+    rows = (torch.randn(len(ids), DIM).requires_grad_() for ids in (users_U, items_V))
+    return Case(*rows, user_at.int(), item_at.int(), torch.randn(pairs, n))
+
+
+def with_gradients(case: Case, function: Callable[..., torch.Tensor]) -> Callable[[], None]:
+    """Scores and the gradients of both rows."""
+
+    def work() -> None:
+        case.users_UD.grad = case.items_VD.grad = None
+        function(case.users_UD, case.items_VD, case.user_at_B, case.item_at_BN).backward(case.grad_BN)
+
+    return work
+
+
+def sparse_products(case: Case) -> Callable[[], None]:
+    """The same from torch's products of sparse and dense matrices. The transpose is sorted anew, as in each step."""
+    users_UD, items_VD = case.users_UD.detach(), case.items_VD.detach()
+    pairs, n = case.item_at_BN.shape
+    item_at_P, user_at_B = case.item_at_BN.reshape(-1), case.user_at_B
+    start_B = torch.arange(0, pairs * n + 1, n, dtype=torch.int32)
+    users_grad = torch.empty_like(users_UD)
+
+    def matrix(start: torch.Tensor, column: torch.Tensor, value: torch.Tensor, columns: int) -> torch.Tensor:
+        return torch.sparse_csr_tensor(start, column, value, (len(start) - 1, columns), check_invariants=False)
+
+    def work() -> None:
+        rows_BD = users_UD.index_select(0, user_at_B)
+        pattern = matrix(start_B, item_at_P, torch.zeros(pairs * n), len(items_VD))
+        torch.sparse.sampled_addmm(pattern, rows_BD, items_VD.T, beta=0.0)
+        grad_P = case.grad_BN.reshape(-1)
+        users_grad.zero_().index_add_(0, user_at_B, matrix(start_B, item_at_P, grad_P, len(items_VD)) @ items_VD)
+        order_P = item_at_P.argsort(stable=True)
+        start_V = torch.zeros(len(items_VD) + 1, dtype=torch.int32)
+        start_V[1:] = item_at_P.bincount(minlength=len(items_VD)).cumsum(0)
+        matrix(start_V, (order_P // n).int(), grad_P[order_P], pairs) @ rows_BD
+
+    return work
+
+
+def normalised_pairs(case: Case) -> Callable[[], None]:
+    """What public research code does: gather the rows of every place, normalise them, multiply."""
+
+    def function(
+        users_UD: torch.Tensor, items_VD: torch.Tensor, user_at: torch.Tensor, item_at: torch.Tensor
+    ) -> object:
+        users_BD, items_BND = normalize(users_UD[user_at], dim=-1), normalize(items_VD[item_at], dim=-1)
+        return torch.bmm(items_BND, users_BD[:, :, None])[:, :, 0]
+
+    return with_gradients(case, function)
+
+
+def ways(case: Case, quick: bool) -> dict[str, Callable[[], object]]:
+    """All of one setting. The slow ones, which build (B, N, D), only where there is time for them."""
+    found = {
+        "compiled": with_gradients(case, pair_scores),
+        "sparse products of torch": sparse_products(case),
+    }
+    if not quick or case.item_at_BN.numel() < 200_000:
+        found["gather and multiply"] = with_gradients(case, pair_scores_reference)
+        found["gather, normalise, multiply"] = normalised_pairs(case)
+    if case.item_at_BN.shape[1] > 1:
+        at_N = case.item_at_BN[0]
+        found["shared by the batch"] = with_gradients(case, lambda u, i, user_at, _: shared_scores(u, i, user_at, at_N))
+    return found
+
+
+def bandwidth(quick: bool) -> float:
+    """Bytes a second, read and written, of copying a table like those above."""
+    table = torch.randn(ITEMS, DIM)
+    copy = torch.empty_like(table)
+    times = rounds({"copy": lambda: lambda: copy.copy_(table)}, 20 if quick else 100)["copy"]
+    return 2 * table.nbytes / (statistics.median(times) / 1e3)
+
+
+def arithmetic(quick: bool) -> float:
+    """Multiply-adds a second of a matrix product."""
+    a = torch.randn(1024, 1024)
+    times = rounds({"product": lambda: lambda: a @ a}, 10 if quick else 50)["product"]
+    return 1024**3 / (statistics.median(times) / 1e3)
+
+
+def floor(case: Case, bytes_s: float, products_s: float) -> float:
+    """Milliseconds: the arithmetic of the scores and both gradients, or touching every array once in each of the three.
+
+    As if every row that is asked for again still were in the cache.
+    """
+    places, users, items = case.item_at_BN.nbytes, case.users_UD.nbytes, case.items_VD.nbytes
+    scores = users + items + places + case.grad_BN.nbytes
+    moved = 3 * scores  # a gradient reads one table and the places, and writes the other
+    return max(moved / bytes_s, 3 * case.item_at_BN.numel() * DIM / products_s) * 1e3
+
+
+def of_setting(pairs: int, n: int, quick: bool, rates: tuple[float, float]) -> list[Row]:
+    case, name = make_case(pairs, n), f"B = {pairs:,}, N = {n}"
+    given = ways(case, quick)
+    times = rounds({way: lambda w=work: w for way, work in given.items()}, 10 if quick else 30)
+    found = [row(f"{name}: {way}", values, "ms") for way, values in times.items()]
+    found.append(
+        row(f"{name}: compiled / sparse products", ratios(times["compiled"], times["sparse products of torch"]), "x", 1)
+    )
+    found.append(Row(f"{name}: floor", floor(case, *rates), "ms", "from the rates of a copy and a matrix product"))
+    if n == 800 and torch.get_num_threads() == 2:
+        found[0] = row(found[0].name, times["compiled"], "ms", 25)
+    return found
+
+
+def of_unit_rows(quick: bool) -> list[Row]:
+    """Rows of length 1 and their gradient, compiled and not."""
+    rows_VD, grad_VD = torch.randn(ITEMS, DIM).requires_grad_(), torch.randn(ITEMS, DIM)
+
+    def prepare(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], object]:
+        rows_VD.grad = None
+        return lambda: function(rows_VD).backward(grad_VD)
+
+    given = {"compiled": unit_rows, "plain torch": unit_rows_reference}
+    times: Times = rounds({way: lambda f=function: prepare(f) for way, function in given.items()}, 20 if quick else 100)
+    return [row(f"unit rows, {ITEMS:,}: {way}", values, "ms") for way, values in times.items()]
+
+
+def sparse_step(pairs: int, n: int) -> Callable[[], None]:
+    """One step of sampled softmax on unique rows, from the look-up to the update, as the trainer takes it."""
+    case, loss = make_case(pairs, n + 1), LossConfig()
+    tables = [Table(name, Plan(rows, 1, 1), 0, torch.randn(rows, DIM)) for name, rows in (("u", USERS), ("i", ITEMS))]
+    optimizers = [SparseOptimizer(table, OptimConfig(), total_steps=10**6) for table in tables]
+    local = [torch.arange(len(case.users_UD)), torch.arange(len(case.items_VD))]
+
+    def work() -> None:
+        rows = [table.read(ids).requires_grad_() for table, ids in zip(tables, local, strict=True)]
+        scores_BN = pair_scores(*map(unit_rows, rows), case.user_at_B, case.item_at_BN)
+        positive_B1, negative_BN = scores_BN.split([1, n], 1)
+        losses["ssm"](Scores(positive_B1[:, 0], negative_BN), loss).mean().backward()
+        for optimizer, ids, read in zip(optimizers, local, rows, strict=True):
+            optimizer.step(ids, read.grad)
+
+    return work
+
+
+def naive_step(pairs: int, n: int) -> Callable[[], None]:
+    """The same as public research code takes it: every place gathered and normalised, dense gradients, dense Adam."""
+    tables = [torch.nn.Embedding(rows, DIM) for rows in (USERS, ITEMS)]
+    adam = torch.optim.Adam([table.weight for table in tables])
+    user_B, item_BN = torch.randint(USERS, (pairs,)), torch.randint(ITEMS, (pairs, n + 1))
+
+    def work() -> None:
+        users_BD, items_BND = normalize(tables[0](user_B), dim=-1), normalize(tables[1](item_BN), dim=-1)
+        scores_BN = torch.bmm(items_BND, users_BD[:, :, None])[:, :, 0]
+        adam.zero_grad()
+        torch.nn.functional.cross_entropy(scores_BN / 0.1, torch.zeros(pairs, dtype=torch.long)).backward()
+        adam.step()
+
+    return work
+
+
+def of_steps(pairs: int, n: int, count: int) -> list[Row]:
+    """Whole steps of sampled softmax."""
+    given = {"naive": naive_step(pairs, n), "step": sparse_step(pairs, n)}
+    times = rounds({way: lambda w=work: w for way, work in given.items()}, count)
+    name, share = f"B = {pairs:,}, N = {n}, sampled softmax", ratios(times["step"], times["naive"])
+    found = [row(f"{name}: whole step", times["step"], "ms"), row(f"{name}: naive step", times["naive"], "ms")]
+    return [*found, row(f"{name}: whole step / naive step", share, "x", 1 / 25)]
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, help="of torch and numba (default: all)")
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    rates = bandwidth(given.quick), arithmetic(given.quick)
+    found = [
+        Row("copy of a table, read and written", rates[0] / 1e9, "GB/s"),
+        Row("matrix product", rates[1] / 1e9, "G multiply-adds/s"),
+    ]
+    for pairs, n in SETTINGS:
+        found += of_setting(pairs, n, given.quick, rates)
+    found += of_unit_rows(given.quick)
+    found += of_steps(*((256, 200) if given.quick else SETTINGS[0]), 10)
+    title = f"scores and gradients, D = {DIM}, items of {ITEMS:,}, float32, {torch.get_num_threads()} threads"
+    report(found, title, given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""distrec beside its rivals, in one run, on two cores: the rows, their bars, and how far each is from its floor.
+
+    python benchmarks/speed.py --plot speed.png
+    python benchmarks/speed.py --only BPR,ranking --quick
+    python benchmarks/speed.py --only job configs/gowalla_mf_ssm.yaml train.batch_size=8192
+
+DISTREC_DATA names the folder that holds gowalla/; without it, data of that size are made. `make bench` installs the
+rivals into an environment of their own. A row that misses its bar stays in the table.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cases import bpr, exact, job, memory, ranking, softmax, stream, workers
+from measure.bench import CORES, DIM, Bench, two_cores
+from measure.floor import rate_rows
+from report import Row, arguments, report
+
+from distrec.train.launch import ray_running
+
+CASES: dict[str, Callable[[Bench], list[Row]]] = {
+    bpr.NAME: bpr.measure,
+    softmax.NAME: softmax.measure,
+    softmax.SHARED: softmax.measure_shared,
+    "exact": exact.measure,
+    "workers": workers.measure,
+    "ranking": ranking.measure,
+    "stream": stream.measure,
+    "memory": memory.measure,
+    "job": job.measure,
+}
+_PATIENCE = "how long a repetition may wait, or be made again, until others leave the machine alone"
+_NOT_QUICK = ("workers", "job")  # unless they are asked for
+
+
+def plot(bench: Bench, file: Path) -> None:
+    """Time of a step by part, one bar a training."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(bench.jobs) + 1.5), layout="constrained")
+    names = list(bench.jobs)
+    left = [0.0] * len(names)
+    for part in next(iter(bench.jobs.values())).split_ms:
+        widths = [statistics.median(bench.jobs[name].split_ms[part]) for name in names]
+        axes.barh(names, widths, left=left, label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set(xlabel="ms a step", title="where the time of a step goes")
+    axes.legend()
+    figure.savefig(file)
+
+
+def measure(bench: Bench, names: list[str]) -> list[Row]:
+    """All rows of the cases, which share one Ray."""
+    rows = bench.undisturbed(rate_rows)
+    with ray_running(CORES):
+        for name in names:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            rows += CASES[name](bench)
+    return rows
+
+
+def _names(text: str) -> list[str]:
+    """The cases that are asked for."""
+    if wrong := [name for name in text.split(",") if name not in CASES]:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(wrong)}; known: {', '.join(CASES)}")
+    return text.split(",")
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="what `--only job` trains")
+    parser.add_argument("--only", type=_names, metavar="NAME,NAME", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="save the step time by part as a picture")
+    parser.add_argument("--rivals", type=Path, metavar="PYTHON", default=Path(".venv-rivals/bin/python"))
+    parser.add_argument("--patience", type=float, default=0.0, metavar="SECONDS", help=_PATIENCE)
+    given = parser.parse_args()
+    two_cores()
+    names = given.only or [name for name in CASES if not (given.quick and name in _NOT_QUICK)]
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(given.quick, given.patience, Path(folder), given.rivals.absolute(), tuple(given.words))
+        rows = measure(bench, names)
+        others = f"others took {statistics.median(bench.others):.0%} of the cores, {max(bench.others):.0%} at most"
+        report(rows, f"{bench.data.name}, D = {DIM}, {CORES} cores, on {bench.device.type}; {others}", given.json)
+    if given.plot and bench.jobs:
+        plot(bench, given.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Compiled scores of pairs, unit rows and gradients against plain torch in float64, at extremes and at emptiness."""
+
+import pytest
+import torch
+
+from distrec.models.kernels import pairs
+from distrec.models.scores import pair_scores, pair_scores_reference, unit_rows, unit_rows_reference
+
+SHAPES = {  # B, N, D, user rows, item rows
+    "usual": (7, 5, 24, 4, 9),
+    "a single pair": (1, 1, 16, 1, 1),
+    "no pairs": (0, 3, 8, 2, 3),
+    "no negatives": (4, 0, 8, 2, 3),
+    "nothing at all": (0, 0, 4, 0, 0),
+    "one item, many times": (3, 40, 17, 2, 1),
+    "less than a vector": (9, 3, 3, 5, 6),
+    "no dimension": (3, 2, 0, 2, 2),
+    "more rows than places": (2, 3, 65, 300, 500),
+    "many": (150, 31, 67, 60, 200),
+}
+
+
+def case(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, index: torch.dtype = torch.int32):
+    torch.manual_seed(0)
+    b, n, d, users, items = shape
+    rows = [torch.randn(count, d, dtype=dtype) for count in (users, items)]
+    return *rows, torch.randint(max(1, users), (b,), dtype=index), torch.randint(max(1, items), (b, n), dtype=index)
+
+
+def scored(function, users, items, user_at, item_at, grad):
+    """Scores and both gradients."""
+    users, items = users.clone().requires_grad_(), items.clone().requires_grad_()
+    scores = function(users, items, user_at, item_at)
+    scores.backward(grad)
+    return scores.detach(), users.grad, items.grad
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_agrees_with_the_reference(shape, index):
+    users, items, user_at, item_at = case(shape, index=index)
+    grad = torch.randn(item_at.shape, dtype=torch.float64)
+    expected = scored(pair_scores_reference, users, items, user_at, item_at, grad)
+    for found, wanted in zip(scored(pair_scores, users, items, user_at, item_at, grad), expected, strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+    narrow = scored(pair_scores, users.float(), items.float(), user_at, item_at, grad.float())
+    for found, wanted in zip(narrow, expected, strict=True):
+        assert found.dtype == torch.float32
+        # Sums of at most some 100 products of about 1: half a unit in the last place for each of them.
+        assert torch.allclose(found.double(), wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_gradients_are_those_of_the_scores():
+    users, items, user_at, item_at = case((4, 6, 5, 3, 2))  # two items, so that every pair has some of them twice
+    users.requires_grad_(), items.requires_grad_()
+    assert torch.autograd.gradcheck(lambda u, i: pair_scores(u, i, user_at, item_at), (users, items))
+    assert torch.autograd.gradcheck(lambda u: pair_scores(u, items.detach(), user_at, item_at), (users,))
+    assert torch.autograd.gradcheck(lambda i: pair_scores(users.detach(), i, user_at, item_at), (items,))
+
+
+def test_input_of_any_layout():
+    users, items, user_at, item_at = case((6, 4, 10, 5, 8))
+    expected = pair_scores_reference(users, items, user_at, item_at)
+    found = pair_scores(
+        users.T.contiguous().T,
+        torch.cat([items, items], 1)[:, :10],
+        torch.stack([user_at, user_at], 1)[:, 0],
+        item_at.T.contiguous().T,
+    )
+    assert torch.allclose(found, expected)
+    wanted = scored(pair_scores_reference, users, items, user_at, item_at, torch.ones_like(expected))
+    for grad in (torch.ones(()).double().expand_as(expected), torch.ones_like(expected.T).T):
+        for a, b in zip(scored(pair_scores, users, items, user_at, item_at, grad), wanted, strict=True):
+            assert torch.allclose(a, b)
+
+
+def test_a_gradient_of_zero_reaches_nobody():
+    users, items, user_at, item_at = case((20, 8, 6, 30, 40))
+    grad = torch.zeros(item_at.shape, dtype=torch.float64)
+    for found in scored(pair_scores, users, items, user_at, item_at, grad)[1:]:
+        assert torch.equal(found, torch.zeros_like(found))
+
+
+@pytest.mark.parametrize("shape", [SHAPES["many"], (64, 64, 32, 50, 3), (300, 1, 20, 100, 200)])
+def test_threads_and_repetition_change_no_digit(shape, monkeypatch):
+    users, items, user_at, item_at = case(shape, torch.float32)
+    grad, threads = torch.randn(item_at.shape), torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            found.append(scored(pair_scores, users, items, user_at, item_at, grad))
+    finally:
+        torch.set_num_threads(threads)
+    for again in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
+
+
+def test_sums_are_in_the_order_of_the_batch():
+    users, items, user_at, item_at = case((50, 20, 8, 10, 12), torch.float32)
+    grad = torch.randn(item_at.shape)
+    _, users_grad, items_grad = scored(pair_scores, users, items, user_at, item_at, grad)
+    for_users, for_items = torch.zeros_like(users), torch.zeros_like(items)
+    for b, row in enumerate(item_at.tolist()):
+        for k, v in enumerate(row):
+            for_users[user_at[b]] += grad[b, k] * items[v]
+            for_items[v] += grad[b, k] * users[user_at[b]]
+    assert torch.equal(users_grad, for_users) and torch.equal(items_grad, for_items)
+
+
+@pytest.mark.parametrize("wrong", [-1, 5, 2**31 - 1])
+@pytest.mark.parametrize("where", ["user", "item"])
+def test_a_place_outside_the_rows(wrong, where):
+    users, items, user_at, item_at = case((4, 3, 8, 5, 5))
+    (user_at if where == "user" else item_at).view(-1)[2] = wrong
+    with pytest.raises(IndexError, match="outside the rows"):
+        pair_scores(users, items, user_at, item_at)
+    for loop, out, rows in ((pairs.USERS_GRAD, users, items), (pairs.ITEMS_GRAD, items, users)):
+        arrays = pairs._arrays(rows, user_at, item_at, torch.ones(4, 3).double(), before := out.clone())
+        with pytest.raises(IndexError, match="outside the rows"):
+            loop.serial(*arrays)
+        assert torch.equal(before, out)
+
+
+def test_places_changed_before_the_gradient_are_an_error():
+    users, items, user_at, item_at = case((4, 3, 8, 5, 5))
+    scores = pair_scores(users.requires_grad_(), items, user_at, item_at)
+    item_at[0, 0] = 10**6
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        scores.sum().backward()
+
+
+@pytest.mark.parametrize("users,items", [((2, 3), (2, 4)), ((2, 3), (2,))])
+def test_shapes_that_do_not_fit(users, items):
+    at = torch.zeros(2, 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="shape"):
+        pair_scores(torch.ones(users), torch.ones(items), at[:, 0], at)
+
+
+def test_other_numbers_than_the_compiled_ones():
+    users, items, user_at, item_at = case((4, 3, 8, 5, 5))
+    found = pair_scores(users.bfloat16(), items.bfloat16(), user_at, item_at)
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.double(), pair_scores(users, items, user_at, item_at), atol=0.2)
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (1, 1), (0, 5), (4, 0), (300, 67)])
+def test_unit_rows_agree_with_the_reference(shape):
+    torch.manual_seed(0)
+    rows, grad = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    found, wanted = rows.clone().requires_grad_(), rows.clone().requires_grad_()
+    narrow = rows.float().requires_grad_()
+    unit, expected, single = unit_rows(found), unit_rows_reference(wanted), unit_rows(narrow)
+    unit.backward(grad), expected.backward(grad), single.backward(grad.float())
+    assert torch.allclose(unit, expected, rtol=1e-13) and torch.allclose(found.grad, wanted.grad, rtol=1e-11)
+    assert torch.allclose(single.double(), expected, rtol=1e-5)
+    assert torch.allclose(narrow.grad.double(), wanted.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_unit_rows_at_extremes():
+    rows = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [3e15, 4e15], [1e-12, 0.0]], dtype=torch.float64)
+    found, wanted = rows.clone().requires_grad_(), rows.clone().requires_grad_()
+    unit, expected = unit_rows(found), unit_rows_reference(wanted)
+    assert torch.allclose(unit, expected)
+    unit[[0, 1, 2]].sum().backward(), expected[[0, 1, 2]].sum().backward()
+    assert torch.allclose(found.grad, wanted.grad)
+
+
+def test_gradients_of_unit_rows():
+    torch.manual_seed(0)
+    rows = torch.randn(6, 19, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(unit_rows, (rows,))
+    assert torch.autograd.gradcheck(lambda r: unit_rows(r.T), (torch.randn(5, 6).double().requires_grad_(),))
