@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 RIVALS := .venv-rivals
 RIVALS_INSTALLED := $(RIVALS)/.installed
 
-.PHONY: train test test-slow bench lint clean
+.PHONY: train test test-slow test-triton bench lint clean
 
 train: $(INSTALLED)
 	$(BIN)/distrec train
@@ -17,6 +17,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+test-triton: $(INSTALLED)  # the optimizer's tests with the kernels for GPUs, in Triton's interpreter
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/optim -k "triton or float64_equals or roundings_a_step"
 
 bench: $(INSTALLED) $(RIVALS_INSTALLED)
 	$(BIN)/python benchmarks/speed.py --rivals $(RIVALS)/bin/python

@@ -94,7 +94,7 @@ class OptimConfig(Section):
 
     kernels: Literal["auto", "reference", "numba", "triton"] = "auto"
     """What takes the steps: numba, compiled loops for CPUs; triton, compiled programs for GPUs; reference, plain torch
-    on any device; auto, numba on CPUs, triton on GPUs where it is installed, and reference elsewhere."""
+    on any device; auto, numba on CPUs, triton on GPUs where it is installed (3.6 or newer), reference elsewhere."""
 
     @field_validator("rule")
     @classmethod

@@ -1,7 +1,7 @@
 """Rules: how a gradient changes its row. A rule owns its accumulators and sees nothing of decay or schedules.
 
 To add one, write a class and register it: configuration and `SparseOptimizer` find it by its name. `kernels/loops.py`
-has each rule again, as one pass over the rows.
+and, for GPUs, `kernels/programs.py` have each rule again, as one pass over the rows.
 """
 
 import copy

@@ -6,7 +6,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-_PACKAGES = ("distrec", "ray", "torch", "torch-geometric", "pyarrow", "numpy", "numba", "mlflow")
+_PACKAGES = ("distrec", "ray", "torch", "torch-geometric", "pyarrow", "numpy", "numba", "triton", "mlflow")
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,10 @@ from distrec.tables.table import Table
 from .cases import ALLOWED, DIM, KERNELS, SHRINKS, Run, batches, config, runs, start
 
 # (where the shard is, what updates it)
-WAYS = [*(("cpu", name) for name in KERNELS), *([("cuda", "auto")] if torch.cuda.is_available() else [])]
+WAYS = [
+    *(("cpu", name) for name in KERNELS),
+    *([("cuda", "auto"), ("cuda", "reference")] if torch.cuda.is_available() else []),
+]
 EMPTY = torch.zeros(0, dtype=torch.int64)
 
 

@@ -20,6 +20,8 @@ _OPTIONS = {
     "debug": True,  # without it there is no device_assert, and a wrong row number would go unnoticed
     "sanitize_overflow": False,  # what else `debug` would check
 }
+if INTERPRETED:
+    _OPTIONS = {}
 
 
 class TritonKernels(ReferenceKernels):

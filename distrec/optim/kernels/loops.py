@@ -227,8 +227,8 @@ def _rowwise_adagrad(stored_VD, local_U, grad_UD, sum_V, lr, eps, shrink, l2, wr
 
 def _adam(stored_VD, local_U, grad_UD, m_VD, v_VD, lr, beta1, beta2, eps, shrink, l2, written_V, left_S, now):
     real = stored_VD.dtype.type
+    rest1, rest2 = real(1 - beta1), real(1 - beta2)  # of beta2 in float32, 1 - 0.999 would be off by 1e-5
     lr, beta2, eps, l2 = real(lr), real(beta2), real(eps), real(l2)
-    rest1, rest2 = real(1 - beta1), real(1 - beta2)
     keep_U = np.empty(len(local_U), stored_VD.dtype)
     for block in prange(_checked(local_U, len(stored_VD))):
         _pay(local_U, _places(block, local_U), shrink, written_V, left_S, now, keep_U)
