@@ -99,3 +99,16 @@ def dot(a_RD, i, b_RD, j):
     for d in range(whole, length):
         total += a_RD[i, d] * b_RD[j, d]
     return total
+
+
+@intrinsic
+def high_bits(typingctx, a, b):
+    """The upper 64 bits of the product of two unsigned numbers of 64 bits."""
+
+    def codegen(context, builder, signature, args):
+        wide = ir.IntType(128)
+        product = builder.mul(*(builder.zext(factor, wide) for factor in args))
+        return builder.trunc(builder.lshr(product, wide(64)), ir.IntType(64))
+
+    assert a == b == types.uint64, (a, b)
+    return types.uint64(a, b), codegen

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import normalize
 
-from distrec.compiled import takes
+from distrec.models.kernels import takes
 
 LEAST = 1e-12  # a row shorter than this is divided by it
 

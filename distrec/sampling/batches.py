@@ -19,6 +19,7 @@ from distrec.sampling.negatives import NegativeSampler, item_masses
 from distrec.seeds import Purpose, generator, uniforms
 
 _OF_PAIRS, _SHARED = 0, 1  # the two ways of drawing never share a stream
+_MANY = 2**16  # ids
 
 
 def steps_per_epoch(interactions: int, batch_size: int) -> int:
@@ -67,11 +68,11 @@ class BatchSource:
         at, step, number = self._pairs(epoch, first, last)
         by_step = np.argsort(step, kind="stable")
         ends = np.searchsorted(step[by_step], np.arange(first, last + 1))
+        at = at[by_step]
         if self.config.shared:
             drawn = self._shared_negatives(epoch, first, last)
         else:
-            drawn = self._pair_negatives(epoch, at, number)[by_step]
-        at = at[by_step]
+            drawn = self._pair_negatives(epoch, at, number[by_step])
         made = []
         for k in range(last - first):
             pairs = slice(ends[k], ends[k + 1])
@@ -156,17 +157,11 @@ class BatchSource:
 
     def _pair_negatives(self, epoch: int, at: np.ndarray, number: np.ndarray) -> np.ndarray:
         """Negatives of each pair, (pairs, N). Draws number * N .. number * N + N - 1 of the epoch belong to a pair."""
-        n = self.config.negatives
-        user = self._interactions[0][at]
-        drawn = np.empty((len(at), n), np.int32)
-        # A bucket's numbers are consecutive, so that one start of the generator serves them all.
-        runs = np.flatnonzero(np.diff(number, prepend=-2) != 1)
-        for start, end in zip(runs, [*runs[1:], len(number)], strict=True):
-            flat = uniforms(
-                self.seed, Purpose.NEGATIVES, epoch, _OF_PAIRS, first=int(number[start]) * n, count=(end - start) * n
-            )
-            drawn[start:end] = self._sampler.draw(flat.reshape(end - start, n), user[start:end, None])
-        return drawn
+        from distrec.sampling.loops import Stream  # here, as importing numba takes a good part of a second
+
+        names = (self.seed & (2**64 - 1), Purpose.NEGATIVES, epoch, _OF_PAIRS)
+        stream = Stream(*(np.uint64(name) for name in names))
+        return self._sampler.draw_for_pairs(stream, number, self._interactions[0][at], self.config.negatives)
 
     def _batch(self, epoch: int, step: int, at: np.ndarray, negatives: np.ndarray) -> Batch:
         """De-duplicates and addresses the rows of one step. `negatives` is (B, N), or (N,) when shared."""
@@ -174,12 +169,7 @@ class BatchSource:
         user_B, plan = user[at], self._plans[1]
         none = np.zeros(0, np.int64)
         users_U, user_at = unique_ids(user_B, self._plans[0].size(self.worker))
-        ids_U, places = unique_ids(np.concatenate([item[at], negatives.ravel()]), plan.rows)
-        owner_U = plan.owner(ids_U)
-        by_owner = np.argsort(owner_U, kind="stable")
-        place_of = np.empty(len(ids_U), np.int32)
-        place_of[by_owner] = np.arange(len(ids_U), dtype=np.int32)
-        places = place_of[places]
+        ids_U, places = unique_ids(np.concatenate([item[at], negatives.ravel()]), plan.rows, plan)
         log_q = none
         if self.with_log_q:
             log_q = self._sampler.log_q(negatives, None if self.config.shared else user_B[:, None]).ravel()
@@ -189,8 +179,8 @@ class BatchSource:
             pairs=int(np.diff(self._cuts(step, step + 1), axis=0).sum()),
             users_U=users_U,
             user_at_B=user_at,
-            items_U=plan.local(ids_U)[by_owner],
-            item_splits_W=np.bincount(owner_U, minlength=self.workers),
+            items_U=plan.local(ids_U),
+            item_splits_W=np.bincount(plan.owner(ids_U), minlength=self.workers),
             positive_at_B=places[: len(at)],
             negative_at=places[len(at) :],
             masked=self._known(user_B, negatives) if self.config.reject else none,
@@ -224,17 +214,32 @@ class BatchSource:
         return np.sort(np.repeat(pair, times) * len(negatives_N) + order[np.repeat(low, times) + within])
 
 
-def unique_ids(ids: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(unique ids ascending, place of each id among them), int32; ids lie in [0, size).
+def unique_ids(ids: np.ndarray, size: int, plan: Plan | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(unique ids, place of each id among them), int32; ids lie in [0, size). Ascending; with a plan, by owner first.
 
-    Many ids are marked in an array of `size`, which is linear; a few are sorted, which does not touch the whole range.
+    A few ids are sorted, which does not touch the whole range; more are marked in an array of `size`, which is linear;
+    for very many, the compiled loops are worth their loading: 819,200 ids took 0.9 ms on one core, and numpy 2.1.
     """
     if len(ids) * 16 < size:
         unique, inverse = np.unique(ids, return_inverse=True)
-        return unique.astype(np.int32), inverse.astype(np.int32)
-    seen = np.zeros(size, bool)
-    seen[ids] = True
-    unique = np.flatnonzero(seen).astype(np.int32)
-    place = np.empty(size, np.int32)
-    place[unique] = np.arange(len(unique), dtype=np.int32)
-    return unique, place[ids]
+        order, place = _by_owner(unique, plan), np.empty(len(unique), np.int32)
+        place[order] = np.arange(len(unique), dtype=np.int32)
+        return unique[order].astype(np.int32), place[inverse]
+    seen, place_V = np.zeros(size, bool), np.empty(size, np.int32)
+    if many := len(ids) >= _MANY:
+        from distrec.sampling import loops
+
+        loops.mark(ids, seen)
+    else:
+        seen[ids] = True
+    unique = np.flatnonzero(seen)
+    unique = unique[_by_owner(unique, plan)].astype(np.int32)
+    place_V[unique] = np.arange(len(unique), dtype=np.int32)
+    return unique, loops.look_up(place_V, ids) if many else place_V[ids]
+
+
+def _by_owner(unique: np.ndarray, plan: Plan | None) -> np.ndarray | slice:
+    """Takes unique ids to the order of their owners."""
+    if plan is None or plan.workers == 1:
+        return slice(None)
+    return np.argsort(plan.owner(unique), kind="stable")

@@ -7,9 +7,15 @@ to shift it. All of it is integer arithmetic, so an excluded item cannot come ba
 the same.
 """
 
+from functools import cached_property
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from distrec.sampling.config import SamplingConfig
+
+if TYPE_CHECKING:  # numba, only where pairs have negatives of their own
+    from distrec.sampling.loops import Cuts, Line, Stream
 
 _KEY_BITS = 62  # user number and mass share one signed 64-bit search key
 
@@ -55,9 +61,14 @@ class NegativeSampler:
         self.free = self.total - (removed[offsets[1:]] - removed[offsets[:-1]])
         # To these users every item that can be drawn is known. They draw from the whole line; the batch masks it.
         self.saturated = self.free == 0
-        place = np.where(self.saturated[user], self.total, self.edges[items] - before)
-        self.keys = user * (self.total + 1) + place  # ascending: users in order, places in order within a user
+        self.place_P = np.where(self.saturated[user], self.total, self.edges[items] - before)
         self.offsets, self.removed = offsets, removed
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        """User and place in one number, ascending: users in order, places in order within a user."""
+        user = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        return user * (self.total + 1) + self.place_P
 
     def draw(self, uniforms: np.ndarray, user: np.ndarray | None) -> np.ndarray:
         """Items for `uniforms` (any shape) in [0, 1); `user` broadcasts against it, in the numbering of `positives`.
@@ -69,10 +80,39 @@ class NegativeSampler:
         user = user.astype(np.int64)  # a search key needs more than 32 bits
         whole = self.saturated[user]
         place = (uniforms * np.where(whole, self.total, self.free[user])).astype(np.int64)
-        cuts = np.searchsorted(self.keys, user * (self.total + 1) + place, side="right")
+        cuts = np.searchsorted(self._keys, user * (self.total + 1) + place, side="right")
         first = self.offsets[user]
         shift = np.where(whole, 0, self.removed[cuts] - self.removed[first])
         return self._item_at(place + shift)
+
+    def draw_for_pairs(self, stream: "Stream", number_B: np.ndarray, user_B: np.ndarray, n: int) -> np.ndarray:
+        """Items (B, n) for the draws number * n .. number * n + n - 1 of a stream, of each pair, to its user.
+
+        The same as `draw` from `seeds.uniforms`, compiled.
+        """
+        from distrec.sampling import loops
+
+        item_BN = np.empty((len(number_B), n), np.int32)
+        loops.draw_for_pairs(stream, number_B, user_B, self._line, self._cuts, item_BN)
+        return item_BN
+
+    @cached_property
+    def _line(self) -> "Line":
+        from distrec.sampling.loops import Line
+
+        items = len(self.masses_V)
+        shift = max(0, self.total.bit_length() - (2 * items).bit_length())  # two to four marks for each item
+        marks = np.arange((self.total >> shift) + 1, dtype=np.int64) << shift
+        return Line(self.total, self.even, self.edges, shift, self._item_at(marks))
+
+    @cached_property
+    def _cuts(self) -> "Cuts":
+        from distrec.sampling.loops import Cuts
+
+        if self.offsets is None:
+            nothing = np.zeros(0, np.int64)
+            return Cuts(nothing, nothing, nothing, np.zeros(1, np.int64))
+        return Cuts(self.offsets, self.free, self.place_P, self.removed)
 
     def _item_at(self, place: np.ndarray) -> np.ndarray:
         if self.even:
@@ -81,7 +121,12 @@ class NegativeSampler:
 
     def log_q(self, items: np.ndarray, user: np.ndarray | None) -> np.ndarray:
         """log of the probability with which `draw` gives each of `items` (to that user), float32."""
-        total = self.total
+        log_total = np.log(self.total)
         if self.offsets is not None and user is not None:
-            total = np.where(self.saturated, self.total, self.free)[user]
-        return (np.log(self.masses_V[items]) - np.log(total)).astype(np.float32)
+            log_total = np.log(np.where(self.saturated, self.total, self.free))[user]
+        return (self._log_masses_V[items] - log_total).astype(np.float32)
+
+    @cached_property
+    def _log_masses_V(self) -> np.ndarray:
+        with np.errstate(divide="ignore"):  # items that are never drawn
+            return np.log(self.masses_V)

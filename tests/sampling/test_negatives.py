@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distrec.sampling.config import SamplingConfig
+from distrec.sampling.loops import Stream
 from distrec.sampling.negatives import NegativeSampler, item_masses
+from distrec.seeds import Purpose, uniforms
 
 DRAWS = 200_000
 
@@ -90,3 +92,31 @@ def test_a_large_exponent_is_the_most_popular_alone():
 def test_rare_items_keep_a_chance_among_many_users():
     masses = item_masses(SamplingConfig(distribution="popularity", beta=1), np.array([1, 10**12]), users=10**9)
     assert masses[0] >= 1 and (masses.sum() + 1) * 10**9 < 2**63
+
+
+@given(st.data())
+def test_compiled_draws_are_those_of_the_readable_form(data):
+    """Bit for bit: masses, users without positives and with all of them, streams, and N that leaves words over."""
+    degrees = np.array(data.draw(st.lists(st.integers(0, 50), min_size=2, max_size=40)))
+    degrees[0] += 1
+    sets = st.sets(st.sampled_from(range(len(degrees))))
+    positives = [sorted(data.draw(sets)) for _ in range(3)] + [list(range(len(degrees)))]
+    s = sampler(data.draw(st.sampled_from(["uniform", "popularity"])), degrees, positives)
+    if data.draw(st.booleans()):
+        s = NegativeSampler(s.masses_V, None)
+    n, seed, epoch = data.draw(st.integers(0, 40)), data.draw(st.integers(0, 2**64 - 1)), data.draw(st.integers(0, 9))
+    number = np.array(data.draw(st.lists(st.integers(0, 2**40), max_size=6)), np.int64)
+    user = np.array([data.draw(st.integers(0, 3)) for _ in number], np.int32)
+    stream = Stream(*map(np.uint64, (seed, Purpose.NEGATIVES, epoch, 1)))
+    found = s.draw_for_pairs(stream, number, user, n)
+    for pair, first in enumerate(number.tolist()):
+        numbers = uniforms(seed, Purpose.NEGATIVES, epoch, 1, first=first * n, count=n)
+        assert found[pair].tolist() == s.draw(numbers, user[pair : pair + 1]).tolist()
+    assert found.shape == (len(number), n) and found.dtype == np.int32
+
+
+@pytest.mark.parametrize("user", [-1, 2, 2**31 - 1])
+def test_compiled_draws_for_a_user_who_is_not_there(user):
+    s = sampler("uniform", np.ones(5), [[1], [2, 3]])
+    with pytest.raises(IndexError, match="outside the range"):
+        s.draw_for_pairs(Stream(*map(np.uint64, (0, 2, 0, 0))), np.zeros(1, np.int64), np.array([user], np.int32), 3)

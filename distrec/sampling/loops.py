@@ -1,0 +1,141 @@
+"""The loops that numba compiles for batches whose pairs have negatives of their own: up to a million draws a step.
+
+Each gives the digits of a readable form: `draw_for_pairs` those of `seeds.uniforms` and `NegativeSampler.draw`, the
+others those of `unique_ids`. On one thread: the stream that calls them has a part of one core.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from distrec.compiled.instructions import high_bits
+
+# Philox4x64: multipliers, and what is added to the key after each round.
+_M0, _M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
+_W0, _W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
+_ROUNDS = 10
+_UNIT = 2.0**-53
+
+_compiled = njit(cache=True, nogil=True, error_model="numpy")
+
+
+class Stream(NamedTuple):
+    """Names a stream of draws, by arguments of `seeds.uniforms`."""
+
+    seed: np.uint64
+    purpose: np.uint64
+    index: np.uint64
+    second_index: np.uint64
+
+
+class Line(NamedTuple):
+    """The line on which the items lie one after another, for finding the one at a place."""
+
+    total: int
+    even: bool
+    """Whether the place is the item."""
+    edges: np.ndarray
+    shift: int
+    guide_G: np.ndarray
+    """The item at each place that is a multiple of 2**shift: from there it is an item's mass or two, on average."""
+
+
+class Cuts(NamedTuple):
+    """What is cut out of the line for each user, in arrays of `NegativeSampler`. No users: nothing is."""
+
+    offsets: np.ndarray
+    free_U: np.ndarray
+    place_P: np.ndarray
+    removed: np.ndarray
+
+
+@_compiled
+def draw_for_pairs(stream, number_B, user_B, line, cuts, item_BN):
+    """Negatives of pairs: to pair b belong the draws number_B[b] * N .. number_B[b] * N + N - 1 of a stream.
+
+    A pair's draws go through the search side by side: the processor then neither waits for one comparison before the
+    next nor guesses how it ends. One draw after the other takes six times as long.
+    """
+    n = item_BN.shape[1]
+    word_N, place_N = np.empty(n + 6, np.uint64), np.empty(n, np.int64)
+    for b in range(len(item_BN)):
+        free, start, stop = _uncut(line, cuts, user_B[b])
+        skipped = _words(stream, np.uint64(number_B[b]) * np.uint64(n), n, word_N)
+        for k in range(n):
+            place_N[k] = np.int64(np.float64(word_N[skipped + k] >> np.uint64(11)) * _UNIT * free)
+        _shift(place_N, cuts.place_P[start:stop], cuts.removed[start : stop + 1])
+        _find_items(line, place_N, item_BN[b])
+
+
+@njit
+def _uncut(line, cuts, user):
+    """(mass that is left for a user, its cuts: from, to)."""
+    if len(cuts.free_U) == 0:
+        return line.total, 0, 0
+    if user < 0 or user >= len(cuts.free_U):
+        raise IndexError("a user outside the range")
+    if cuts.free_U[user] == 0:  # every item that can be drawn is known: from the whole line
+        return line.total, 0, 0
+    return cuts.free_U[user], cuts.offsets[user], cuts.offsets[user + 1]
+
+
+@njit
+def _words(stream, first, n, word_N):
+    """The draws first .. first + n of a stream, after as many as are returned: a counter gives four at once."""
+    skipped = np.int64(first & np.uint64(3))
+    block = first >> np.uint64(2)
+    for k in range(0, skipped + n, 4):
+        block += np.uint64(1)  # numpy's counter too is one ahead of what it gives
+        a, b, c, d = block, stream.index, stream.second_index, np.uint64(0)
+        key, tweak = stream.seed, stream.purpose
+        for _ in range(_ROUNDS):
+            a, b, c, d = high_bits(_M1, c) ^ b ^ key, _M1 * c, high_bits(_M0, a) ^ d ^ tweak, _M0 * a
+            key, tweak = key + _W0, tweak + _W1
+        word_N[k], word_N[k + 1], word_N[k + 2], word_N[k + 3] = a, b, c, d
+    return skipped
+
+
+@njit
+def _shift(place_N, cut_K, removed_K):
+    """Moves each place by what was cut before it. A cut at the place itself is before it. All places share the cuts."""
+    before_N, length = np.zeros(len(place_N), np.int64), len(cut_K)
+    while length > 1:
+        half = length >> 1
+        for k in range(len(place_N)):
+            before_N[k] += half if cut_K[np.uint64(before_N[k] + half - 1)] <= place_N[k] else 0
+        length -= half
+    for k in range(len(place_N)):
+        last = length == 1 and cut_K[before_N[k]] <= place_N[k]
+        place_N[k] += removed_K[before_N[k] + last] - removed_K[0]
+
+
+@njit
+def _find_items(line, place_N, item_N):
+    """The item at each place."""
+    edges, guide_G = line.edges, line.guide_G
+    for k in range(len(place_N)):
+        item = place_N[k]
+        if not line.even:
+            item = guide_G[place_N[k] >> line.shift]
+            while edges[item + 1] <= place_N[k]:
+                item += 1
+        item_N[k] = item
+
+
+@_compiled
+def mark(ids, seen_V):
+    """Marks the ids that occur."""
+    for k in ids:
+        if k < 0 or k >= len(seen_V):
+            raise IndexError("an id outside the range")
+        seen_V[k] = True
+
+
+@_compiled
+def look_up(place_V, ids):
+    """The place of each id; all of them lie in the range."""
+    place = np.empty(len(ids), place_V.dtype)
+    for k in range(len(ids)):
+        place[k] = place_V[ids[k]]
+    return place
