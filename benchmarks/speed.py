@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -22,6 +23,7 @@ from measure.bench import CORES, DIM, Bench, two_cores
 from measure.floor import rate_rows
 from report import Row, arguments, report
 
+from distrec.tracking.meters import PARTS
 from distrec.train.launch import ray_running
 
 CASES: dict[str, Callable[[Bench], list[Row]]] = {
@@ -40,33 +42,39 @@ _NOT_QUICK = ("workers", "job")  # unless they are asked for
 
 
 def plot(bench: Bench, file: Path) -> None:
-    """Time of a step by part, one bar a training."""
+    """Shares of the parts of a step, one bar a training."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(bench.jobs) + 1.5), layout="constrained")
-    names = list(bench.jobs)
-    left = [0.0] * len(names)
-    for part in next(iter(bench.jobs.values())).split_ms:
-        widths = [statistics.median(bench.jobs[name].split_ms[part]) for name in names]
+    took = {name: statistics.median(job.step_ms) for name, job in bench.jobs.items()}
+    names, left = [f"{name}: {ms:.3g} ms" for name, ms in took.items()], [0.0] * len(took)
+    for part in PARTS:
+        widths = [100 * statistics.median(bench.jobs[name].split_ms[part]) / ms for name, ms in took.items()]
         axes.barh(names, widths, left=left, label=part)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
-    axes.set(xlabel="ms a step", title="where the time of a step goes")
-    axes.legend()
+    axes.set(xlabel="% of a step", title="where the time of a step goes")
+    figure.legend(loc="outside right center")
     figure.savefig(file)
 
 
 def measure(bench: Bench, names: list[str]) -> list[Row]:
-    """All rows of the cases, which share one Ray."""
-    rows = bench.undisturbed(rate_rows)
+    """All rows of the cases, which share one Ray. Beside a bar stands what other processes took of the cores."""
+    rows: list[Row] = []
     with ray_running(CORES):
         for name in names:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            rows += CASES[name](bench)
-    return rows
+            bench.look_at_machine()
+            bench.others.clear()
+            found = CASES[name](bench)
+            note = f"others took {statistics.median(bench.others):.0%}" if bench.others else ""
+            rows += [
+                replace(row, spread="; ".join(filter(None, [row.spread, note]))) if row.bar else row for row in found
+            ]
+    return rate_rows(bench.rates) + rows
 
 
 def _names(text: str) -> list[str]:
@@ -89,8 +97,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(given.quick, given.patience, Path(folder), given.rivals.absolute(), tuple(given.words))
         rows = measure(bench, names)
-        others = f"others took {statistics.median(bench.others):.0%} of the cores, {max(bench.others):.0%} at most"
-        report(rows, f"{bench.data.name}, D = {DIM}, {CORES} cores, on {bench.device.type}; {others}", given.json)
+        report(rows, f"{bench.data.name}, D = {DIM}, {CORES} cores, on {bench.device.type}", given.json)
     if given.plot and bench.jobs:
         plot(bench, given.plot)
 

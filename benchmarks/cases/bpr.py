@@ -33,4 +33,4 @@ def measure(bench: Bench) -> list[Row]:
     for who, most in (("RecBole", 0.5), ("implicit", None)):
         against = ratios(medians["distrec"], medians[who])
         rows.append(bar_row(f"BPR: distrec / {who}", against, "x", most=most, packages=versions))
-    return rows + job_rows("BPR", job)
+    return rows + job_rows("BPR", job, bench.rates)

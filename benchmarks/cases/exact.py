@@ -55,4 +55,4 @@ def measure(bench: Bench) -> list[Row]:
         rows.append(Row(name, None, "x", "distrec has no exact softmax yet", bar, False))
     touched = 2 * 3 * 4 * DIM * (bench.data.items + _BATCH)  # rows and moments, read and written
     floor = Floor(touched, 3.0 * _BATCH * DIM * bench.data.items)
-    return rows + floor_rows("exact softmax: products", floor, statistics.median(products) / 1e3)
+    return rows + floor_rows("exact softmax: products", floor, statistics.median(products) / 1e3, bench.rates)

@@ -17,7 +17,7 @@ def measure(bench: Bench) -> list[Row]:
         name = f"job, {workers} worker{'s' * (workers > 1)}"
         job = bench.train(name, [*(bench.words or [str(_CONFIG)]), *words], 3 if bench.quick else 8)
         rows.append(bar_row(f"{name}: interactions", [job.interactions / s for s in job.epoch_s], "1/s"))
-        rows += job_rows(name, job)
+        rows += job_rows(name, job, bench.rates)
         rows.append(Row(f"{name}: first batch", job.first_batch_s, "s"))
         rows.append(Row(f"{name}: start to end, without the epochs", job.around_s, "s"))
     return rows

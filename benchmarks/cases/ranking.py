@@ -34,13 +34,13 @@ def measure(bench: Bench) -> list[Row]:
         lists = np.load(bench.data.folder / "factors.npz")["lists"]
         same = float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(ranked(), lists, strict=True)])) / _K
         assert same > 0.999, f"the two rank differently: {same:.2%} of the lists agree"
-        for _ in range(3 if bench.quick else 9):
+        for _ in range(2 if bench.quick else 9):
             found["implicit"].append(bench.undisturbed(implicit.seconds))
             found["distrec"].append(bench.undisturbed(lambda: _seconds(ranked)))
     rows = [bar_row(f"ranking: {who}", values, "s") for who, values in found.items()]
     against = ratios(found["distrec"], found["implicit"])
     rows.append(bar_row("ranking: distrec / implicit", against, "x", most=_MOST, packages=implicit.versions))
-    return rows + floor_rows("ranking", _floor(bench), statistics.median(found["distrec"]))
+    return rows + floor_rows("ranking", _floor(bench), statistics.median(found["distrec"]), bench.rates)
 
 
 def _seconds(work: Callable[[], object]) -> float:

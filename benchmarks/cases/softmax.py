@@ -26,7 +26,7 @@ def train(bench: Bench) -> Job:
 def train_shared(bench: Bench) -> Job:
     """Negatives shared by the batch, once, through Ray."""
     words = [*WORDS, *_ALONE, "sampling.shared=true"]
-    return bench.train(SHARED, words, 4 if bench.quick else 6, thin=bench.quick)
+    return bench.train(SHARED, words, 4 if bench.quick else 6)
 
 
 def measure(bench: Bench) -> list[Row]:
@@ -46,7 +46,7 @@ def measure(bench: Bench) -> list[Row]:
         bar_row("softmax, 800 a pair: distrec, epoch", [ms * an_epoch for ms in ours], "s"),
         bar_row("softmax, 800 a pair: plain loop, epoch", [ms * an_epoch for ms in plain], "s"),
         bar_row("softmax, 800 a pair: distrec / plain loop", compared, "x", most=_MOST_OF_PLAIN),
-        *job_rows("softmax, 800 a pair", job),
+        *job_rows("softmax, 800 a pair", job, bench.rates),
     ]
 
 
@@ -65,5 +65,5 @@ def measure_shared(bench: Bench) -> list[Row]:
     return [
         bar_row("softmax, 800 shared: distrec, epoch", [ms * an_epoch for ms in ours], "s", most=_MOST_S),
         bar_row("softmax, 800 shared: distrec / plain loop", compared, "x"),
-        *job_rows("softmax, 800 shared", job),
+        *job_rows("softmax, 800 shared", job, bench.rates),
     ]

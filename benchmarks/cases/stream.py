@@ -57,5 +57,5 @@ def measure(bench: Bench) -> list[Row]:
         rows.append(bar_row(f"{name}: draws", [_NEGATIVES * rate for rate in found], "1/s"))
         # Ids of a pair and of its negatives are written once and read once.
         floor = Floor(2.0 * 4 * (2 + _NEGATIVES) * _BATCH, 0)
-        rows += floor_rows(f"{name}: batch", floor, _BATCH / statistics.median(found))
+        rows += floor_rows(f"{name}: batch", floor, _BATCH / statistics.median(found), bench.rates)
     return rows

@@ -31,5 +31,5 @@ def measure(bench: Bench) -> list[Row]:
     medians = {workers: [statistics.median(job.step_ms) for job in jobs] for workers, jobs in found.items()}
     rows = [bar_row("2 workers: speed-up over 1", ratios(medians[1], medians[2]), "x", least=_LEAST)]
     for workers, jobs in found.items():
-        rows += job_rows(NAMES[workers], jobs[-1])
+        rows += job_rows(NAMES[workers], jobs[-1], bench.rates)
     return rows

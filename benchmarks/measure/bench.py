@@ -13,6 +13,7 @@ import torch
 
 from distrec.errors import UserError
 from measure.data import Data, gather
+from measure.floor import Rates, measure_rates
 from measure.job import Job, run_job
 from measure.quiet import Watch, share_of_others
 from measure.rival import Rival
@@ -36,6 +37,8 @@ class Bench:
     rivals_python: Path
     words: tuple[str, ...] = ()
     """What the case `job` trains."""
+    rates: Rates = Rates(0.0, 0.0)
+    """The best so far: what others take must not lower a floor's yardstick."""
     others: list[float] = field(default_factory=list)
     """What others took of the cores during each repetition, as a share."""
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -49,7 +52,7 @@ class Bench:
     @cached_property
     def data(self) -> Data:
         """Gowalla, or data of its size."""
-        return gather(self.folder)
+        return gather(self.folder, self.quick)
 
     @cached_property
     def device(self) -> torch.device:
@@ -70,6 +73,10 @@ class Bench:
         if not python.exists():
             raise UserError(f"{python} is missing: `make bench` installs the rivals; or say --rivals PYTHON")
         return Rival(python, _RIVALS / script, [str(self.data.folder), *words])
+
+    def look_at_machine(self) -> None:
+        """Measures its rates once more."""
+        self.rates = self.rates.best(self.undisturbed(measure_rates))
 
     def undisturbed(self, work: Callable[[], T]) -> T:
         """What `work` gives, done when the machine is quiet, and again if others took a tenth of the cores meanwhile.

@@ -1,6 +1,7 @@
 """The interactions that are measured on: Gowalla where it is found, otherwise made data of its size."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class Data:
     """The same with so few interactions as still name every user and every item: short epochs, tables of full size."""
     user: np.ndarray
     item: np.ndarray
+    interactions: int
+    """Of the whole, also where `whole` is only the slice."""
 
     @property
     def users(self) -> int:
@@ -40,24 +43,26 @@ class Data:
 
     def steps(self, batch_size: int) -> int:
         """Of an epoch of the whole."""
-        return -(-len(self.user) // batch_size)
+        return -(-self.interactions // batch_size)
 
 
-def gather(folder: Path) -> Data:
-    """Reads the data and writes those forms into `folder`."""
+def gather(folder: Path, quick: bool) -> Data:
+    """Reads the data and writes those forms into `folder`. A quick look has the slice in place of the whole."""
     gowalla = _FOLDER / "gowalla"
     words = [f"data.source={gowalla}", "data.valid_fraction=0"] if gowalla.is_dir() else [*_MADE]
     dataset = prepare(load(Config, None, [*words, f"data.cache={folder}/raw"]).data)
     user, item = _coded(dataset, Part.TRAIN)
     test = [array[:1] for array in _coded(dataset, Part.TEST)]
-    np.savez(folder / "train.npz", user=user, item=item)
-    kept = np.union1d(np.unique(user, return_index=True)[1], np.unique(item, return_index=True)[1])
-    for name, places in (("whole", np.arange(len(user))), ("thin", kept)):
-        (folder / name).mkdir()
-        _write_lightgcn(folder / name / "train.txt", user[places], item[places])
-        _write_lightgcn(folder / name / "test.txt", *test)
     name = "Gowalla" if gowalla.is_dir() else "made data of Gowalla's size (DISTREC_DATA names the folder of the real)"
-    return Data(name, folder, folder / "whole", folder / "thin", user, item)
+    interactions = len(user)
+    kept = np.union1d(np.unique(user, return_index=True)[1], np.unique(item, return_index=True)[1])
+    _write_lightgcn(folder / "thin", (user[kept], item[kept]), test)
+    if quick:
+        user, item, name = user[kept], item[kept], f"{name}, a slice of {len(kept):,} interactions"
+    else:
+        _write_lightgcn(folder / "whole", (user, item), test)
+    np.savez(folder / "train.npz", user=user, item=item)
+    return Data(name, folder, folder / ("thin" if quick else "whole"), folder / "thin", user, item, interactions)
 
 
 def _coded(dataset: Dataset, part: Part) -> tuple[np.ndarray, np.ndarray]:
@@ -68,9 +73,11 @@ def _coded(dataset: Dataset, part: Part) -> tuple[np.ndarray, np.ndarray]:
     return user_at[user[order]].astype(np.int32), item_at[item[order]].astype(np.int32)
 
 
-def _write_lightgcn(file: Path, user: np.ndarray, item: np.ndarray) -> None:
+def _write_lightgcn(folder: Path, train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> None:
     """One line a user; pairs are ordered by user."""
-    users, starts = np.unique(user, return_index=True)
-    parts = np.split(item, starts[1:])
-    lines = [f"{u} {' '.join(map(str, own.tolist()))}" for u, own in zip(users.tolist(), parts, strict=True)]
-    file.write_text("\n".join(lines) + "\n")
+    folder.mkdir()
+    for name, (user, item) in (("train.txt", train), ("test.txt", test)):
+        users, starts = np.unique(user, return_index=True)
+        parts = np.split(item, starts[1:])
+        lines = [f"{u} {' '.join(map(str, own.tolist()))}" for u, own in zip(users.tolist(), parts, strict=True)]
+        (folder / name).write_text("\n".join(lines) + "\n")

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -24,6 +23,10 @@ class Rates:
     madds_per_s: float
     """Multiply-adds of a product of two 2048 x 2048 matrices, float32."""
 
+    def best(self, other: "Rates") -> "Rates":
+        """The higher of each."""
+        return Rates(max(self.bytes_per_s, other.bytes_per_s), max(self.madds_per_s, other.madds_per_s))
+
 
 @dataclass(frozen=True)
 class Floor:
@@ -32,15 +35,13 @@ class Floor:
     bytes: float
     madds: float
 
-    @property
-    def seconds(self) -> float:
+    def seconds(self, rates: Rates) -> float:
         """Moving and multiplying can go on at once: the longer of the two."""
-        return max(self.bytes / rates().bytes_per_s, self.madds / rates().madds_per_s)
+        return max(self.bytes / rates.bytes_per_s, self.madds / rates.madds_per_s)
 
 
-@cache
-def rates() -> Rates:
-    """Measured once, with the threads of torch."""
+def measure_rates() -> Rates:
+    """With the threads of torch."""
     source = torch.ones(2**26)
     target = torch.empty_like(source)
     copy_s = _best(lambda: target.copy_(source))
@@ -61,20 +62,21 @@ def step_floor(batch: Batch, negatives: int, dim: int) -> Floor:
     return Floor(moved, 3.0 * len(batch.user_at_B) * (1 + negatives) * dim)
 
 
-def floor_rows(name: str, floor: Floor, seconds: float) -> list[Row]:
+def floor_rows(name: str, floor: Floor, seconds: float, rates: Rates) -> list[Row]:
     """The floor, and how far from it `seconds` is."""
+    least = floor.seconds(rates)
     by = f"{floor.bytes / 1e6:,.3g} MB, {floor.madds / 1e6:,.3g} M multiply-adds"
     return [
-        Row(f"{name}: floor", floor.seconds * 1e3, "ms", by),
-        Row(f"{name}: above the floor", seconds / floor.seconds, "x"),
+        Row(f"{name}: floor", least * 1e3, "ms", by),
+        Row(f"{name}: above the floor", seconds / least, "x"),
     ]
 
 
-def rate_rows() -> list[Row]:
+def rate_rows(rates: Rates) -> list[Row]:
     """What the floors are made of."""
     return [
-        Row("machine: copy", rates().bytes_per_s / 1e9, "GB/s"),
-        Row("machine: matrix product", rates().madds_per_s / 1e9, "G multiply-adds/s"),
+        Row("machine: copy", rates.bytes_per_s / 1e9, "GB/s"),
+        Row("machine: matrix product", rates.madds_per_s / 1e9, "G multiply-adds/s"),
     ]
 
 
