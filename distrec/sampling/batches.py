@@ -6,7 +6,7 @@ interaction once an epoch. Without the phase b_p mod S, buckets of one size woul
 steps. An interaction's number in the epoch, b_p plus its position, keys its negatives.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -56,7 +56,8 @@ class BatchSource:
     @property
     def bytes_per_step(self) -> int:
         """Rough size of a batch, for cutting the stream into blocks."""
-        pairs, n = self.batch_size // self.workers + 1, self.config.negatives
+        pairs = self.batch_size // self.workers + 1
+        n = self.batch_size if self.config.distribution == "in_batch" else self.config.negatives
         return 4 * (3 * pairs + 2 * (n if self.config.shared else pairs * n * (2 if self.with_log_q else 1)))
 
     def batch(self, epoch: int, step: int) -> Batch:
@@ -69,14 +70,19 @@ class BatchSource:
         by_step = np.argsort(step, kind="stable")
         ends = np.searchsorted(step[by_step], np.arange(first, last + 1))
         at = at[by_step]
-        if self.config.shared:
+        number = number[by_step]
+        if self.config.distribution == "in_batch":
+            drawn, numbers = self._positives_of(epoch, first, last)
+        elif self.config.shared:
             drawn = self._shared_negatives(epoch, first, last)
         else:
-            drawn = self._pair_negatives(epoch, at, number[by_step])
+            drawn = self._pair_negatives(epoch, at, number)
         made = []
         for k in range(last - first):
             pairs = slice(ends[k], ends[k + 1])
-            made.append(self._batch(epoch, first + k, at[pairs], drawn[k] if self.config.shared else drawn[pairs]))
+            own = np.searchsorted(numbers[k], number[pairs]) if self.config.distribution == "in_batch" else None
+            negatives = drawn[k] if self.config.shared else drawn[pairs]
+            made.append(self._batch(epoch, first + k, at[pairs], negatives, own))
         return made
 
     @cached_property
@@ -149,6 +155,19 @@ class BatchSource:
             number.append(np.arange(self._before_P[p] + cuts[0], self._before_P[p] + cuts[-1]))
         return np.concatenate(at), np.concatenate(step), np.concatenate(number)
 
+    def _positives_of(self, epoch: int, first: int, last: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """(items, numbers in the epoch, ascending) of all workers' pairs, step by step."""
+        everyone = self._everyone
+        at, step, number = everyone._pairs(epoch, first, last)
+        by_step = np.argsort(step, kind="stable")
+        cuts = np.searchsorted(step[by_step], np.arange(first + 1, last))
+        return np.split(everyone._interactions[1][at[by_step]], cuts), np.split(number[by_step], cuts)
+
+    @cached_property
+    def _everyone(self) -> "BatchSource":
+        """The same batches as one worker would see them."""
+        return self if self.workers == 1 else replace(self, worker=0, workers=1)
+
     def _shared_negatives(self, epoch: int, first: int, last: int) -> np.ndarray:
         """Negatives of whole steps, (steps, N): every worker draws the same."""
         n = self.config.negatives
@@ -163,13 +182,21 @@ class BatchSource:
         stream = Stream(*(np.uint64(name) for name in names))
         return self._sampler.draw_for_pairs(stream, number, self._interactions[0][at], self.config.negatives)
 
-    def _batch(self, epoch: int, step: int, at: np.ndarray, negatives: np.ndarray) -> Batch:
-        """De-duplicates and addresses the rows of one step. `negatives` is (B, N), or (N,) when shared."""
+    def _batch(
+        self, epoch: int, step: int, at: np.ndarray, negatives: np.ndarray, own_B: np.ndarray | None = None
+    ) -> Batch:
+        """De-duplicates and addresses the rows of one step. `negatives` is (B, N), or (N,) when shared.
+
+        `own_B`: where each pair's positive stands among shared negatives that are positives.
+        """
         user, item, _ = self._interactions
         user_B, plan = user[at], self._plans[1]
         none = np.zeros(0, np.int64)
         users_U, user_at = unique_ids(user_B, self._plans[0].size(self.worker))
         ids_U, places = unique_ids(np.concatenate([item[at], negatives.ravel()]), plan.rows, plan)
+        masked = self._known(user_B, negatives) if self.config.reject else none
+        if own_B is not None and not self.config.reject:
+            masked = np.arange(len(at)) * len(negatives) + own_B
         log_q = none
         if self.with_log_q:
             log_q = self._sampler.log_q(negatives, None if self.config.shared else user_B[:, None]).ravel()
@@ -183,7 +210,7 @@ class BatchSource:
             item_splits_W=np.bincount(plan.owner(ids_U), minlength=self.workers),
             positive_at_B=places[: len(at)],
             negative_at=places[len(at) :],
-            masked=self._known(user_B, negatives) if self.config.reject else none,
+            masked=masked,
             log_q=log_q,
         )
 

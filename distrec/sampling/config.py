@@ -8,9 +8,10 @@ from distrec.config import Section
 
 
 class SamplingConfig(Section):
-    distribution: Literal["uniform", "popularity", "mixture"] = "uniform"
+    distribution: Literal["uniform", "popularity", "mixture", "in_batch"] = "uniform"
     """Items are drawn evenly, in proportion to their training degree to the power `beta`, or one or the other at random
-    (`mixture`)."""
+    (`mixture`); or a pair's negatives are the positives of all other pairs of its step, whatever `negatives` says
+    (`in_batch`, for which each stream holds the items of all training interactions)."""
     beta: float = Field(0.75, ge=0)
     """Exponent of `popularity`: 0 is uniform over items seen in training, 1 is the training frequency."""
     uniform_share: float = Field(0.5, gt=0, lt=1)
@@ -25,6 +26,12 @@ class SamplingConfig(Section):
     hardest: int = Field(0, ge=0)
     """Of the negatives drawn for a pair, use those so many that score highest at the time (dynamic negative sampling:
     Zhang, Chen, Wang and Yu, SIGIR 2013); 0 uses all."""
+
+    @model_validator(mode="after")
+    def _in_batch_is_shared(self) -> Self:
+        if self.distribution == "in_batch" and not self.shared:
+            raise ValueError("distribution=in_batch has the same negatives for all pairs: set shared=true")
+        return self
 
     @model_validator(mode="after")
     def _pool_is_large_enough(self) -> Self:

@@ -26,7 +26,8 @@ def item_masses(config: SamplingConfig, item_degrees_V: np.ndarray, users: int) 
         return np.ones(len(item_degrees_V), np.int64)
     # Relative to the most popular item: a large exponent must not overflow.
     relative = item_degrees_V / max(1, item_degrees_V.max(initial=0))
-    weights = np.where(item_degrees_V > 0, np.power(relative, config.beta), 0.0)
+    beta = 1.0 if config.distribution == "in_batch" else config.beta
+    weights = np.where(item_degrees_V > 0, np.power(relative, beta), 0.0)
     if config.distribution == "mixture":
         popular = weights / max(weights.sum(), np.finfo(float).tiny)
         weights = config.uniform_share / len(weights) + (1 - config.uniform_share) * popular

@@ -158,7 +158,8 @@ class Trainer:
     def _scores(self, batch: Batch, user_rows_UD: torch.Tensor, item_rows_UD: torch.Tensor) -> Scores:
         users_UD, items_UD = self.model.users(user_rows_UD), self.model.items(item_rows_UD)
         user_at_B, positive_at_B = self._tensor(batch.user_at_B), self._tensor(batch.positive_at_B)
-        negative_at, pairs, n = self._tensor(batch.negative_at), len(user_at_B), self.config.sampling.negatives
+        negative_at, pairs = self._tensor(batch.negative_at), len(user_at_B)
+        n = len(negative_at) if self.config.sampling.shared else self.config.sampling.negatives
         if self.config.sampling.shared:
             positive_B = positive_scores(users_UD, items_UD, user_at_B, positive_at_B)
             negative_BN = shared_scores(users_UD, items_UD, user_at_B, negative_at)
@@ -171,7 +172,7 @@ class Trainer:
             masked[self._tensor(batch.masked)] = True
             negative_BN = negative_BN.masked_fill(masked.view(pairs, n), -torch.inf)
         if self.config.sampling.hardest:
-            negative_BN = negative_BN.topk(self.config.sampling.hardest, dim=1, sorted=False).values
+            negative_BN = negative_BN.topk(min(n, self.config.sampling.hardest), dim=1, sorted=False).values
         log_q_BN = self._tensor(batch.log_q).view(-1, n) if self.config.loss.log_q else None
         return Scores(positive_B, negative_BN, log_q_BN)
 

@@ -200,3 +200,35 @@ def test_an_id_outside_the_range(wrong):
 def test_the_processes_of_the_stream_start_without_torch():
     script = "import sys, distrec.sampling.batches, distrec.sampling.loops; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("reject", [True, False])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_in_batch_negatives_are_the_positives_of_the_other_pairs(small, dataset, workers, reject):
+    config = changed(small, sampling={"distribution": "in_batch", "reject": reject})
+    m, step = dataset.manifest, 4
+    known = set(zip(*(ids.tolist() for ids in dataset.interactions(Part.TRAIN, range(m.buckets))), strict=True))
+    found, expected = [], None
+    for worker in range(workers):
+        src = source(config, dataset, worker, workers, log_q=True)
+        batch = src.batches(EPOCH, step - 1, step + 2)[1]
+        owner = np.repeat(np.arange(workers), batch.item_splits_W)
+        ids = np.array(
+            [Plan(m.items, m.buckets, workers).rows_of(w)[k] for w, k in zip(owner, batch.items_U, strict=True)]
+        )
+        user = Plan(m.users, m.buckets, workers).rows_of(worker)[batch.users_U][batch.user_at_B]
+        negatives = ids[batch.negative_at]
+        masked = np.zeros((len(user), len(negatives)), bool)
+        masked.flat[batch.masked] = True
+        if reject:
+            assert all(masked[b, n] == ((u, i) in known) for b, u in enumerate(user) for n, i in enumerate(negatives))
+        else:
+            assert (masked.sum(1) == 1).all()
+            assert np.array_equal(negatives[masked.argmax(1)], ids[batch.positive_at_B])
+            found += masked.argmax(1).tolist()
+        expected = negatives.tolist() if expected is None else expected
+        assert negatives.tolist() == expected and len(negatives) == batch.pairs
+        degrees = dataset.item_degrees()
+        assert np.allclose(batch.log_q, np.log(degrees[negatives] / degrees.sum()), atol=1e-6)
+    if not reject:
+        assert sorted(found) == list(range(len(expected))), "each place is some pair's own, once"

@@ -23,6 +23,10 @@ STEPS = 20
 CASES = {
     "ssm": {},
     "sent_as_bfloat16": {"train": {"send_bfloat16": True}},
+    "in_batch": {"sampling": {"distribution": "in_batch"}, "loss": {"log_q": True}},
+    "hardest_of_a_mixture": {
+        "sampling": {"distribution": "mixture", "shared": False, "negatives": 12, "hardest": 3, "reject": False}
+    },
     "softmax": {"loss": {"name": "softmax"}},
     "bpr_pairs": {
         "loss": {"name": "bpr"},
