@@ -2,6 +2,9 @@
 
 Each gives the digits of a readable form: `draw_for_pairs` those of `seeds.uniforms` and `NegativeSampler.draw`, the
 others those of `unique_ids`. On one thread: the stream that calls them has a part of one core.
+
+Measured on one core, Gowalla, N = 64, known positives rejected: whole batches took 3.6 us a positive in numpy and take
+1.4; by popularity 9.5 and 1.5 to 1.8. With nothing to reject 1.1 and 0.9; by popularity 6.8 and 1.1.
 """
 
 from typing import NamedTuple
@@ -64,7 +67,8 @@ def draw_for_pairs(stream, number_B, user_B, line, cuts, item_BN):
         skipped = _words(stream, np.uint64(number_B[b]) * np.uint64(n), n, word_N)
         for k in range(n):
             place_N[k] = np.int64(np.float64(word_N[skipped + k] >> np.uint64(11)) * _UNIT * free)
-        _shift(place_N, cuts.place_P[start:stop], cuts.removed[start : stop + 1])
+        if stop > start:
+            _shift(place_N, cuts.place_P[start:stop], cuts.removed[start : stop + 1])
         _find_items(line, place_N, item_BN[b])
 
 
