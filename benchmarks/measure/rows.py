@@ -16,7 +16,7 @@ def job_rows(name: str, job: Job, rates: Rates) -> list[Row]:
     rows += [bar_row(f"{name}:   {part}", values, "ms") for part, values in job.split_ms.items()]
     config = job.config
     source = BatchSource(
-        prepare(config.data), config.sampling, config.run.seed, config.train.batch_size, 0, 1, config.loss.log_q
+        prepare(config.data), config.drawn, config.run.seed, config.train.batch_size, 0, 1, config.loss.log_q
     )
     floor = step_floor(source.batch(0, 0), config.sampling.negatives, config.model.dim)
     return rows + floor_rows(f"{name}: step", floor, statistics.median(job.step_ms) / 1e3, rates)
