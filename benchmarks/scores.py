@@ -16,8 +16,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from optimizer import Times, ratios, rounds, row
-from report import Row, arguments, report
+from optimizer import Times, rounds
+from report import Row, arguments, bar_row, ratios, report
 from torch.nn.functional import normalize
 
 from distrec.losses import Scores, losses
@@ -142,13 +142,15 @@ def of_setting(pairs: int, n: int, quick: bool, rates: tuple[float, float]) -> l
     case, name = make_case(pairs, n), f"B = {pairs:,}, N = {n}"
     given = ways(case, quick)
     times = rounds({way: lambda w=work: w for way, work in given.items()}, 10 if quick else 30)
-    found = [row(f"{name}: {way}", values, "ms") for way, values in times.items()]
+    found = [bar_row(f"{name}: {way}", values, "ms") for way, values in times.items()]
     found.append(
-        row(f"{name}: compiled / sparse products", ratios(times["compiled"], times["sparse products of torch"]), "x", 1)
+        bar_row(
+            f"{name}: compiled / sparse products", ratios(times["compiled"], times["sparse products of torch"]), "x", 1
+        )
     )
     found.append(Row(f"{name}: floor", floor(case, *rates), "ms", "from the rates of a copy and a matrix product"))
     if n == 800 and torch.get_num_threads() == 2:
-        found[0] = row(found[0].name, times["compiled"], "ms", 25)
+        found[0] = bar_row(found[0].name, times["compiled"], "ms", 25)
     return found
 
 
@@ -162,7 +164,7 @@ def of_unit_rows(quick: bool) -> list[Row]:
 
     given = {"compiled": unit_rows, "plain torch": unit_rows_reference}
     times: Times = rounds({way: lambda f=function: prepare(f) for way, function in given.items()}, 20 if quick else 100)
-    return [row(f"unit rows, {ITEMS:,}: {way}", values, "ms") for way, values in times.items()]
+    return [bar_row(f"unit rows, {ITEMS:,}: {way}", values, "ms") for way, values in times.items()]
 
 
 def sparse_step(pairs: int, n: int) -> Callable[[], None]:
@@ -204,8 +206,8 @@ def of_steps(pairs: int, n: int, count: int) -> list[Row]:
     given = {"naive": naive_step(pairs, n), "step": sparse_step(pairs, n)}
     times = rounds({way: lambda w=work: w for way, work in given.items()}, count)
     name, share = f"B = {pairs:,}, N = {n}, sampled softmax", ratios(times["step"], times["naive"])
-    found = [row(f"{name}: whole step", times["step"], "ms"), row(f"{name}: naive step", times["naive"], "ms")]
-    return [*found, row(f"{name}: whole step / naive step", share, "x", 1 / 25)]
+    found = [bar_row(f"{name}: whole step", times["step"], "ms"), bar_row(f"{name}: naive step", times["naive"], "ms")]
+    return [*found, bar_row(f"{name}: whole step / naive step", share, "x", 1 / 25)]
 
 
 def main() -> None:
