@@ -137,3 +137,10 @@ def test_files_that_cannot_be_read(tmp_path):
         load(Config, tmp_path / "empty.yaml")
     with pytest.raises(UserError, match="cannot read"):
         load(Config, tmp_path)
+
+
+def test_many_negatives_of_a_pair_are_drawn_where_they_are_used():
+    for negatives, shared, by in ((800, False, "thread"), (1, False, "ray"), (800, True, "ray")):
+        config = parse(Config, {"sampling": {"negatives": negatives, "shared": shared}})
+        assert config.streamed_by == by
+        assert parse(Config, {"train": {"stream": "ray"}, "sampling": {"shared": shared}}).streamed_by == "ray"

@@ -69,7 +69,12 @@ class _Loop:
         start, source = time.perf_counter(), self.trainer.source
         train = self.config.train
         batches = stream(
-            source, len(self.history), train.epochs, source.bytes_per_step, train.look_ahead_mib, train.stream
+            source,
+            len(self.history),
+            train.epochs,
+            source.bytes_per_step,
+            train.look_ahead_mib,
+            self.config.streamed_by,
         )
         ahead = next(batches)  # starting the stream belongs to no epoch
         first_batch_s = time.perf_counter() - start
