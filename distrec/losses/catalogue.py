@@ -44,7 +44,8 @@ def softmax(
     loss_B, users_grad_BD = users_BD.new_empty(len(users_BD)), torch.empty_like(users_BD)
     items_grad_VD = torch.zeros_like(items_VD)
     # From the size of the largest shard: every worker must cut the pairs alike.
-    pairs = max(1, int(_SCORES // max(1, exchange.all_max(torch.tensor([len(items_VD)])).item())))
+    largest = exchange.all_max(torch.tensor([len(items_VD)], device=items_VD.device)).item()
+    pairs = max(1, _SCORES // max(1, largest))
     for start in range(0, len(users_BD), pairs):
         block = slice(start, start + pairs)
         mine = positive_B[block] >= 0

@@ -69,8 +69,8 @@ class BatchSource:
         at, step, number = self._pairs(epoch, first, last)
         by_step = np.argsort(step, kind="stable")
         ends = np.searchsorted(step[by_step], np.arange(first, last + 1))
-        at = at[by_step]
-        number = number[by_step]
+        at, number = at[by_step], number[by_step]
+        numbers = None
         if self.config.distribution == "in_batch":
             drawn, numbers = self._positives_of(epoch, first, last)
         elif self.config.shared:
@@ -80,7 +80,7 @@ class BatchSource:
         made = []
         for k in range(last - first):
             pairs = slice(ends[k], ends[k + 1])
-            own = np.searchsorted(numbers[k], number[pairs]) if self.config.distribution == "in_batch" else None
+            own = None if numbers is None else np.searchsorted(numbers[k], number[pairs])
             negatives = drawn[k] if self.config.shared else drawn[pairs]
             made.append(self._batch(epoch, first + k, at[pairs], negatives, own))
         return made
@@ -194,9 +194,10 @@ class BatchSource:
         none = np.zeros(0, np.int64)
         users_U, user_at = unique_ids(user_B, self._plans[0].size(self.worker))
         ids_U, places = unique_ids(np.concatenate([item[at], negatives.ravel()]), plan.rows, plan)
-        masked = self._known(user_B, negatives) if self.config.reject else none
-        if own_B is not None and not self.config.reject:
-            masked = np.arange(len(at)) * len(negatives) + own_B
+        if self.config.reject:
+            masked = self._known(user_B, negatives)
+        else:
+            masked = none if own_B is None else np.arange(len(at)) * len(negatives) + own_B
         log_q = none
         if self.with_log_q:
             log_q = self._sampler.log_q(negatives, None if self.config.shared else user_B[:, None]).ravel()

@@ -124,10 +124,15 @@ class NegativeSampler:
         """log of the probability with which `draw` gives each of `items` (to that user), float32."""
         log_total = np.log(self.total)
         if self.offsets is not None and user is not None:
-            log_total = np.log(np.where(self.saturated, self.total, self.free))[user]
+            log_total = self._log_free_U[user]
         return (self._log_masses_V[items] - log_total).astype(np.float32)
 
     @cached_property
     def _log_masses_V(self) -> np.ndarray:
         with np.errstate(divide="ignore"):  # items that are never drawn
             return np.log(self.masses_V)
+
+    @cached_property
+    def _log_free_U(self) -> np.ndarray:
+        """Of the mass that each user draws from."""
+        return np.log(np.where(self.saturated, self.total, self.free))
