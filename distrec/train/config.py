@@ -100,4 +100,4 @@ class Config(Section):
         """`sampling`, but for losses over the whole catalogue, which draw nothing."""
         if self.loss.name in losses:
             return self.sampling
-        return self.sampling.model_copy(update={"negatives": 0})
+        return self.sampling.model_copy(update={"distribution": "uniform", "negatives": 0})
