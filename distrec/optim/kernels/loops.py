@@ -51,12 +51,13 @@ def _pay(local_U, places, shrink, written_V, left_S, now, keep_U):
         for u in places:
             keep_U[u] = shrink
         return
-    for u in places:
+    shrink *= left_S[now]
+    for u in places:  # one loop: asking first and paying in a second one takes twice as long
         if u + BLOCK < len(local_U):  # for the next block
             prefetch(written_V, local_U[u + BLOCK], 0)
-    for u in places:
-        keep_U[u] = shrink * _factor(written_V, left_S, now, local_U[u])
-        written_V[local_U[u]] = now
+        row = local_U[u]
+        keep_U[u] = shrink / left_S[written_V[row]]
+        written_V[row] = now
 
 
 @njit
