@@ -102,13 +102,14 @@ def dot(a_RD, i, b_RD, j):
 
 
 @intrinsic
-def high_bits(typingctx, a, b):
-    """The upper 64 bits of the product of two unsigned numbers of 64 bits."""
+def wide_product(typingctx, a, b):
+    """(upper, lower) 64 bits of the product of two unsigned numbers of 64 bits, by one instruction."""
 
     def codegen(context, builder, signature, args):
-        wide = ir.IntType(128)
+        wide, word = ir.IntType(128), ir.IntType(64)
         product = builder.mul(*(builder.zext(factor, wide) for factor in args))
-        return builder.trunc(builder.lshr(product, wide(64)), ir.IntType(64))
+        halves = [builder.trunc(half, word) for half in (builder.lshr(product, wide(64)), product)]
+        return context.make_tuple(builder, signature.return_type, halves)
 
     assert a == b == types.uint64, (a, b)
-    return types.uint64(a, b), codegen
+    return types.UniTuple(types.uint64, 2)(a, b), codegen

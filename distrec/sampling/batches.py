@@ -17,9 +17,9 @@ from distrec.plan import Plan
 from distrec.sampling.config import SamplingConfig
 from distrec.sampling.negatives import NegativeSampler, item_masses
 from distrec.seeds import Purpose, generator, uniforms
+from distrec.unique import unique_ids, unique_of
 
 _OF_PAIRS, _SHARED = 0, 1  # the two ways of drawing never share a stream
-_MANY = 2**16  # ids
 
 
 def steps_per_epoch(interactions: int, batch_size: int) -> int:
@@ -190,10 +190,12 @@ class BatchSource:
         `own_B`: where each pair's positive stands among shared negatives that are positives.
         """
         user, item, _ = self._interactions
-        user_B, plan = user[at], self._plans[1]
+        user_B = user[at]
         none = np.zeros(0, np.int64)
         users_U, user_at = unique_ids(user_B, self._plans[0].size(self.worker))
-        ids_U, places = unique_ids(np.concatenate([item[at], negatives.ravel()]), plan.rows, plan)
+        slot_V, starts = self._slots
+        slots_U, (positive_at, negative_at) = unique_of([item[at], negatives.ravel()], len(slot_V), slot_V)
+        splits_W = np.diff(np.searchsorted(slots_U, starts))
         if self.config.reject:
             masked = self._known(user_B, negatives)
         else:
@@ -207,13 +209,22 @@ class BatchSource:
             pairs=int(np.diff(self._cuts(step, step + 1), axis=0).sum()),
             users_U=users_U,
             user_at_B=user_at,
-            items_U=plan.local(ids_U),
-            item_splits_W=np.bincount(plan.owner(ids_U), minlength=self.workers),
-            positive_at_B=places[: len(at)],
-            negative_at=places[len(at) :],
+            items_U=slots_U - np.repeat(starts[:-1], splits_W).astype(np.int32),
+            item_splits_W=splits_W,
+            positive_at_B=positive_at,
+            negative_at=negative_at,
             masked=masked,
             log_q=log_q,
         )
+
+    @cached_property
+    def _slots(self) -> tuple[np.ndarray, np.ndarray]:
+        """(where each item stands when all lie owner after owner, where each owner's items begin): unique items are
+        wanted in this order, and come in it when they are marked by their slots."""
+        plan = self._plans[1]
+        starts = np.cumsum([0] + [plan.size(worker) for worker in range(plan.workers)])
+        ids_V = np.arange(plan.rows)
+        return (starts[plan.owner(ids_V)] + plan.local(ids_V)).astype(np.int32), starts
 
     def _known(self, user_B: np.ndarray, negatives: np.ndarray) -> np.ndarray:
         """Flat places in (B, N) of negatives that are training positives of the pair's user, ascending, int64.
@@ -240,34 +251,3 @@ class BatchSource:
         times = np.searchsorted(negatives_N[order], item, side="right") - low  # an item may be drawn more than once
         within = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         return np.sort(np.repeat(pair, times) * len(negatives_N) + order[np.repeat(low, times) + within])
-
-
-def unique_ids(ids: np.ndarray, size: int, plan: Plan | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(unique ids, place of each id among them), int32; ids lie in [0, size). Ascending; with a plan, by owner first.
-
-    A few ids are sorted, which does not touch the whole range; more are marked in an array of `size`, which is linear;
-    for very many, the compiled loops are worth their loading: 819,200 ids took 0.9 ms on one core, and numpy 2.1.
-    """
-    if len(ids) * 16 < size:
-        unique, inverse = np.unique(ids, return_inverse=True)
-        order, place = _by_owner(unique, plan), np.empty(len(unique), np.int32)
-        place[order] = np.arange(len(unique), dtype=np.int32)
-        return unique[order].astype(np.int32), place[inverse]
-    seen, place_V = np.zeros(size, bool), np.empty(size, np.int32)
-    if many := len(ids) >= _MANY:
-        from distrec.sampling import loops
-
-        loops.mark(ids, seen)
-    else:
-        seen[ids] = True
-    unique = np.flatnonzero(seen)
-    unique = unique[_by_owner(unique, plan)].astype(np.int32)
-    place_V[unique] = np.arange(len(unique), dtype=np.int32)
-    return unique, loops.look_up(place_V, ids) if many else place_V[ids]
-
-
-def _by_owner(unique: np.ndarray, plan: Plan | None) -> np.ndarray | slice:
-    """Takes unique ids to the order of their owners."""
-    if plan is None or plan.workers == 1:
-        return slice(None)
-    return np.argsort(plan.owner(unique), kind="stable")

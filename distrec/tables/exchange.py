@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from distrec.sampling.batches import unique_ids
 from distrec.tables.table import Table
+from distrec.unique import unique_ids
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from distrec.data.dataset import Part
 from distrec.data.prepare import prepare
 from distrec.plan import Plan
-from distrec.sampling.batches import BatchSource, unique_ids
+from distrec.sampling.batches import BatchSource
 from tests.conftest import changed
 
 EPOCH, FIRST, LAST = 1, 3, 9
@@ -173,28 +173,6 @@ def test_log_q_of_pairs(small, dataset):
     user, _, negatives, _ = decoded(batch, src)
     free = dataset.manifest.items - dataset.user_degrees()[user]
     assert np.allclose(batch.log_q.reshape(negatives.shape), -np.log(free)[:, None], rtol=1e-6)
-
-
-UNIQUE = {"sorted": (500, 100_000), "marked": (500, 10), "marked by compiled loops": (70_000, 3000)}
-
-
-@pytest.mark.parametrize(("count", "size"), UNIQUE.values(), ids=UNIQUE.keys())
-def test_unique_ids_is_numpy_unique_in_every_way(count, size):
-    ids = np.random.default_rng(0).integers(0, size, count).astype(np.int32)
-    unique, place = unique_ids(ids, size)
-    assert np.array_equal(unique, np.unique(ids)) and np.array_equal(unique[place], ids)
-    assert unique.dtype == place.dtype == np.int32
-    assert [len(a) for a in unique_ids(ids[:0], size)] == [0, 0]
-    plan = Plan(size, 6, 3)
-    by_owner, place = unique_ids(ids, size, plan)
-    assert np.array_equal(by_owner, sorted(unique, key=lambda row: (plan.owner(row), row)))
-    assert np.array_equal(by_owner[place], ids) and by_owner.dtype == place.dtype == np.int32
-
-
-@pytest.mark.parametrize("wrong", [-1, 3000])
-def test_an_id_outside_the_range(wrong):
-    with pytest.raises(IndexError, match="outside the range"):
-        unique_ids(np.full(70_000, wrong, np.int32), 3000)
 
 
 def test_the_processes_of_the_stream_start_without_torch():
