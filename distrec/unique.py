@@ -1,10 +1,11 @@
 """De-duplication of ids in linear time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 _MANY = 2**16  # ids
+_Ways = tuple[Callable[[np.ndarray, np.ndarray], None], Callable[[np.ndarray, np.ndarray], np.ndarray]]
 
 
 def unique_ids(ids: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,11 +52,11 @@ def unique_of(
     return unique, [look_up(place_V, part) for part in parts]
 
 
-def _compiled():
+def _compiled() -> _Ways:
     from distrec.compiled import marks  # here, as importing numba takes a good part of a second
 
     return marks.mark, marks.look_up
 
 
-def _plain():
+def _plain() -> _Ways:
     return lambda ids, seen_V: np.put(seen_V, ids, True), np.take

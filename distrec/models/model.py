@@ -9,7 +9,8 @@ from distrec.registry import Registry
 
 
 class Model(Protocol):
-    """Maps rows of the user and the item table to representations. Works on unique rows, never on pairs."""
+    """Maps rows of the user and the item table to representations: unique rows, never pairs, and each by itself, as the
+    worker that owns an item computes its representation before it travels."""
 
     def users(self, rows_UD: torch.Tensor) -> torch.Tensor:
         """Representations of users, (U, D)."""

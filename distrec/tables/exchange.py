@@ -1,12 +1,12 @@
 """Rows between workers: look-ups go to the owners of the rows, gradients come back. The only user of torch.distributed.
 
-One exchange for the numbers of the wanted rows, ahead of their step, one for the rows, one for their gradients. With
-one worker there is none, and no copy.
+One exchange for the numbers of the wanted rows, ahead of their step, one for the rows, one for their gradients. Workers
+of one machine hand rows over in memory that they share. With one worker there is no exchange, and no copy.
 """
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from distrec.tables.table import Table
+from distrec.tables.shared_memory import Boxes, size_for
 from distrec.unique import unique_ids
 
 
@@ -26,15 +26,20 @@ class Route:
     """Local numbers of this worker's rows that were asked for, without repeats."""
     place_A: torch.Tensor | None
     """Place in `rows_R` of each row that was asked for, by rank of who asked; None: in their order."""
-    asked_splits: Sequence[int]
-    wanted_splits: Sequence[int]
+    wanted_WW: np.ndarray
+    """How many rows each worker (first axis) wants of each."""
 
 
 class Exchange:
     """The collectives of a group of workers. Every worker must make the same calls in the same order."""
 
-    def __init__(self, device: torch.device, half: bool = False) -> None:
-        """`half`: rows travel as bfloat16. They are rounded with one worker too, where nothing travels."""
+    def __init__(self, device: torch.device, half: bool = False, share: bool = True) -> None:
+        """
+        Args:
+            device: of what travels.
+            half: rows travel as bfloat16. They are rounded with one worker too, where nothing travels.
+            share: hand rows over in shared memory where that can be had.
+        """
         grouped = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if grouped else 0
         self.workers = dist.get_world_size() if grouped else 1
@@ -42,6 +47,15 @@ class Exchange:
         self._half = half
         # Numbers of rows are made on the host and needed there, ahead of time: they travel apart from the rows.
         self._ids = dist.new_group(backend="gloo") if self.workers > 1 else None
+        self._share = share and self.workers > 1 and device.type == "cpu"
+        self._boxes: list[Boxes] = []
+        self._turn = 0
+        self._boxes_for(np.zeros((self.workers, self.workers), np.int64), 0)  # now, so that `by` is the truth
+
+    @property
+    def by(self) -> str:
+        """What rows travel through, for people."""
+        return "shared memory" if self._share else dist.get_backend()
 
     def ask(self, wanted_U: np.ndarray, wanted_splits: Sequence[int]) -> Future[Route]:
         """Tells the owners which rows a step will need. Goes on beside other work; one at a time.
@@ -53,7 +67,7 @@ class Exchange:
         asked: Future[Route] = Future()
         if self.workers == 1:
             rows_R = torch.from_numpy(wanted_U).to(self.device, non_blocking=True).long()
-            asked.set_result(Route(rows_R, None, wanted_splits, wanted_splits))
+            asked.set_result(Route(rows_R, None, np.array([wanted_splits])))
         else:
             # A daemon: when a peer is lost, nobody has to wait for this exchange to time out.
             threading.Thread(target=self._ask, args=(asked, wanted_U, wanted_splits), daemon=True).start()
@@ -61,9 +75,9 @@ class Exchange:
 
     def _ask(self, asked: Future[Route], wanted_U: np.ndarray, wanted_splits: Sequence[int]) -> None:
         try:
-            mine, theirs = torch.tensor(wanted_splits), torch.empty(self.workers, dtype=torch.int64)
-            dist.all_to_all_single(theirs, mine, group=self._ids)
-            asked_splits = theirs.tolist()
+            wanted_WW = torch.empty(self.workers, self.workers, dtype=torch.int64)
+            dist.all_gather(list(wanted_WW), torch.tensor(wanted_splits), group=self._ids)
+            asked_splits = wanted_WW[:, self.rank].tolist()
             asked_A = torch.empty(sum(asked_splits), dtype=torch.int32)
             dist.all_to_all_single(
                 asked_A, torch.from_numpy(wanted_U), asked_splits, list(wanted_splits), group=self._ids
@@ -73,24 +87,26 @@ class Exchange:
                 Route(
                     torch.from_numpy(rows_R).to(self.device).long(),
                     torch.from_numpy(place_A).to(self.device).long(),
-                    asked_splits,
-                    wanted_splits,
+                    wanted_WW.numpy(),
                 )
             )
         except BaseException as error:
             asked.set_exception(error)
 
-    def look_up(self, table: Table, route: Route) -> torch.Tensor:
-        """Up-to-date rows from all workers, (U, D), in the order in which they were asked for."""
-        rows_RD = table.read(route.rows_R)
+    def fetch(self, route: Route, rows_RD: torch.Tensor) -> torch.Tensor:
+        """What the owners have for the rows that were asked for, (U, D), in the order in which they were.
+
+        `rows_RD`: what this worker has for each of `route.rows_R`. Not written to, and not copied with one worker.
+        """
         if self._half:
             rows_RD = rows_RD.bfloat16()
         if route.place_A is not None:
-            # As bytes: not every backend knows bfloat16, and rows only travel.
-            sent = rows_RD.index_select(0, route.place_A)
-            sent = sent.view(torch.uint8) if self._half else sent
-            rows_RD = self._all_to_all(sent, route.asked_splits, route.wanted_splits)
-            rows_RD = rows_RD.view(torch.bfloat16) if self._half else rows_RD
+            places = route.place_A.split(route.wanted_WW[:, self.rank].tolist())
+
+            def pack(rank: int, out: torch.Tensor | None = None) -> torch.Tensor:
+                return torch.index_select(rows_RD, 0, places[rank], out=out)
+
+            rows_RD = torch.cat(self._swap(pack, route.wanted_WW.T, rows_RD.shape[1], rows_RD.dtype))
         return rows_RD.float() if self._half else rows_RD
 
     def sum_gradients(self, route: Route, grad_UD: torch.Tensor) -> torch.Tensor:
@@ -100,12 +116,77 @@ class Exchange:
         """
         if route.place_A is None:
             return grad_UD
-        grad_AD = self._all_to_all(grad_UD, route.wanted_splits, route.asked_splits)
-        sums_RD = grad_AD.new_zeros(len(route.rows_R), grad_AD.shape[1])
-        parts = zip(grad_AD.split(route.asked_splits), route.place_A.split(route.asked_splits), strict=True)
-        for part_D, places in parts:
-            sums_RD.index_add_(0, places, part_D)  # no repeats within one worker's part
+        own = grad_UD.split(route.wanted_WW[self.rank].tolist())
+
+        def pack(rank: int, out: torch.Tensor | None = None) -> torch.Tensor:
+            return own[rank] if out is None else out.copy_(own[rank])
+
+        parts = self._swap(pack, route.wanted_WW, grad_UD.shape[1], grad_UD.dtype)
+        sums_RD = grad_UD.new_zeros(len(route.rows_R), grad_UD.shape[1])
+        places = route.place_A.split(route.wanted_WW[:, self.rank].tolist())
+        for part_D, places_A in zip(parts, places, strict=True):
+            sums_RD.index_add_(0, places_A, part_D)  # no repeats within one worker's part
         return sums_RD
+
+    def _swap(
+        self, pack: Callable[..., torch.Tensor], rows_WW: np.ndarray, width: int, dtype: torch.dtype
+    ) -> list[torch.Tensor]:
+        """What every worker has for this one, by rank, to be read before the swap after the next.
+
+        Args:
+            pack: gives what this worker has for a rank, written into its second argument if it gets one.
+            rows_WW: how many rows each worker (first axis) has for each.
+            width, dtype: of the rows.
+        """
+        boxes = self._boxes_for(rows_WW, width * dtype.itemsize)
+        if boxes is None:
+            # As bytes: not every backend knows bfloat16, and rows only travel.
+            sent = torch.cat([pack(rank) for rank in range(self.workers)]).view(torch.uint8)
+            send, receive = rows_WW[self.rank].tolist(), rows_WW[:, self.rank].tolist()
+            received = sent.new_empty(sum(receive), *sent.shape[1:])
+            dist.all_to_all_single(received, sent, receive, send)
+            return list(received.view(dtype).split(receive))
+        # In a box lies what its owner has for rank 0, then for rank 1, and so on; what it has for itself stays out.
+        parcels_WW = rows_WW * ~np.eye(self.workers, dtype=bool)
+        starts_WW = (parcels_WW.cumsum(1) - parcels_WW) * width * dtype.itemsize
+        others = [rank for rank in range(self.workers) if rank != self.rank]
+        for rank in others:
+            pack(rank, boxes.tensor(self.rank, starts_WW[self.rank, rank], parcels_WW[self.rank, rank], width, dtype))
+        self._meet()
+        parts = {
+            rank: boxes.tensor(rank, starts_WW[rank, self.rank], parcels_WW[rank, self.rank], width, dtype)
+            for rank in others
+        }
+        return [pack(rank) if rank == self.rank else parts[rank] for rank in range(self.workers)]
+
+    def _boxes_for(self, rows_WW: np.ndarray, row_bytes: int) -> Boxes | None:
+        """The boxes of this swap, large enough; None where memory cannot be shared.
+
+        Two sets take turns: who writes into one has met everybody since it was last read. All workers know how much
+        each of them has to hand over, so they make larger boxes at the same swap.
+        """
+        if not self._share:
+            return None
+        needed = int((rows_WW.sum(1) - rows_WW.diagonal()).max()) * row_bytes
+        if not self._boxes or self._boxes[0].size < needed:
+            self._boxes = []
+            made = [Boxes.open(size_for(needed), self.rank, self._tell) for _ in range(2)]
+            self._share = None not in made
+            if not self._share:
+                return None
+            self._boxes = made
+        self._turn ^= 1
+        return self._boxes[self._turn]
+
+    def _tell(self, word: str) -> list[str]:
+        said = [""] * self.workers
+        dist.all_gather_object(said, word)
+        return said
+
+    def _meet(self) -> None:
+        """Waits for everybody. What they wrote into shared memory before can be read then."""
+        count = torch.zeros(self.workers, dtype=torch.uint8)
+        dist.all_to_all_single(torch.empty_like(count), count)
 
     def broadcast(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
         """The tensor of worker `source`, written into every worker's."""
@@ -148,8 +229,3 @@ class Exchange:
         everyone = [torch.empty_like(tensor) for _ in range(self.workers)]
         dist.all_gather(everyone, tensor.contiguous())
         return everyone
-
-    def _all_to_all(self, parts: torch.Tensor, send: Sequence[int], receive: Sequence[int]) -> torch.Tensor:
-        received = parts.new_empty(sum(receive), *parts.shape[1:])
-        dist.all_to_all_single(received, parts.contiguous(), list(receive), list(send))
-        return received

@@ -107,15 +107,25 @@ class Trainer:
             route = self._route(batch)
             if following is not None and following.pairs:
                 self.asked = following, self._ask(following)
-            item_rows_UD = self.exchange.look_up(items.table, route).requires_grad_()
+            item_rows_RD = items.table.read(route.rows_R).requires_grad_()
         with self.meters.part("compute"):
-            loss_B = self.loss(self._scores(batch, user_rows_UD, item_rows_UD), self.config.loss)
+            # An item's owner computes its representation, once for all workers that ask for it.
+            own_RD = self.model.items(item_rows_RD)
+        with self.meters.part("look_up"):
+            items_UD = self.exchange.fetch(route, own_RD.detach()).requires_grad_()
+        with self.meters.part("compute"):
+            loss_B = self.loss(self._scores(batch, self.model.users(user_rows_UD), items_UD), self.config.loss)
             loss_sum = loss_B.sum()
             # The mean over the whole step's pairs: each worker adds its own, whatever their number.
             (loss_sum / batch.pairs).backward()
         with self.meters.part("update"):
+            grad_RD = self.exchange.sum_gradients(route, items_UD.grad)
+        with self.meters.part("compute"):
+            if own_RD is not item_rows_RD:
+                (grad_RD,) = torch.autograd.grad(own_RD, item_rows_RD, grad_RD)
+        with self.meters.part("update"):
             users.optimizer.step(users_U, user_rows_UD.grad)
-            items.optimizer.step(route.rows_R, self.exchange.sum_gradients(route, item_rows_UD.grad))
+            items.optimizer.step(route.rows_R, grad_RD)
         return loss_sum.detach()
 
     def _ask(self, batch: Batch) -> Future[Route]:
@@ -155,8 +165,7 @@ class Trainer:
         owner_B, local_B = self.exchange.gather(self._tensor(pair))[0].unbind(1)
         return torch.where(owner_B == self.exchange.rank, local_B, -1)
 
-    def _scores(self, batch: Batch, user_rows_UD: torch.Tensor, item_rows_UD: torch.Tensor) -> Scores:
-        users_UD, items_UD = self.model.users(user_rows_UD), self.model.items(item_rows_UD)
+    def _scores(self, batch: Batch, users_UD: torch.Tensor, items_UD: torch.Tensor) -> Scores:
         user_at_B, positive_at_B = self._tensor(batch.user_at_B), self._tensor(batch.positive_at_B)
         negative_at, pairs = self._tensor(batch.negative_at), len(user_at_B)
         n = len(negative_at) if self.config.sampling.shared else self.config.sampling.negatives

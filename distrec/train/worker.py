@@ -57,6 +57,8 @@ class _Loop:
                 self.history = self.trainer.load(Path(folder))["history"]
             self._tell({"kind": "note", "text": f"resumed after epoch {len(self.history)}"})
         self._tell({"kind": "note", "text": f"optimizer: {self.trainer.idle_rows}"})
+        if self.trainer.exchange.workers > 1:
+            self._tell({"kind": "note", "text": f"exchange: rows travel through {self.trainer.exchange.by}"})
         first_batch_s = self._train_epochs() if len(self.history) < self.config.train.epochs else 0.0
         start = time.perf_counter()
         self._tell({"kind": "note", "text": "evaluating on the test part"})

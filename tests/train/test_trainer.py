@@ -84,9 +84,7 @@ def test_the_hardest_negatives_are_those_with_the_highest_scores(small, dataset,
     at_BN = torch.from_numpy(batch.negative_at).long().view(-1, 12).expand(len(users_BD), 12)
     scores_BN = torch.einsum("bd,bnd->bn", users_BD, items_UD[at_BN])
     scores_BN.view(-1)[torch.from_numpy(batch.masked)] = -torch.inf
-    seen = trainer._scores(
-        batch, users[torch.from_numpy(batch.users_U).long()], items[torch.from_numpy(batch.items_U).long()]
-    )
+    seen = trainer._scores(batch, trainer.model.users(users[torch.from_numpy(batch.users_U).long()]), items_UD)
     expected = scores_BN.sort(dim=1, descending=True).values[:, :3]
     torch.testing.assert_close(seen.negative_BN.sort(dim=1, descending=True).values, expected)
     assert torch.isfinite(trainer.step(batch))
@@ -169,7 +167,7 @@ def test_every_door_shows_settled_rows(small, dataset, tmp_path, case, monkeypat
         every = torch.arange(len(part.table.stored_VD))
         check("read", name, part.table.read(every))
         route = trainer.exchange.ask(every.int().numpy(), [len(every)]).result()
-        check("look-up", name, trainer.exchange.look_up(part.table, route))
+        check("look-up", name, trainer.exchange.fetch(route, part.table.read(route.rows_R)))
     trainer.step(trainer.source.batch(0, 15))
     seen = {"users": [], "items": []}
     monkeypatch.setattr(trainer.model, "users", lambda rows: seen["users"].append(rows) or rows)
