@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import normalize
 
-from distrec.models.kernels import takes
+from distrec.models.kernels import gpu_takes, takes
 
 LEAST = 1e-12  # a row shorter than this is divided by it
 
@@ -28,6 +28,10 @@ def pair_scores(
     """Scores of each user with its own N items, (B, N). A place outside the rows is an IndexError."""
     if takes(users_UD):
         from distrec.models.kernels.pairs import PairScores
+
+        return PairScores.apply(users_UD, items_UD, user_at_B, item_at_BN)
+    if gpu_takes(users_UD):
+        from distrec.models.kernels.pairs_gpu import PairScores
 
         return PairScores.apply(users_UD, items_UD, user_at_B, item_at_BN)
     return pair_scores_reference(users_UD, items_UD, user_at_B, item_at_BN)

@@ -6,6 +6,8 @@ import torch
 from distrec.models.kernels import pairs
 from distrec.models.scores import pair_scores, pair_scores_reference, unit_rows, unit_rows_reference
 
+from .ways import each_way, each_way_in_parallel, each_way_on_cpu
+
 SHAPES = {  # B, N, D, user rows, item rows
     "usual": (7, 5, 24, 4, 9),
     "a single pair": (1, 1, 16, 1, 1),
@@ -15,6 +17,7 @@ SHAPES = {  # B, N, D, user rows, item rows
     "one item, many times": (3, 40, 17, 2, 1),
     "less than a vector": (9, 3, 3, 5, 6),
     "no dimension": (3, 2, 0, 2, 2),
+    "more than a program takes of a row": (3, 4, 300, 2, 5),
     "more rows than places": (2, 3, 65, 300, 500),
     "many": (150, 31, 67, 60, 200),
 }
@@ -35,9 +38,10 @@ def scored(function, users, items, user_at, item_at, grad):
     return scores.detach(), users.grad, items.grad
 
 
+@each_way
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
-def test_agrees_with_the_reference(shape, index):
+def test_agrees_with_the_reference(pair_scores, shape, index):
     users, items, user_at, item_at = case(shape, index=index)
     grad = torch.randn(item_at.shape, dtype=torch.float64)
     expected = scored(pair_scores_reference, users, items, user_at, item_at, grad)
@@ -50,7 +54,8 @@ def test_agrees_with_the_reference(shape, index):
         assert torch.allclose(found.double(), wanted, rtol=1e-5, atol=1e-4)
 
 
-def test_gradients_are_those_of_the_scores():
+@each_way
+def test_gradients_are_those_of_the_scores(pair_scores):
     users, items, user_at, item_at = case((4, 6, 5, 3, 2))  # two items, so that every pair has some of them twice
     users.requires_grad_(), items.requires_grad_()
     assert torch.autograd.gradcheck(lambda u, i: pair_scores(u, i, user_at, item_at), (users, items))
@@ -58,7 +63,8 @@ def test_gradients_are_those_of_the_scores():
     assert torch.autograd.gradcheck(lambda i: pair_scores(users.detach(), i, user_at, item_at), (items,))
 
 
-def test_input_of_any_layout():
+@each_way
+def test_input_of_any_layout(pair_scores):
     users, items, user_at, item_at = case((6, 4, 10, 5, 8))
     expected = pair_scores_reference(users, items, user_at, item_at)
     found = pair_scores(
@@ -74,15 +80,17 @@ def test_input_of_any_layout():
             assert torch.allclose(a, b)
 
 
-def test_a_gradient_of_zero_reaches_nobody():
+@each_way
+def test_a_gradient_of_zero_reaches_nobody(pair_scores):
     users, items, user_at, item_at = case((20, 8, 6, 30, 40))
     grad = torch.zeros(item_at.shape, dtype=torch.float64)
     for found in scored(pair_scores, users, items, user_at, item_at, grad)[1:]:
         assert torch.equal(found, torch.zeros_like(found))
 
 
+@each_way_in_parallel
 @pytest.mark.parametrize("shape", [SHAPES["many"], (64, 64, 32, 50, 3), (300, 1, 20, 100, 200)])
-def test_threads_and_repetition_change_no_digit(shape, monkeypatch):
+def test_threads_and_repetition_change_no_digit(pair_scores, shape):
     users, items, user_at, item_at = case(shape, torch.float32)
     grad, threads = torch.randn(item_at.shape), torch.get_num_threads()
     found = []
@@ -96,7 +104,8 @@ def test_threads_and_repetition_change_no_digit(shape, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
 
 
-def test_sums_are_in_the_order_of_the_batch():
+@each_way
+def test_sums_are_in_the_order_of_the_batch(pair_scores):
     users, items, user_at, item_at = case((50, 20, 8, 10, 12), torch.float32)
     grad = torch.randn(item_at.shape)
     _, users_grad, items_grad = scored(pair_scores, users, items, user_at, item_at, grad)
@@ -108,13 +117,27 @@ def test_sums_are_in_the_order_of_the_batch():
     assert torch.equal(users_grad, for_users) and torch.equal(items_grad, for_items)
 
 
-@pytest.mark.parametrize("wrong", [-1, 5, 2**31 - 1])
-@pytest.mark.parametrize("where", ["user", "item"])
-def test_a_place_outside_the_rows(wrong, where):
+wrong_places = pytest.mark.parametrize(
+    ("where", "wrong"), [(where, wrong) for where in ("user", "item") for wrong in (-1, 5, 2**31 - 1)]
+)
+
+
+@each_way_on_cpu
+@wrong_places
+def test_a_place_outside_the_rows(pair_scores, where, wrong):
     users, items, user_at, item_at = case((4, 3, 8, 5, 5))
     (user_at if where == "user" else item_at).view(-1)[2] = wrong
     with pytest.raises(IndexError, match="outside the rows"):
         pair_scores(users, items, user_at, item_at)
+    if where == "user":
+        with pytest.raises(IndexError, match="outside the rows"):
+            pair_scores(users, items, user_at, item_at[:, :0])
+
+
+@wrong_places
+def test_a_place_outside_the_rows_is_seen_by_loops_for_gradients(where, wrong):
+    users, items, user_at, item_at = case((4, 3, 8, 5, 5))
+    (user_at if where == "user" else item_at).view(-1)[2] = wrong
     for loop, out, rows in ((pairs.USERS_GRAD, users, items), (pairs.ITEMS_GRAD, items, users)):
         arrays = pairs._arrays(rows, user_at, item_at, torch.ones(4, 3).double(), before := out.clone())
         with pytest.raises(IndexError, match="outside the rows"):
@@ -122,7 +145,8 @@ def test_a_place_outside_the_rows(wrong, where):
         assert torch.equal(before, out)
 
 
-def test_places_changed_before_the_gradient_are_an_error():
+@each_way_on_cpu
+def test_places_changed_before_the_gradient_are_an_error(pair_scores):
     users, items, user_at, item_at = case((4, 3, 8, 5, 5))
     scores = pair_scores(users.requires_grad_(), items, user_at, item_at)
     item_at[0, 0] = 10**6
@@ -130,8 +154,9 @@ def test_places_changed_before_the_gradient_are_an_error():
         scores.sum().backward()
 
 
+@each_way
 @pytest.mark.parametrize("users,items", [((2, 3), (2, 4)), ((2, 3), (2,))])
-def test_shapes_that_do_not_fit(users, items):
+def test_shapes_that_do_not_fit(pair_scores, users, items):
     at = torch.zeros(2, 1, dtype=torch.int32)
     with pytest.raises(ValueError, match="shape"):
         pair_scores(torch.ones(users), torch.ones(items), at[:, 0], at)

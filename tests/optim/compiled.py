@@ -1,48 +1,19 @@
 """Compiles every Triton program for a GPU that need not be there, and looks at the machine code. Run as a script, as it
 puts another driver into Triton: `python -m tests.optim.compiled 90` for compute capability 9.0."""
 
-import re
 import sys
 
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import JITFunction, driver
 
 from distrec.optim.config import OptimConfig
 from distrec.optim.kernels.gpu import _REPLAYS, TritonKernels
 from distrec.optim.kernels.interface import Decay, Owed, Past
 from distrec.optim.rules import RULES
 
+from ..absent_gpu import arithmetic_is_exact, compile_for
+
 V, U, D = 100, 33, 64
 HOST_NUMBERS = {"lr", "momentum", "beta1", "beta2", "eps", "shrink", "l2", "log_beta1", "log_beta2"}
-
-
-class AbsentGPU:
-    """As much of a driver as compiling asks for."""
-
-    def __init__(self, capability: int) -> None:
-        self._target = GPUTarget("cuda", capability, 32)
-
-    def get_current_target(self):
-        return self._target
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device):
-        return 0
-
-
-def compile_instead_of_launching() -> list:
-    """From now on a launch compiles only; returns where the results go."""
-    found, launch = [], JITFunction.run
-
-    def run(self, *arguments, warmup, **options):
-        found.append(launch(self, *arguments, warmup=True, **options))
-        return found[-1]
-
-    JITFunction.run = run
-    return found
 
 
 def call_all(dtype: torch.dtype) -> None:
@@ -68,16 +39,13 @@ def check(kernel, ptx: str) -> None:
     name, signature = kernel.metadata.name, kernel.src.signature
     narrow = {argument for argument in HOST_NUMBERS & signature.keys() if signature[argument] != "fp64"}
     assert not narrow, f"{name} takes {narrow} in float32"
-    fused = r"fma\S*\.f32" if name == "replay_adam" else "fma"  # its exp, in float64, is made of them
-    inexact = re.findall(rf"(?:add|sub|mul|div|rcp|sqrt)\.\S*(?:approx|full|ftz)\S*|{fused}", ptx)
-    assert not inexact, f"{name}: {inexact}"
+    arithmetic_is_exact(name, ptx, r"fma\S*\.f32" if name == "replay_adam" else "fma")  # its exp, in float64, has some
     assert name == "settle" or "__assertfail" in ptx, f"{name} does not check row numbers"
     assert kernel.asm["cubin"], name
 
 
 if __name__ == "__main__":
-    driver.set_active(AbsentGPU(int(sys.argv[1])))
-    made = compile_instead_of_launching()
+    made = compile_for(int(sys.argv[1]))
     for dtype in (torch.float32, torch.float64):
         call_all(dtype)
     for kernel in made:

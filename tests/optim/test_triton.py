@@ -1,10 +1,6 @@
 """The Triton kernels: in the interpreter, as machine code for a GPU that is not there, and on one where there is."""
 
-import os
-import subprocess
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,31 +11,8 @@ from distrec.optim.kernels import choose
 from distrec.optim.kernels.choose import kernels_for
 from distrec.optim.rules import RULES
 
+from ..gpu import INTERPRETING, compiling, installed, interpreted, on_gpu, python, running
 from .cases import ALLOWED, batches, config, start, table_of
-
-ROOT = Path(__file__).parents[2]
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-CUDA = torch.cuda.is_available() and not INTERPRETING
-installed = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
-compiling = pytest.mark.skipif(INTERPRETING or not find_spec("triton"), reason="needs triton, not interpreting")
-interpreted = pytest.mark.skipif(not INTERPRETING, reason="needs TRITON_INTERPRET=1: make test-triton")
-on_gpu = pytest.mark.skipif(not CUDA or not find_spec("triton"), reason="needs a GPU and triton")
-running = pytest.mark.skipif(
-    not (INTERPRETING or CUDA) or not find_spec("triton"), reason="needs triton, and a GPU or TRITON_INTERPRET=1"
-)
-
-
-def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Python in a process of its own, at the root of the repository."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=250,
-    )
 
 
 @compiling

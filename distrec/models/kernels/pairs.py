@@ -16,6 +16,7 @@ from numba import njit, prange
 
 from distrec.compiled.instructions import LINE, dot, prefetch_to_read
 from distrec.compiled.launch import loop, run
+from distrec.models.kernels.shapes import check_shapes
 
 AHEAD = 16  # rows of items that are asked for before their turn
 CHUNKS = 4  # of the pairs, which are grouped side by side; the outcome is the same for any number
@@ -27,7 +28,7 @@ class PairScores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, users_UD, items_VD, user_at_B, item_at_BN):
-        _check_shapes(users_UD, items_VD, user_at_B, item_at_BN)
+        check_shapes(users_UD, items_VD, user_at_B, item_at_BN)
         users_UD, items_VD = users_UD.contiguous(), items_VD.contiguous()
         user_at_B, item_at_BN = user_at_B.contiguous(), item_at_BN.contiguous()
         ctx.save_for_backward(users_UD, items_VD, user_at_B, item_at_BN)
@@ -48,15 +49,6 @@ class PairScores(torch.autograd.Function):
             items_grad = torch.empty_like(items_VD)
             run(ITEMS_GRAD, *_arrays(users_UD, user_at_B, item_at_BN, grad_BN, items_grad))
         return users_grad, items_grad, None, None
-
-
-def _check_shapes(users_UD, items_VD, user_at_B, item_at_BN):
-    """The loops trust them."""
-    shapes = [tuple(tensor.shape) for tensor in (users_UD, items_VD, user_at_B, item_at_BN)]
-    fits = [len(shape) for shape in shapes] == [2, 2, 1, 2]
-    if not fits or shapes[0][1] != shapes[1][1] or shapes[2] != shapes[3][:1] or users_UD.dtype != items_VD.dtype:
-        raise ValueError(f"rows (U, D) and (V, D) and places (B,) and (B, N) do not fit together: shapes {shapes}")
-    assert item_at_BN.numel() < 2**31, "the loops count places in 32 bits"
 
 
 def _arrays(*tensors: torch.Tensor) -> list[np.ndarray]:

@@ -6,22 +6,13 @@ from typing import Any
 import torch
 import triton
 
+from distrec.compiled.gpu import OPTIONS, aligned
 from distrec.optim.kernels import programs
 from distrec.optim.kernels.interface import Decay, Owed, Past
 from distrec.optim.kernels.reference import ReferenceKernels
 from distrec.optim.rules import SGD, Adagrad, Adam, LazyAdam, Momentum, RowwiseAdagrad, Rule
 
-INTERPRETED = not isinstance(programs.sgd, triton.JITFunction)
-"""Whether Triton's interpreter runs the programs (TRITON_INTERPRET=1 when Triton was imported), also on CPU tensors."""
-
 _ELEMENTS = 512  # of one program, as far as whole rows allow
-_OPTIONS = {
-    "enable_fp_fusion": False,  # the digits of the other kernels
-    "debug": True,  # without it there is no device_assert, and a wrong row number would go unnoticed
-    "sanitize_overflow": False,  # what else `debug` would check
-}
-if INTERPRETED:
-    _OPTIONS = {}
 
 
 class TritonKernels(ReferenceKernels):
@@ -54,7 +45,7 @@ class TritonKernels(ReferenceKernels):
             _STEPS[type(rule)],
             stored_VD,
             local_U,
-            _aligned(grad_UD),
+            aligned(grad_UD),
             *rule.slots.values(),
             *numbers,
             decay.shrink,
@@ -137,19 +128,12 @@ def _sent(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
-def _aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, contiguous at an address that is a multiple of 16: others are compiled for anew, and a sum over a row
-    might then have another order."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
-
-
 def _run(program: Any, stored_VD: torch.Tensor, local_U: torch.Tensor, *arguments: Any, **constants: bool) -> None:
     """Runs a program over some rows of a shard."""
     rows = len(stored_VD)
     if local_U.device.type == "cpu" and len(local_U) and not 0 <= local_U.min() <= local_U.max() < rows:
         raise IndexError("a row number that the shard does not have")  # GPUs check it themselves, without waiting
-    _launch(program, len(local_U), stored_VD, _aligned(local_U), len(local_U), rows, *arguments, **constants)
+    _launch(program, len(local_U), stored_VD, aligned(local_U), len(local_U), rows, *arguments, **constants)
 
 
 def _launch(program: Any, count: int, stored_VD: torch.Tensor, *arguments: Any, **constants: bool) -> None:
@@ -168,5 +152,5 @@ def _launch(program: Any, count: int, stored_VD: torch.Tensor, *arguments: Any, 
                 ROWS=rows,
                 num_warps=min(16, max(4, padded // 512)),
                 **constants,
-                **_OPTIONS,
+                **OPTIONS,
             )

@@ -1,0 +1,124 @@
+"""Scores of each user with its own items on GPUs: what `pairs.py` is on the CPU, by Triton's programs.
+
+Both gradients are sums of weighted rows of the other side, over places grouped by the row that gets them. A stable
+sort keeps the places of a row in their order in the batch, and a program adds them in that order: no run differs from
+another. A row with more than CHUNK places, such as a popular item, is shared out: its chunks are summed by programs of
+their own, and then added in order. Up to CHUNK places a row has the digits of the CPU's loops; scores have the order
+of Triton's reduction, which depends on D and N and nothing else.
+
+Nothing of size (B, N, D) is built, and nothing waits for the GPU: of the number of chunks the host knows only a bound,
+and programs that are not needed end at once.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from distrec.compiled.gpu import OPTIONS, aligned
+from distrec.models.kernels import programs
+from distrec.models.kernels.shapes import check_shapes
+
+CHUNK = 256  # places that one program adds one after the other
+_AHEAD = 8  # rows that a program asks for at a time
+_WIDTH = 128  # elements of a row that a program takes at most
+_TILE = 4096  # elements of items that a program of scores takes at most
+
+
+class PairScores(torch.autograd.Function):
+    """Implements `scores.pair_scores` for float32 and float64 rows."""
+
+    @staticmethod
+    def forward(ctx, users_UD, items_VD, user_at_B, item_at_BN):
+        check_shapes(users_UD, items_VD, user_at_B, item_at_BN)
+        users_UD, items_VD, user_at_B, item_at_BN = map(aligned, (users_UD, items_VD, user_at_B, item_at_BN))
+        _check_on_cpu(user_at_B, len(users_UD))
+        _check_on_cpu(item_at_BN, len(items_VD))
+        ctx.save_for_backward(users_UD, items_VD, user_at_B, item_at_BN)
+        return _scores(users_UD, items_VD, user_at_B, item_at_BN)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_BN):
+        # Places are not checked again: autograd refuses tensors that were changed since they were.
+        users_UD, items_VD, user_at_B, item_at_BN = ctx.saved_tensors
+        grad_BN, users_grad, items_grad = grad_BN.contiguous(), None, None
+        if ctx.needs_input_grad[0]:
+            pair_B, start_U1 = _grouped(user_at_B, len(users_UD))
+            item_at_P, grad_P = item_at_BN[pair_B].view(-1), grad_BN[pair_B].view(-1)
+            users_grad = _sums(items_VD, item_at_P, grad_P, start_U1 * item_at_BN.shape[1])
+        if ctx.needs_input_grad[1]:
+            place_P, start_V1 = _grouped(item_at_BN.view(-1), len(items_VD))
+            user_at_P = user_at_B[place_P // max(1, item_at_BN.shape[1])]
+            items_grad = _sums(users_UD, user_at_P, grad_BN.view(-1)[place_P], start_V1)
+        return users_grad, items_grad, None, None
+
+
+def _check_on_cpu(at, rows):
+    """GPUs check it themselves, without waiting."""
+    if at.device.type == "cpu" and at.numel() and not 0 <= at.min() <= at.max() < rows:
+        raise IndexError("a place outside the rows of the batch")
+
+
+def _scores(users_UD, items_VD, user_at_B, item_at_BN):
+    (pairs, n), dim = item_at_BN.shape, users_UD.shape[1]
+    scores_BN, width = users_UD.new_empty(pairs, n), _width(dim)
+    block = min(_TILE // width, triton.next_power_of_2(max(1, n)))
+    _launch(
+        programs.scores,
+        (pairs, triton.cdiv(max(1, n), block)),  # one program also without items, to check the user's place
+        *(users_UD, items_VD, user_at_B, item_at_BN, scores_BN),
+        *(n, len(users_UD), len(items_VD)),
+        D=dim,
+        WIDTH=width,
+        BLOCK=block,
+        num_warps=min(4, max(1, block * width // 1024)),
+    )
+    return scores_BN
+
+
+def _grouped(at_P, rows):
+    """(places by row, in order within a row; where those of each row start, and the last end)."""
+    sorted_P, place_P = torch.sort(at_P, stable=True)
+    return place_P, torch.searchsorted(sorted_P, torch.arange(rows + 1, dtype=at_P.dtype, device=at_P.device))
+
+
+class _Later(NamedTuple):
+    """The chunks of rows but for each row's first, in E slots by row; at the end may be slots that nobody needs."""
+
+    slot_R1: torch.Tensor
+    """Where the slots of each row start, and the last end."""
+    owner_E: torch.Tensor
+    """The row of each slot, R of those that nobody needs."""
+
+
+def _later(start_R1, places):
+    slot_R1 = torch.zeros_like(start_R1)
+    torch.cumsum((start_R1.diff() - 1).clamp_(min=0) // CHUNK, 0, out=slot_R1[1:])
+    slot_E = torch.arange(places // CHUNK, device=start_R1.device)  # so many there are at most
+    return _Later(slot_R1, torch.searchsorted(slot_R1[1:], slot_E, right=True))
+
+
+def _sums(rows_XD, row_at_P, weight_P, start_R1):
+    """For each of R rows, the sum of weight_P * rows_XD[row_at_P] over its places."""
+    count, dim = len(start_R1) - 1, rows_XD.shape[1]
+    sums_RD, places = rows_XD.new_empty(count, dim), (rows_XD, row_at_P, weight_P, start_R1)
+    slices, shape = triton.cdiv(dim, _width(dim)), {"D": dim, "WIDTH": _width(dim), "AHEAD": _AHEAD, "num_warps": 1}
+    _launch(programs.first_chunks, (count, slices), *places, sums_RD, CHUNK=CHUNK, **shape)
+    if len(row_at_P) > CHUNK:
+        later = _later(start_R1, len(row_at_P))
+        later_ED, grid = rows_XD.new_empty(len(later.owner_E), dim), (len(later.owner_E), slices)
+        _launch(programs.later_chunks, grid, *places, *later, count, later_ED, CHUNK=CHUNK, **shape)
+        _launch(programs.add_chunks, grid, later_ED, *later, count, sums_RD, **shape)
+    return sums_RD
+
+
+def _width(dim):
+    return min(_WIDTH, triton.next_power_of_2(max(1, dim)))
+
+
+def _launch(program: Any, grid: tuple[int, int], first: torch.Tensor, *arguments: Any, **options: Any) -> None:
+    """Runs programs on the device of their tensors, which need not be the current one."""
+    if min(grid) > 0:
+        with torch.cuda.device_of(first):
+            program[grid](first, *arguments, **options, **OPTIONS)
