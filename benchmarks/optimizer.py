@@ -62,12 +62,15 @@ def optimizers(rows: int, scopes: Sequence[str] = SCOPES) -> dict[str, SparseOpt
 
 
 def sparse_steps(rows: int) -> dict[str, Callable[[], Callable[[], object]]]:
-    """A step of each scope, with random unique rows."""
+    """A step of each scope, with random unique rows, ascending as training gives them.
+
+    In random order a row's step number is as likely as not in the other core's cache, whatever the scope.
+    """
     grad_UD = torch.randn(TOUCHED, DIM)
 
     def prepare(optimizer: SparseOptimizer) -> Callable[[], object]:
         local_U = torch.randint(rows, (2 * TOUCHED,)).unique()
-        local_U = local_U[torch.randperm(len(local_U))[:TOUCHED]]
+        local_U = local_U[torch.randperm(len(local_U))[:TOUCHED]].sort().values
         return lambda: optimizer.step(local_U, grad_UD[: len(local_U)])
 
     return {scope: (lambda o=optimizer: prepare(o)) for scope, optimizer in optimizers(rows).items()}

@@ -81,12 +81,26 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 def report(rows: Sequence[Row], title: str, json_file: Path | None) -> None:
     """Prints the rows and writes them to `json_file`, if there is one."""
+    print(heading(title, rows))
+    table(rows)
+    write(rows, json_file)
+
+
+def heading(title: str, rows: Sequence[Row]) -> str:
+    """What all rows were measured on."""
+    known = {name: version for row in rows for name, version in row.versions.items()}
+    return f"{title}\n{rows[0].hardware}; {', '.join(f'{name} {version}' for name, version in known.items())}"
+
+
+def table(rows: Sequence[Row]) -> None:
+    """Prints rows."""
     shown = ("name", "figure", "unit", "spread", "bar", "holds")
     used = [key for key in shown if any(getattr(row, key) not in ("", None) for row in rows)]
-    known = {name: version for row in rows for name, version in row.versions.items()}
-    packages = ", ".join(f"{name} {version}" for name, version in known.items())
-    print(f"{title}\n{rows[0].hardware}; {packages}")
     results_table([{key: _text(getattr(row, key)) for key in used} for row in rows])
+
+
+def write(rows: Sequence[Row], json_file: Path | None) -> None:
+    """Writes rows as JSON, if there is a file to write to."""
     if json_file:
         json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 

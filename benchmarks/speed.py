@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cases import bpr, exact, job, memory, ranking, softmax, stream, workers
+from cases import bpr, exact, job, memory, ranking, softmax, stream, wait, workers
 from measure.bench import CORES, DIM, Bench, two_cores
 from measure.floor import rate_rows
-from report import Row, arguments, report
+from report import Row, arguments, heading, table, write
 
 from distrec.tracking.meters import PARTS
 from distrec.train.launch import ray_running
@@ -31,6 +31,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     softmax.NAME: softmax.measure,
     softmax.SHARED: softmax.measure_shared,
     "exact": exact.measure,
+    "wait": wait.measure,
     "workers": workers.measure,
     "ranking": ranking.measure,
     "stream": stream.measure,
@@ -61,8 +62,8 @@ def plot(bench: Bench, file: Path) -> None:
     figure.savefig(file)
 
 
-def measure(bench: Bench, names: list[str]) -> list[Row]:
-    """All rows of the cases, which share one Ray. Beside a bar stands what other processes took of the cores."""
+def measure(bench: Bench, names: list[str], json_file: Path | None) -> None:
+    """The cases, which share one Ray, each shown as it ends. Beside a bar stands what others took of the cores."""
     rows: list[Row] = []
     with ray_running(CORES):
         for name in names:
@@ -71,10 +72,16 @@ def measure(bench: Bench, names: list[str]) -> list[Row]:
             bench.others.clear()
             found = CASES[name](bench)
             note = f"others took {statistics.median(bench.others):.0%}" if bench.others else ""
-            rows += [
+            found = [
                 replace(row, spread="; ".join(filter(None, [row.spread, note]))) if row.bar else row for row in found
             ]
-    return rate_rows(bench.rates) + rows
+            if not rows:
+                print(heading(f"{bench.data.name}, D = {DIM}, {CORES} cores, on {bench.device.type}", found))
+            table(found)
+            sys.stdout.flush()
+            rows += found
+            write(rate_rows(bench.rates) + rows, json_file)
+    table(rate_rows(bench.rates))
 
 
 def _names(text: str) -> list[str]:
@@ -96,8 +103,7 @@ def main() -> None:
     names = given.only or [name for name in CASES if not (given.quick and name in _NOT_QUICK)]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(given.quick, given.patience, Path(folder), given.rivals.absolute(), tuple(given.words))
-        rows = measure(bench, names)
-        report(rows, f"{bench.data.name}, D = {DIM}, {CORES} cores, on {bench.device.type}", given.json)
+        measure(bench, names, given.json)
     if given.plot and bench.jobs:
         plot(bench, given.plot)
 

@@ -1,6 +1,7 @@
 """What a second worker buys: sampled softmax with 800 negatives a pair, one thread each, on two cores.
 
-The stream of each worker works beside it, so that with two workers the cores have four processes to serve.
+Twice: each worker and its stream confined to one core, so that two workers have twice the cores of one; and free, where
+a single worker's stream draws on the second core while its one thread computes, so that both cores work either way.
 """
 
 import statistics
@@ -12,24 +13,33 @@ from report import Row, bar_row, ratios
 
 from cases.softmax import WORDS
 
-NAMES = {1: "1 worker, 1 thread", 2: "2 workers, 1 thread each"}
 _LEAST = 1.6
 
 
-def train(bench: Bench, workers: int) -> Job:
+def train(bench: Bench, workers: int, confined: bool) -> Job:
     """Once, through Ray."""
     words = [*WORDS, "sampling.shared=false", f"train.workers={workers}", "train.threads=1"]
-    return bench.train(NAMES[workers], words, 2 if bench.quick else 3, thin=True)
+    return bench.train(_name(workers, confined), words, 3 if bench.quick else 4, thin=True, confine=confined)
+
+
+def _name(workers: int, confined: bool) -> str:
+    return f"{workers} worker{'s' * (workers > 1)}, {'one core' if confined else '1 thread'} each"
 
 
 def measure(bench: Bench) -> list[Row]:
     """One worker, two workers, in turn."""
-    found: dict[int, list[Job]] = {1: [], 2: []}
-    for _ in range(bench.rounds):
+    compared: list[Row] = []
+    steps: list[Row] = []
+    for confined in (True, False):
+        found: dict[int, list[Job]] = {1: [], 2: []}
+        for _ in range(bench.rounds):
+            for workers, jobs in found.items():
+                jobs.append(train(bench, workers, confined))
+        medians = {workers: [statistics.median(job.step_ms) for job in jobs] for workers, jobs in found.items()}
+        where = "one core each" if confined else "1 thread each, stream on any core"
+        compared.append(
+            bar_row(f"2 workers: speed-up over 1, {where}", ratios(medians[1], medians[2]), "x", least=_LEAST)
+        )
         for workers, jobs in found.items():
-            jobs.append(train(bench, workers))
-    medians = {workers: [statistics.median(job.step_ms) for job in jobs] for workers, jobs in found.items()}
-    rows = [bar_row("2 workers: speed-up over 1", ratios(medians[1], medians[2]), "x", least=_LEAST)]
-    for workers, jobs in found.items():
-        rows += job_rows(NAMES[workers], jobs[-1], bench.rates)
-    return rows
+            steps += job_rows(_name(workers, confined), jobs[-1], bench.rates)
+    return compared + steps

@@ -59,11 +59,11 @@ class Bench:
         """Where our side computes."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def train(self, name: str, words: list[str], epochs: int, thin: bool = False) -> Job:
-        """Trains once, on the whole data or the thin slice."""
+    def train(self, name: str, words: list[str], epochs: int, thin: bool = False, confine: bool = False) -> Job:
+        """Trains once, on the whole data or the thin slice, each worker on a core of its own if asked for."""
         source = self.data.thin if thin else self.data.whole
         given = [f"data.source={source}", "data.valid_fraction=0", f"data.cache={self.folder}/prepared", *words]
-        job = self.undisturbed(lambda: run_job(given, epochs))
+        job = self.undisturbed(lambda: run_job(given, epochs, confine))
         self.jobs[name] = job
         return job
 

@@ -10,7 +10,7 @@ from distrec.config import load
 from distrec.tracking.meters import PARTS
 from distrec.train.config import Config
 from distrec.train.launch import train
-from measure.memory import Memory, WorkerWatch
+from measure.watch import Memory, WorkerWatch
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,14 @@ class Job:
         return {part: statistics.median(values) for part, values in self.split_ms.items()}
 
 
-def run_job(words: Sequence[str], epochs: int) -> Job:
-    """Trains once, in a folder that is thrown away; no evaluation and no checkpoint but the last."""
+def run_job(words: Sequence[str], epochs: int, confine: bool = False) -> Job:
+    """Trains once, in a folder that is thrown away; no evaluation and no checkpoint but the last.
+
+    `confine`: each worker keeps to a core of its own, with its stream.
+    """
     files, overrides = [w for w in words if "=" not in w], [w for w in words if "=" in w]
     told: list[dict] = []
-    with tempfile.TemporaryDirectory() as folder, WorkerWatch() as watch:
+    with tempfile.TemporaryDirectory() as folder, WorkerWatch(confine) as watch:
         overrides += [f"train.epochs={epochs}", f"train.checkpoint_every={epochs}", f"run.dir={folder}/run"]
         overrides += ["eval.every=0", "tracking.enabled=false"]
         config = load(Config, Path(files[0]) if files else None, overrides)

@@ -102,11 +102,11 @@ class Exchange:
             rows_RD = rows_RD.bfloat16()
         if route.place_A is not None:
             places = route.place_A.split(route.wanted_WW[:, self.rank].tolist())
-
-            def pack(rank: int, out: torch.Tensor | None = None) -> torch.Tensor:
-                return torch.index_select(rows_RD, 0, places[rank], out=out)
-
-            rows_RD = torch.cat(self._swap(pack, route.wanted_WW.T, rows_RD.shape[1], rows_RD.dtype))
+            fetched_UD = rows_RD.new_empty(route.wanted_WW[self.rank].sum(), rows_RD.shape[1])
+            self._swap(
+                lambda rank, out: torch.index_select(rows_RD, 0, places[rank], out=out), route.wanted_WW.T, fetched_UD
+            )
+            rows_RD = fetched_UD
         return rows_RD.float() if self._half else rows_RD
 
     def sum_gradients(self, route: Route, grad_UD: torch.Tensor) -> torch.Tensor:
@@ -117,47 +117,46 @@ class Exchange:
         if route.place_A is None:
             return grad_UD
         own = grad_UD.split(route.wanted_WW[self.rank].tolist())
-
-        def pack(rank: int, out: torch.Tensor | None = None) -> torch.Tensor:
-            return own[rank] if out is None else out.copy_(own[rank])
-
-        parts = self._swap(pack, route.wanted_WW, grad_UD.shape[1], grad_UD.dtype)
+        grad_AD = grad_UD.new_empty(len(route.place_A), grad_UD.shape[1])
+        self._swap(lambda rank, out: out.copy_(own[rank]), route.wanted_WW, grad_AD)
         sums_RD = grad_UD.new_zeros(len(route.rows_R), grad_UD.shape[1])
-        places = route.place_A.split(route.wanted_WW[:, self.rank].tolist())
-        for part_D, places_A in zip(parts, places, strict=True):
-            sums_RD.index_add_(0, places_A, part_D)  # no repeats within one worker's part
+        asked_splits = route.wanted_WW[:, self.rank].tolist()
+        parts = zip(grad_AD.split(asked_splits), route.place_A.split(asked_splits), strict=True)
+        for part_D, places in parts:
+            sums_RD.index_add_(0, places, part_D)  # no repeats within one worker's part
         return sums_RD
 
-    def _swap(
-        self, pack: Callable[..., torch.Tensor], rows_WW: np.ndarray, width: int, dtype: torch.dtype
-    ) -> list[torch.Tensor]:
-        """What every worker has for this one, by rank, to be read before the swap after the next.
+    def _swap(self, pack: Callable[[int, torch.Tensor], object], rows_WW: np.ndarray, received: torch.Tensor) -> None:
+        """Hands something to every worker.
 
         Args:
-            pack: gives what this worker has for a rank, written into its second argument if it gets one.
+            pack: writes what this worker has for a rank into a tensor.
             rows_WW: how many rows each worker (first axis) has for each.
-            width, dtype: of the rows.
+            received: takes what every worker has for this one, by rank.
         """
-        boxes = self._boxes_for(rows_WW, width * dtype.itemsize)
+        send, receive, width = rows_WW[self.rank].tolist(), rows_WW[:, self.rank].tolist(), received.shape[1]
+        boxes = self._boxes_for(rows_WW, width * received.itemsize)
         if boxes is None:
+            sent = received.new_empty(sum(send), width)
+            for rank, part in enumerate(sent.split(send)):
+                pack(rank, part)
             # As bytes: not every backend knows bfloat16, and rows only travel.
-            sent = torch.cat([pack(rank) for rank in range(self.workers)]).view(torch.uint8)
-            send, receive = rows_WW[self.rank].tolist(), rows_WW[:, self.rank].tolist()
-            received = sent.new_empty(sum(receive), *sent.shape[1:])
-            dist.all_to_all_single(received, sent, receive, send)
-            return list(received.view(dtype).split(receive))
+            dist.all_to_all_single(received.view(torch.uint8), sent.view(torch.uint8), receive, send)
+            return
         # In a box lies what its owner has for rank 0, then for rank 1, and so on; what it has for itself stays out.
         parcels_WW = rows_WW * ~np.eye(self.workers, dtype=bool)
-        starts_WW = (parcels_WW.cumsum(1) - parcels_WW) * width * dtype.itemsize
-        others = [rank for rank in range(self.workers) if rank != self.rank]
-        for rank in others:
-            pack(rank, boxes.tensor(self.rank, starts_WW[self.rank, rank], parcels_WW[self.rank, rank], width, dtype))
+        starts_WW = (parcels_WW.cumsum(1) - parcels_WW) * width * received.itemsize
+        parts = received.split(receive)
+        for rank in range(self.workers):
+            box = boxes.tensor(
+                self.rank, starts_WW[self.rank, rank], parcels_WW[self.rank, rank], width, received.dtype
+            )
+            pack(rank, parts[rank] if rank == self.rank else box)
         self._meet()
-        parts = {
-            rank: boxes.tensor(rank, starts_WW[rank, self.rank], parcels_WW[rank, self.rank], width, dtype)
-            for rank in others
-        }
-        return [pack(rank) if rank == self.rank else parts[rank] for rank in range(self.workers)]
+        for rank in range(self.workers):
+            if rank != self.rank:
+                box = boxes.tensor(rank, starts_WW[rank, self.rank], receive[rank], width, received.dtype)
+                parts[rank].copy_(box)
 
     def _boxes_for(self, rows_WW: np.ndarray, row_bytes: int) -> Boxes | None:
         """The boxes of this swap, large enough; None where memory cannot be shared.

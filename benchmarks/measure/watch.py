@@ -1,5 +1,7 @@
-"""Memory of the workers of a running training, as the system counts it."""
+"""The workers of a running training: their memory, as the system counts it, and the cores they may use."""
 
+import contextlib
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,9 @@ class Memory:
 class WorkerWatch:
     """Looks at the workers of Ray Train on this machine, from entering to leaving, in a thread of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, confine: bool = False) -> None:
+        """`confine`: each worker, with all its threads, is given a core of its own."""
+        self._confine = confine
         self._peaks: dict[str, Memory] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -52,6 +56,16 @@ class WorkerWatch:
                     now = Memory(max(now.rss, before.rss), max(now.pss, before.pss), max(now.uss, before.uss))
                 if now is not None:
                     self._peaks[process.name] = now
+                    if self._confine:
+                        _keep_on(process, list(self._peaks).index(process.name))
+
+
+def _keep_on(process: Path, place: int) -> None:
+    """All threads of a process to one of our cores; threads that they start later stay there too."""
+    cores = sorted(os.sched_getaffinity(0))
+    for thread in (process / "task").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            os.sched_setaffinity(int(thread.name), {cores[place % len(cores)]})
 
 
 def _memory(process: Path) -> Memory | None:
