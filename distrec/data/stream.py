@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distrec.batch import Batch, from_table, to_table
 
-_BLOCK_BYTES = 8 * 2**20
+_BLOCK_BYTES = {"ray": 8 * 2**20, "thread": 2**20}  # a thread hands batches over as they are: few make a block
 STREAM_CPUS = 0.5  # logical, for the one actor of a stream: it is idle most of the time
 
 
@@ -70,13 +70,11 @@ def stream(
         look_ahead_mib: bound on the blocks computed ahead, MiB.
         by: who computes them, `ray` (Ray Data, in a process of its own) or `thread` (a thread of this process).
     """
-    chunks = Chunks(source.steps, int(np.clip(_BLOCK_BYTES // max(1, bytes_per_step), 1, source.steps)))
+    chunks = Chunks(source.steps, int(np.clip(_BLOCK_BYTES[by] // max(1, bytes_per_step), 1, source.steps)))
     numbers = range(first_epoch * chunks.per_epoch, epochs * chunks.per_epoch)
     if by == "ray":
         return _by_ray(source, chunks, numbers, look_ahead_mib)
-    assert by == "thread", by
-    block_mib = max(1, chunks.size * bytes_per_step // 2**20)
-    return _by_thread(source, chunks, numbers, max(1, look_ahead_mib // block_mib))
+    return _by_thread(source, chunks, numbers, max(1, look_ahead_mib * 2**20 // max(1, chunks.size * bytes_per_step)))
 
 
 def _by_thread(source: Source, chunks: Chunks, numbers: range, ahead: int) -> Iterator[Batch]:

@@ -38,7 +38,7 @@ class TrainConfig(Section):
     """Who draws and prepares the batches: ray, Ray Data in a process beside each worker; thread, a thread of the
     worker; auto, a thread where each pair has many negatives of its own, and Ray Data elsewhere. The batches are the
     same."""
-    look_ahead_mib: int = Field(64, ge=16)
+    look_ahead_mib: int = Field(32, ge=16)
     """Bound on the batches that are prepared ahead of each worker, MiB."""
 
 
