@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from distrec.models.kernels import pairs
 from distrec.models.scores import pair_scores, pair_scores_reference, unit_rows, unit_rows_reference
 
-from .ways import each_way, each_way_in_parallel, each_way_on_cpu
+from .ways import by_triton, each_way, each_way_in_parallel, each_way_on_cpu
 
 SHAPES = {  # B, N, D, user rows, item rows
     "usual": (7, 5, 24, 4, 9),
@@ -105,15 +104,17 @@ def test_threads_and_repetition_change_no_digit(pair_scores, shape):
 
 
 @each_way
-def test_sums_are_in_the_order_of_the_batch(pair_scores):
-    users, items, user_at, item_at = case((50, 20, 8, 10, 12), torch.float32)
+def test_sums_have_one_order(pair_scores):
+    """An item's gradient in the order of the batch; a user's too on GPUs, and by item on the CPU."""
+    users, items, user_at, item_at = case((50, 20, 120, 10, 12), torch.float32)
     grad = torch.randn(item_at.shape)
     _, users_grad, items_grad = scored(pair_scores, users, items, user_at, item_at, grad)
     for_users, for_items = torch.zeros_like(users), torch.zeros_like(items)
-    for b, row in enumerate(item_at.tolist()):
-        for k, v in enumerate(row):
-            for_users[user_at[b]] += grad[b, k] * items[v]
-            for_items[v] += grad[b, k] * users[user_at[b]]
+    places = [(b, k, v) for b, row in enumerate(item_at.tolist()) for k, v in enumerate(row)]
+    for b, k, v in places:
+        for_items[v] += grad[b, k] * users[user_at[b]]
+    for b, k, v in places if pair_scores is by_triton else sorted(places, key=lambda place: place[2]):
+        for_users[user_at[b]] += grad[b, k] * items[v]
     assert torch.equal(users_grad, for_users) and torch.equal(items_grad, for_items)
 
 
@@ -132,17 +133,6 @@ def test_a_place_outside_the_rows(pair_scores, where, wrong):
     if where == "user":
         with pytest.raises(IndexError, match="outside the rows"):
             pair_scores(users, items, user_at, item_at[:, :0])
-
-
-@wrong_places
-def test_a_place_outside_the_rows_is_seen_by_loops_for_gradients(where, wrong):
-    users, items, user_at, item_at = case((4, 3, 8, 5, 5))
-    (user_at if where == "user" else item_at).view(-1)[2] = wrong
-    for loop, out, rows in ((pairs.USERS_GRAD, users, items), (pairs.ITEMS_GRAD, items, users)):
-        arrays = pairs._arrays(rows, user_at, item_at, torch.ones(4, 3).double(), before := out.clone())
-        with pytest.raises(IndexError, match="outside the rows"):
-            loop.serial(*arrays)
-        assert torch.equal(before, out)
 
 
 @each_way_on_cpu

@@ -1,26 +1,28 @@
 """Scores of each user with its own items on the CPU: a sampled product of two matrices and its gradients, compiled.
 
 B pairs of a user and N items each, as places in U rows of users and V rows of items; P = B * N places of items. Nothing
-of size (B, N, D) is built. Each row of a gradient is the work of one thread, which adds the places in their order in
-the batch: the number of threads changes no digit. For that the places are first grouped by item, by a counting sort.
+of size (B, N, D) is built. The places are first grouped by item, by a counting sort. Then every loop goes through the
+items in their order, and at random only through the users, of which there are fewer: 1024 rows of D = 64 stay in the
+cache of a core, where 41,000 items do not fit. The order of each sum is fixed (an item's by the place in the batch, a
+user's by item), so that the number of threads changes no digit.
 
-Measured for B = 1024, N = 800, D = 64, 41,000 items, float32: scores and both gradients take 16 ms on one core, 8.4 ms
-on two. benchmarks/scores.py has the ways that lost. One more that did: adding each place to its item's row in the order
-of the batch, each thread to its own columns, needs no grouping. It was as fast while both tables fitted into the cache
-of an idle machine, more than twice as slow with a million items, and has no more threads than a row has cache lines.
+Measured for B = 1024, N = 800, D = 64, 41,000 items, float32, one core, on a machine that others use too: 36 ms, and
+57 ms where scores and gradients of users go through the pairs and fetch items from all over their table.
+benchmarks/scores.py has the other ways that lost.
 """
 
 import numpy as np
 import torch
 from numba import njit, prange
 
-from distrec.compiled.instructions import LINE, dot, prefetch_to_read
+from distrec.compiled.instructions import dot
 from distrec.compiled.launch import loop, run
+from distrec.compiled.rows import add_to_rows, add_weighted
 from distrec.models.kernels.shapes import check_shapes
 
-AHEAD = 16  # rows of items that are asked for before their turn
 CHUNKS = 4  # of the pairs, which are grouped side by side; the outcome is the same for any number
 BLOCKS = 64  # of rows with about the same number of places, so that popular items do not keep one thread busy
+SLICE = 16  # columns of the users that a thread has for itself, at least
 
 
 class PairScores(torch.autograd.Function):
@@ -31,23 +33,30 @@ class PairScores(torch.autograd.Function):
         check_shapes(users_UD, items_VD, user_at_B, item_at_BN)
         users_UD, items_VD = users_UD.contiguous(), items_VD.contiguous()
         user_at_B, item_at_BN = user_at_B.contiguous(), item_at_BN.contiguous()
+        # The items' places are not read again, but kept: autograd then refuses a gradient if they were changed.
         ctx.save_for_backward(users_UD, items_VD, user_at_B, item_at_BN)
+        start_V, place_P = np.empty(len(items_VD) + 1, np.int64), np.empty(item_at_BN.numel(), np.int32)
+        run(GROUP, item_at_BN.numpy(), start_V, place_P)
+        ctx.grouped = start_V, place_P
         scores_BN = users_UD.new_empty(item_at_BN.shape)
-        run(SCORES, *_arrays(users_UD, items_VD, user_at_B, item_at_BN, scores_BN))
+        run(SCORES, *_arrays(users_UD, items_VD, user_at_B), start_V, place_P, scores_BN.numpy())
         return scores_BN
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_BN):
-        users_UD, items_VD, user_at_B, item_at_BN = ctx.saved_tensors
-        grad_BN = grad_BN.contiguous()
-        users_grad = items_grad = None
+        users_UD, items_VD, user_at_B, _ = ctx.saved_tensors
+        start_V, place_P = ctx.grouped
+        grad_BN, users_grad, items_grad = grad_BN.contiguous(), None, None
+        user_P, grad_P = np.empty(len(place_P), np.int32), np.empty_like(grad_BN.numpy(), shape=len(place_P))
+        run(BY_ITEM, *_arrays(user_at_B, grad_BN), place_P, user_P, grad_P)
         if ctx.needs_input_grad[0]:
-            users_grad = torch.empty_like(users_UD)
-            run(USERS_GRAD, *_arrays(items_VD, user_at_B, item_at_BN, grad_BN, users_grad))
+            users_grad = torch.zeros_like(users_UD)
+            slices = max(1, min(torch.get_num_threads(), users_UD.shape[1] // SLICE))
+            run(USERS_GRAD, *_arrays(items_VD), start_V, user_P, grad_P, slices, users_grad.numpy())
         if ctx.needs_input_grad[1]:
             items_grad = torch.empty_like(items_VD)
-            run(ITEMS_GRAD, *_arrays(users_UD, user_at_B, item_at_BN, grad_BN, items_grad))
+            run(ITEMS_GRAD, *_arrays(users_UD), start_V, user_P, grad_P, items_grad.numpy())
         return users_grad, items_grad, None, None
 
 
@@ -62,88 +71,27 @@ def _check(at, rows):
         raise IndexError("a place outside the rows of the batch")
 
 
-@njit(forceinline=True)
-def _ahead(rows_VD, at_P, p):
-    """Asks for the row that comes some places later."""
-    if p + AHEAD < len(at_P):
-        for d in range(0, rows_VD.shape[1], LINE):
-            prefetch_to_read(rows_VD, at_P[p + AHEAD], d)
-
-
-def _scores(users_UD, items_VD, user_at_B, item_at_BN, scores_BN):
-    item_at_P, pairs, n = item_at_BN.ravel(), item_at_BN.shape[0], item_at_BN.shape[1]
-    _check(user_at_B, len(users_UD))
-    _check(item_at_P, len(items_VD))
-    for b in prange(pairs):
-        u = user_at_B[b]
-        for k in range(n):
-            _ahead(items_VD, item_at_P, b * n + k)
-            scores_BN[b, k] = dot(users_UD, u, items_VD, item_at_BN[b, k])
-
-
-def _users_grad(items_VD, user_at_B, item_at_BN, grad_BN, out_UD):
-    item_at_P, n = item_at_BN.ravel(), item_at_BN.shape[1]
-    _check(user_at_B, len(out_UD))
-    _check(item_at_P, len(items_VD))
-    start_U, pair_B = _grouped(user_at_B, len(out_UD))
-    for u in prange(len(out_UD)):
-        out_D = out_UD[u]
-        out_D[:] = 0
-        for b in pair_B[start_U[u] : start_U[u + 1]]:
-            for k in range(n):
-                _ahead(items_VD, item_at_P, b * n + k)
-                grad, item_D = grad_BN[b, k], items_VD[item_at_BN[b, k]]
-                for d in range(len(out_D)):
-                    out_D[d] += grad * item_D[d]
-
-
-@njit
-def _grouped(at_B, rows):
-    """(where the places of each row start, places by row, in order within a row): a counting sort."""
-    start_R = np.zeros(rows + 1, np.int64)
-    for row in at_B:
-        start_R[row + 1] += 1
-    start_R = np.cumsum(start_R)
-    next_R, place_B = start_R[:-1].copy(), np.empty(len(at_B), np.int32)
-    for b in range(len(at_B)):
-        place_B[next_R[at_B[b]]] = b
-        next_R[at_B[b]] += 1
-    return start_R, place_B
-
-
-def _items_grad(users_UD, user_at_B, item_at_BN, grad_BN, out_VD):
-    pairs, n, rows = item_at_BN.shape[0], item_at_BN.shape[1], len(out_VD)
-    _check(user_at_B, len(users_UD))
+def _group(item_at_BN, start_V, place_P):
+    """Places by item, in order within an item, and where those of each item start."""
+    (pairs, n), rows = item_at_BN.shape, len(start_V) - 1
     _check(item_at_BN.ravel(), rows)
-    # The places by item, like `_grouped`; with the place go user and gradient, so that the sums below read one after
-    # another what would otherwise lie all over the batch.
     next_CV = np.zeros((CHUNKS, rows), np.int32)
     for chunk in prange(CHUNKS):
         for b in range(chunk * pairs // CHUNKS, (chunk + 1) * pairs // CHUNKS):
             for k in range(n):
                 next_CV[chunk, item_at_BN[b, k]] += 1
-    start_V = _starts(next_CV)
-    user_P, grad_P = np.empty(pairs * n, np.int32), np.empty(pairs * n, grad_BN.dtype)
+    _start(next_CV, start_V)
     for chunk in prange(CHUNKS):
         for b in range(chunk * pairs // CHUNKS, (chunk + 1) * pairs // CHUNKS):
             for k in range(n):
-                place = next_CV[chunk, item_at_BN[b, k]]
-                next_CV[chunk, item_at_BN[b, k]] = place + 1
-                user_P[place], grad_P[place] = user_at_B[b], grad_BN[b, k]
-    for block in prange(BLOCKS):
-        for v in range(_first_row(start_V, block), _first_row(start_V, block + 1)):
-            out_D = out_VD[v]
-            out_D[:] = 0
-            for p in range(start_V[v], start_V[v + 1]):
-                grad, user_D = grad_P[p], users_UD[user_P[p]]
-                for d in range(len(out_D)):
-                    out_D[d] += grad * user_D[d]
+                next_C = next_CV[chunk]
+                place_P[next_C[item_at_BN[b, k]]] = b * n + k
+                next_C[item_at_BN[b, k]] += 1
 
 
 @njit
-def _starts(count_CV):
+def _start(count_CV, start_V):
     """Where the places of each row start; turns counts into where those of each chunk and row start."""
-    start_V = np.empty(count_CV.shape[1] + 1, np.int64)
     total = 0
     for v in range(count_CV.shape[1]):
         start_V[v] = total
@@ -152,7 +100,6 @@ def _starts(count_CV):
             count_CV[chunk, v] = total
             total += count
     start_V[-1] = total
-    return start_V
 
 
 @njit
@@ -163,4 +110,45 @@ def _first_row(start_V, block):
     return np.searchsorted(start_V, start_V[-1] * block // BLOCKS)
 
 
-SCORES, USERS_GRAD, ITEMS_GRAD = loop(_scores), loop(_users_grad), loop(_items_grad)
+@njit
+def _pair(place, share):
+    """The pair of a place, without a division; `share` is 1 / N. Half a place keeps it clear of rounding."""
+    return np.int64((place + 0.5) * share)
+
+
+def _scores(users_UD, items_VD, user_at_B, start_V, place_P, scores_BN):
+    _check(user_at_B, len(users_UD))
+    scores_P, share = scores_BN.ravel(), 1.0 / scores_BN.shape[1]
+    for block in prange(BLOCKS):
+        for v in range(_first_row(start_V, block), _first_row(start_V, block + 1)):
+            for p in place_P[start_V[v] : start_V[v + 1]]:
+                scores_P[p] = dot(users_UD, user_at_B[_pair(p, share)], items_VD, v)
+
+
+def _by_item(user_at_B, grad_BN, place_P, user_P, grad_P):
+    """User and gradient of each place, in the order of the grouped places: the sums then read one after another."""
+    from_P, share = grad_BN.ravel(), 1.0 / grad_BN.shape[1]
+    for block in prange(BLOCKS):
+        for k in range(block * len(place_P) // BLOCKS, (block + 1) * len(place_P) // BLOCKS):
+            user_P[k], grad_P[k] = user_at_B[_pair(place_P[k], share)], from_P[place_P[k]]
+
+
+def _users_grad(items_VD, start_V, user_P, grad_P, slices, out_UD):
+    dim = out_UD.shape[1]
+    for k in prange(slices):
+        first, end = k * (dim // SLICE) // slices * SLICE, (k + 1) * (dim // SLICE) // slices * SLICE
+        if k == slices - 1:
+            end = dim
+        for v in range(len(items_VD)):
+            add_to_rows(out_UD, user_P, grad_P, start_V[v], start_V[v + 1], items_VD, v, first, end)
+
+
+def _items_grad(users_UD, start_V, user_P, grad_P, out_VD):
+    for block in prange(BLOCKS):
+        for v in range(_first_row(start_V, block), _first_row(start_V, block + 1)):
+            out_VD[v] = 0
+            add_weighted(out_VD, v, users_UD, user_P, grad_P, start_V[v], start_V[v + 1])
+
+
+GROUP, SCORES, BY_ITEM = loop(_group), loop(_scores), loop(_by_item)
+USERS_GRAD, ITEMS_GRAD = loop(_users_grad), loop(_items_grad)
