@@ -1,4 +1,6 @@
-"""What numba lacks: the prefetch instruction, and a dot product that uses vectors but has one order of summation."""
+"""What numba lacks: the prefetch instruction, a dot product that uses vectors but has one order of summation, and a
+comparison of many numbers whose answer is one number.
+"""
 
 from llvmlite import ir
 from numba import njit, types
@@ -6,6 +8,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LINE = 16  # elements of a cache line, if they are of 4 bytes; with 8, every second one, and the hardware sees the rest
+RUN = 32  # elements that `reaching` compares
 _LANES = 16  # sums that a dot product keeps; one vector register, or several, depending on the machine
 
 _BYTE = ir.IntType(8).as_pointer()
@@ -99,6 +102,35 @@ def dot(a_RD, i, b_RD, j):
     for d in range(whole, length):
         total += a_RD[i, d] * b_RD[j, d]
     return total
+
+
+@intrinsic
+def reaching(typingctx, array, i, j, least):
+    """Which of array[i, j : j + RUN] are not below `least`, as bits, the first one lowest. NaN is not below."""
+
+    def codegen(context, builder, signature, args):
+        element = context.get_value_type(signature.args[3])
+        vector, lanes = ir.VectorType(element, RUN), ir.VectorType(_INT, RUN)
+        place = builder.inttoptr(_address(context, builder, signature.args[0], args[0], args[1:3]), vector.as_pointer())
+        values = builder.load(place, align=context.get_abi_sizeof(element))
+        one = builder.insert_element(ir.Constant(vector, ir.Undefined), args[3], _INT(0))
+        all_least = builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(lanes, [0] * RUN))
+        bits = builder.bitcast(builder.fcmp_unordered(">=", values, all_least), ir.IntType(RUN))
+        return builder.zext(bits, ir.IntType(64))
+
+    assert array.layout == "C" and array.dtype == least, (array, least)
+    return types.int64(array, types.intp, types.intp, least), codegen
+
+
+@intrinsic
+def lowest(typingctx, bits):
+    """The place of the lowest bit that is set; one must be."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    assert bits == types.int64, bits
+    return types.int64(bits), codegen
 
 
 @intrinsic

@@ -10,6 +10,7 @@ from torch import Tensor
 from distrec.errors import UserError
 
 NO_ITEM = -1
+NAN_SCORE = "a score is NaN: the model has diverged; lower the learning rate or raise the temperature"
 
 # Width of the column groups in `_largest`. Measured on 512 x 40,981, K = 20: 32, 64 and 128 are alike, 64 is best.
 _GROUP = 64
@@ -35,7 +36,7 @@ def topk_block(scores_BV: Tensor, ids_V: Tensor, k: int) -> tuple[Tensor, Tensor
         return _pad(scores_BV, ids_V.new_empty(scores_BV.shape), k)
     best_BK, columns_BK = _largest(scores_BV, min(k + 1, width))
     if best_BK.isnan().any():
-        raise UserError("a score is NaN: the model has diverged; lower the learning rate or raise the temperature")
+        raise UserError(NAN_SCORE)
     if width > k:
         next_B, best_BK, columns_BK = best_BK[:, k], best_BK[:, :k], columns_BK[:, :k].clone()
         last_B = best_BK[:, -1]

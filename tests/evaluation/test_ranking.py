@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distrec.evaluation import ranking
+from distrec.evaluation import ranking, tiles
 from distrec.plan import Plan
 from distrec.tables.exchange import Exchange
 from distrec.testing.ranks import run_ranks
@@ -33,7 +33,7 @@ def brute_force(k):
 
 def rank_mine(k, block):
     """Ranks this worker's users; returns (global user, list) pairs."""
-    ranking._BLOCK_ITEMS, ranking._SCORES = block, 64
+    ranking._BLOCK_ITEMS, tiles.USERS, tiles.ITEMS = block, 4, 35
     exchange = Exchange(torch.device("cpu"))
     users, items, known = world()
     user_plan, item_plan = (Plan(rows, BUCKETS, exchange.workers) for rows in (USERS, ITEMS))
@@ -48,6 +48,7 @@ def rank_mine(k, block):
 @pytest.mark.parametrize(("k", "block"), [(5, 7), (60, 100)])
 def test_equal_to_a_loop(workers, k, block, monkeypatch):
     monkeypatch.setattr(ranking, "_BLOCK_ITEMS", block)
-    monkeypatch.setattr(ranking, "_SCORES", 64)
+    monkeypatch.setattr(tiles, "USERS", 4)
+    monkeypatch.setattr(tiles, "ITEMS", 35)
     found = dict(pair for part in run_ranks(workers, rank_mine, k, block) for pair in part)
     assert [found[u] for u in range(USERS)] == brute_force(k)
