@@ -4,7 +4,9 @@ With Ray Data one execution serves the whole training, as starting one costs sec
 steps of one epoch, large enough that the cost for a block is small beside its contents.
 """
 
+import os
 import queue
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from distrec.batch import Batch, from_table, to_table
 
 _BLOCK_BYTES = {"ray": 8 * 2**20, "thread": 2**20}  # a thread hands batches over as they are: few make a block
+_NICE = 10
 STREAM_CPUS = 0.5  # logical, for the one actor of a stream: it is idle most of the time
 
 
@@ -89,6 +92,7 @@ def _by_thread(source: Source, chunks: Chunks, numbers: range, ahead: int) -> It
                 pass
 
     def compute() -> None:
+        _yield_to_others()
         try:
             for chunk in numbers:
                 if stopped.is_set():
@@ -106,6 +110,13 @@ def _by_thread(source: Source, chunks: Chunks, numbers: range, ahead: int) -> It
             yield from block
     finally:
         stopped.set()
+
+
+def _yield_to_others() -> None:
+    """Lowers the priority of this thread: where it shares a core with its trainer, it works while that waits for others,
+    and does not make them wait in turn."""
+    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _by_ray(source: Source, chunks: Chunks, numbers: range, look_ahead_mib: int) -> Iterator[Batch]:

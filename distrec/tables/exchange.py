@@ -26,6 +26,9 @@ class Route:
     """Local numbers of this worker's rows that were asked for, without repeats."""
     place_A: torch.Tensor | None
     """Place in `rows_R` of each row that was asked for, by rank of who asked; None: in their order."""
+    at_WR: np.ndarray | None
+    """Where each worker's gradient of each of `rows_R` will stand, int32, -1 where it has none: this worker's own among
+    its gradients, the others' among those that come in. None with one worker."""
     wanted_WW: np.ndarray
     """How many rows each worker (first axis) wants of each."""
 
@@ -67,7 +70,7 @@ class Exchange:
         asked: Future[Route] = Future()
         if self.workers == 1:
             rows_R = torch.from_numpy(wanted_U).to(self.device, non_blocking=True).long()
-            asked.set_result(Route(rows_R, None, np.array([wanted_splits])))
+            asked.set_result(Route(rows_R, None, None, np.array([wanted_splits])))
         else:
             # A daemon: when a peer is lost, nobody has to wait for this exchange to time out.
             threading.Thread(target=self._ask, args=(asked, wanted_U, wanted_splits), daemon=True).start()
@@ -87,26 +90,40 @@ class Exchange:
                 Route(
                     torch.from_numpy(rows_R).to(self.device).long(),
                     torch.from_numpy(place_A).to(self.device).long(),
+                    self._places_of_gradients(place_A, len(rows_R), wanted_WW.numpy()),
                     wanted_WW.numpy(),
                 )
             )
         except BaseException as error:
             asked.set_exception(error)
 
+    def _places_of_gradients(self, place_A: np.ndarray, rows: int, wanted_WW: np.ndarray) -> np.ndarray:
+        """`Route.at_WR`."""
+        at_WR = np.full((self.workers, rows), -1, np.int32)
+        ends = wanted_WW[:, self.rank].cumsum()
+        for rank, (end, count) in enumerate(zip(ends, wanted_WW[:, self.rank], strict=True)):
+            first = wanted_WW[rank, :rank].sum() if rank == self.rank else end - count
+            at_WR[rank, place_A[end - count : end]] = np.arange(first, first + count)
+        return at_WR
+
     def fetch(self, route: Route, rows_RD: torch.Tensor) -> torch.Tensor:
         """What the owners have for the rows that were asked for, (U, D), in the order in which they were.
 
-        `rows_RD`: what this worker has for each of `route.rows_R`. Not written to, and not copied with one worker.
+        Valid until the second exchange of rows after this one: it may lie in memory that others write to then.
+
+        Args:
+            route: of this look-up.
+            rows_RD: what this worker has for each of `route.rows_R`. Not written to, and not copied with one worker.
         """
         if self._half:
             rows_RD = rows_RD.bfloat16()
         if route.place_A is not None:
             places = route.place_A.split(route.wanted_WW[:, self.rank].tolist())
-            fetched_UD = rows_RD.new_empty(route.wanted_WW[self.rank].sum(), rows_RD.shape[1])
-            self._swap(
-                lambda rank, out: torch.index_select(rows_RD, 0, places[rank], out=out), route.wanted_WW.T, fetched_UD
-            )
-            rows_RD = fetched_UD
+
+            def pack(rank: int, out: torch.Tensor) -> None:
+                torch.index_select(rows_RD, 0, places[rank], out=out)
+
+            rows_RD = self._swap(pack, route.wanted_WW.T, rows_RD)
         return rows_RD.float() if self._half else rows_RD
 
     def sum_gradients(self, route: Route, grad_UD: torch.Tensor) -> torch.Tensor:
@@ -114,59 +131,61 @@ class Exchange:
 
         A row's gradients are added in the order of the ranks, so that the sum is the same in every run.
         """
-        if route.place_A is None:
+        if route.at_WR is None:
             return grad_UD
-        own = grad_UD.split(route.wanted_WW[self.rank].tolist())
-        grad_AD = grad_UD.new_empty(len(route.place_A), grad_UD.shape[1])
-        self._swap(lambda rank, out: out.copy_(own[rank]), route.wanted_WW, grad_AD)
+        parts = grad_UD.split(route.wanted_WW[self.rank].tolist())
+
+        def pack(rank: int, out: torch.Tensor) -> None:
+            if rank != self.rank:  # what is its own is added from where it is
+                out.copy_(parts[rank])
+
+        received_AD = self._swap(pack, route.wanted_WW, grad_UD)
+        if self.device.type == "cpu":
+            from distrec.tables.sums import add_parts  # here, as importing numba takes a good part of a second
+
+            return add_parts(received_AD, grad_UD, self.rank, route.at_WR)
         sums_RD = grad_UD.new_zeros(len(route.rows_R), grad_UD.shape[1])
-        asked_splits = route.wanted_WW[:, self.rank].tolist()
-        parts = zip(grad_AD.split(asked_splits), route.place_A.split(asked_splits), strict=True)
-        for part_D, places in parts:
-            sums_RD.index_add_(0, places, part_D)  # no repeats within one worker's part
+        for rank, at_R in enumerate(torch.from_numpy(route.at_WR)):
+            rows = (at_R >= 0).nonzero().squeeze(1)
+            source = grad_UD if rank == self.rank else received_AD
+            at, rows = at_R[rows].to(self.device), rows.to(self.device)
+            sums_RD.index_add_(0, rows, source.index_select(0, at))  # no repeats within one worker's part
         return sums_RD
 
-    def _swap(self, pack: Callable[[int, torch.Tensor], object], rows_WW: np.ndarray, received: torch.Tensor) -> None:
-        """Hands something to every worker.
+    def _swap(self, pack: Callable[[int, torch.Tensor], None], rows_WW: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+        """Hands something to every worker. Returns what all of them have for this one, by rank.
 
         Args:
-            pack: writes what this worker has for a rank into a tensor.
+            pack: writes what this worker has for a rank into a tensor; what it does not write stays undefined.
             rows_WW: how many rows each worker (first axis) has for each.
-            received: takes what every worker has for this one, by rank.
+            like: what the rows are like: their width and dtype.
         """
-        send, receive, width = rows_WW[self.rank].tolist(), rows_WW[:, self.rank].tolist(), received.shape[1]
-        boxes = self._boxes_for(rows_WW, width * received.itemsize)
+        receive, width = rows_WW[:, self.rank].tolist(), like.shape[1]
+        boxes = self._boxes_for(rows_WW, width * like.itemsize)
         if boxes is None:
-            sent = received.new_empty(sum(send), width)
+            send = rows_WW[self.rank].tolist()
+            sent, received = like.new_empty(sum(send), width), like.new_empty(sum(receive), width)
             for rank, part in enumerate(sent.split(send)):
                 pack(rank, part)
             # As bytes: not every backend knows bfloat16, and rows only travel.
             dist.all_to_all_single(received.view(torch.uint8), sent.view(torch.uint8), receive, send)
-            return
-        # In a box lies what its owner has for rank 0, then for rank 1, and so on; what it has for itself stays out.
-        parcels_WW = rows_WW * ~np.eye(self.workers, dtype=bool)
-        starts_WW = (parcels_WW.cumsum(1) - parcels_WW) * width * received.itemsize
-        parts = received.split(receive)
+            return received
+        starts_WW = (rows_WW.cumsum(0) - rows_WW) * width * like.itemsize
         for rank in range(self.workers):
-            box = boxes.tensor(
-                self.rank, starts_WW[self.rank, rank], parcels_WW[self.rank, rank], width, received.dtype
-            )
-            pack(rank, parts[rank] if rank == self.rank else box)
+            rows = rows_WW[self.rank, rank]
+            pack(rank, boxes.tensor(rank, starts_WW[self.rank, rank], rows, width, like.dtype))
         self._meet()
-        for rank in range(self.workers):
-            if rank != self.rank:
-                box = boxes.tensor(rank, starts_WW[rank, self.rank], receive[rank], width, received.dtype)
-                parts[rank].copy_(box)
+        return boxes.tensor(self.rank, 0, sum(receive), width, like.dtype)
 
     def _boxes_for(self, rows_WW: np.ndarray, row_bytes: int) -> Boxes | None:
         """The boxes of this swap, large enough; None where memory cannot be shared.
 
         Two sets take turns: who writes into one has met everybody since it was last read. All workers know how much
-        each of them has to hand over, so they make larger boxes at the same swap.
+        each of them is to get, so they make larger boxes at the same swap.
         """
         if not self._share:
             return None
-        needed = int((rows_WW.sum(1) - rows_WW.diagonal()).max()) * row_bytes
+        needed = int(rows_WW.sum(0).max()) * row_bytes
         if not self._boxes or self._boxes[0].size < needed:
             self._boxes = []
             made = [Boxes.open(size_for(needed), self.rank, self._tell) for _ in range(2)]
