@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distrec.batch import Batch, from_table, to_table
 
-_BLOCK_BYTES = {"ray": 8 * 2**20, "thread": 2**20}  # a thread hands batches over as they are: few make a block
+_BLOCK_BYTES = {"ray": 32 * 2**20, "thread": 2**20}  # a thread hands batches over as they are: few make a block
 _NICE = 10
 STREAM_CPUS = 0.5  # logical, for the one actor of a stream: it is idle most of the time
 
