@@ -113,8 +113,8 @@ def _by_thread(source: Source, chunks: Chunks, numbers: range, ahead: int) -> It
 
 
 def _yield_to_others() -> None:
-    """Lowers the priority of this thread: where it shares a core with its trainer, it works while that waits for others,
-    and does not make them wait in turn."""
+    """Lowers the priority of this thread: where it shares a core with its trainer, it works while that waits for the
+    other workers, and does not make them wait in turn."""
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 

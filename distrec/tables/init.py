@@ -1,5 +1,6 @@
 """Memory for rows, and their initial values: a function of (seed, table, bucket, row) on any number of workers."""
 
+import math
 import zlib
 
 import numpy as np
@@ -7,6 +8,8 @@ import torch
 
 from distrec.plan import Plan
 from distrec.seeds import Purpose, generator
+
+_HUGE = 2**21  # bytes of a huge page
 
 
 def normal_rows(seed: int, table: str, plan: Plan, worker: int, dim: int, std: float) -> torch.Tensor:
@@ -26,9 +29,16 @@ def normal_rows(seed: int, table: str, plan: Plan, worker: int, dim: int, std: f
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros, one entry a row.
 
-    On the host they come from numpy, which asks the kernel for huge pages where torch does not. Without them touching
-    rows all over a table of 10 million waits for the page tables (benchmarks/optimizer.py: twice as long).
+    On the host they lie in huge pages, where the system gives them on request: numpy asks for them, from 4 MiB on, and
+    torch does not. Without them touching rows all over a table of 10 million waits for the page tables
+    (benchmarks/optimizer.py: twice as long), and so does reading the step numbers of a million rows.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
+    kind = torch.empty(0, dtype=dtype).numpy().dtype
+    needed = math.prod(shape) * kind.itemsize
+    if needed < _HUGE:
+        return torch.from_numpy(np.zeros(shape, kind))
+    memory = np.zeros(-(-needed // _HUGE) * _HUGE + _HUGE, np.uint8)  # whole pages, wherever the first one begins
+    start = -memory.ctypes.data % _HUGE
+    return torch.from_numpy(memory[start : start + needed].view(kind).reshape(shape))
