@@ -6,8 +6,8 @@ items in their order, and at random only through the users, of which there are f
 cache of a core, where 41,000 items do not fit. The order of each sum is fixed (an item's by the place in the batch, a
 user's by item), so that the number of threads changes no digit.
 
-Measured for B = 1024, N = 800, D = 64, 41,000 items, float32, one core, on a machine that others use too: 36 ms, and
-57 ms where scores and gradients of users go through the pairs and fetch items from all over their table.
+Measured for B = 1024, N = 800, D = 64, 41,000 items, float32, on a machine whose cache others use too: 27 ms on two cores,
+and 40 where scores and gradients of users go through the pairs and fetch items from all over their table.
 benchmarks/scores.py has the other ways that lost.
 """
 
@@ -20,8 +20,7 @@ from distrec.compiled.launch import loop, run
 from distrec.compiled.rows import add_to_rows, add_weighted
 from distrec.models.kernels.shapes import check_shapes
 
-CHUNKS = 4  # of the pairs, which are grouped side by side; the outcome is the same for any number
-BLOCKS = 64  # of rows with about the same number of places, so that popular items do not keep one thread busy
+BLOCKS = 64  # of items with about the same number of places, so that popular items do not keep one thread busy
 SLICE = 16  # columns of the users that a thread has for itself, at least
 
 
@@ -35,21 +34,23 @@ class PairScores(torch.autograd.Function):
         user_at_B, item_at_BN = user_at_B.contiguous(), item_at_BN.contiguous()
         # The items' places are not read again, but kept: autograd then refuses a gradient if they were changed.
         ctx.save_for_backward(users_UD, items_VD, user_at_B, item_at_BN)
-        start_V, place_P = np.empty(len(items_VD) + 1, np.int64), np.empty(item_at_BN.numel(), np.int32)
-        run(GROUP, item_at_BN.numpy(), start_V, place_P)
-        ctx.grouped = start_V, place_P
+        start_CV = np.empty((torch.get_num_threads(), len(items_VD) + 1), np.int32)
+        place_P = np.empty(item_at_BN.numel(), np.int32)
+        run(GROUP, item_at_BN.numpy(), start_CV, place_P)
+        ctx.grouped = start_CV, place_P
         scores_BN = users_UD.new_empty(item_at_BN.shape)
-        run(SCORES, *_arrays(users_UD, items_VD, user_at_B), start_V, place_P, scores_BN.numpy())
+        run(SCORES, *_arrays(users_UD, items_VD, user_at_B), start_CV, place_P, scores_BN.numpy())
         return scores_BN
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_BN):
         users_UD, items_VD, user_at_B, _ = ctx.saved_tensors
-        start_V, place_P = ctx.grouped
+        start_CV, place_P = ctx.grouped
+        start_V = (start_CV - start_CV[:, :1]).sum(0)
         grad_BN, users_grad, items_grad = grad_BN.contiguous(), None, None
         user_P, grad_P = np.empty(len(place_P), np.int32), np.empty_like(grad_BN.numpy(), shape=len(place_P))
-        run(BY_ITEM, *_arrays(user_at_B, grad_BN), place_P, user_P, grad_P)
+        run(BY_ITEM, *_arrays(user_at_B, grad_BN), start_CV, start_V, place_P, user_P, grad_P)
         if ctx.needs_input_grad[0]:
             users_grad = torch.zeros_like(users_UD)
             slices = max(1, min(torch.get_num_threads(), users_UD.shape[1] // SLICE))
@@ -71,35 +72,29 @@ def _check(at, rows):
         raise IndexError("a place outside the rows of the batch")
 
 
-def _group(item_at_BN, start_V, place_P):
-    """Places by item, in order within an item, and where those of each item start."""
-    (pairs, n), rows = item_at_BN.shape, len(start_V) - 1
+def _group(item_at_BN, start_CV, place_P):
+    """Places by chunk of the pairs and by item, in order within an item, and where those of each item start.
+
+    A thread has a chunk, with the places in it and their scores, for itself: two that write by turns to one cache line
+    wait for each other each time, which made two threads as slow as one.
+    """
+    (pairs, n), rows, chunks = item_at_BN.shape, start_CV.shape[1] - 1, len(start_CV)
     _check(item_at_BN.ravel(), rows)
-    next_CV = np.zeros((CHUNKS, rows), np.int32)
-    for chunk in prange(CHUNKS):
-        for b in range(chunk * pairs // CHUNKS, (chunk + 1) * pairs // CHUNKS):
+    for chunk in prange(chunks):
+        first, end = chunk * pairs // chunks, (chunk + 1) * pairs // chunks
+        next_V = np.zeros(rows, np.int32)
+        for b in range(first, end):
             for k in range(n):
-                next_CV[chunk, item_at_BN[b, k]] += 1
-    _start(next_CV, start_V)
-    for chunk in prange(CHUNKS):
-        for b in range(chunk * pairs // CHUNKS, (chunk + 1) * pairs // CHUNKS):
+                next_V[item_at_BN[b, k]] += 1
+        total = first * n
+        for v in range(rows):
+            start_CV[chunk, v] = total
+            total, next_V[v] = total + next_V[v], total
+        start_CV[chunk, rows] = total
+        for b in range(first, end):
             for k in range(n):
-                next_C = next_CV[chunk]
-                place_P[next_C[item_at_BN[b, k]]] = b * n + k
-                next_C[item_at_BN[b, k]] += 1
-
-
-@njit
-def _start(count_CV, start_V):
-    """Where the places of each row start; turns counts into where those of each chunk and row start."""
-    total = 0
-    for v in range(count_CV.shape[1]):
-        start_V[v] = total
-        for chunk in range(len(count_CV)):
-            count = count_CV[chunk, v]
-            count_CV[chunk, v] = total
-            total += count
-    start_V[-1] = total
+                place_P[next_V[item_at_BN[b, k]]] = b * n + k
+                next_V[item_at_BN[b, k]] += 1
 
 
 @njit
@@ -116,21 +111,25 @@ def _pair(place, share):
     return np.int64((place + 0.5) * share)
 
 
-def _scores(users_UD, items_VD, user_at_B, start_V, place_P, scores_BN):
+def _scores(users_UD, items_VD, user_at_B, start_CV, place_P, scores_BN):
     _check(user_at_B, len(users_UD))
     scores_P, share = scores_BN.ravel(), 1.0 / scores_BN.shape[1]
-    for block in prange(BLOCKS):
-        for v in range(_first_row(start_V, block), _first_row(start_V, block + 1)):
-            for p in place_P[start_V[v] : start_V[v + 1]]:
+    for chunk in prange(len(start_CV)):
+        for v in range(len(items_VD)):
+            for p in place_P[start_CV[chunk, v] : start_CV[chunk, v + 1]]:
                 scores_P[p] = dot(users_UD, user_at_B[_pair(p, share)], items_VD, v)
 
 
-def _by_item(user_at_B, grad_BN, place_P, user_P, grad_P):
-    """User and gradient of each place, in the order of the grouped places: the sums then read one after another."""
+def _by_item(user_at_B, grad_BN, start_CV, start_V, place_P, user_P, grad_P):
+    """User and gradient of each place, by item: the sums then read one after another."""
     from_P, share = grad_BN.ravel(), 1.0 / grad_BN.shape[1]
     for block in prange(BLOCKS):
-        for k in range(block * len(place_P) // BLOCKS, (block + 1) * len(place_P) // BLOCKS):
-            user_P[k], grad_P[k] = user_at_B[_pair(place_P[k], share)], from_P[place_P[k]]
+        for v in range(_first_row(start_V, block), _first_row(start_V, block + 1)):
+            k = start_V[v]
+            for chunk in range(len(start_CV)):
+                for p in place_P[start_CV[chunk, v] : start_CV[chunk, v + 1]]:
+                    user_P[k], grad_P[k] = user_at_B[_pair(p, share)], from_P[p]
+                    k += 1
 
 
 def _users_grad(items_VD, start_V, user_P, grad_P, slices, out_UD):
