@@ -31,7 +31,7 @@ class TrainConfig(Section):
     threads: int = Field(0, ge=0)
     """Threads of each worker on the CPU; 0 shares the cores of the machine among the workers."""
     send_bfloat16: bool = False
-    """Look rows of items up as bfloat16, which halves what travels to the workers. Their gradients stay float32."""
+    """Look items up as bfloat16, which halves what travels to the workers. Their gradients stay float32."""
     checkpoint_every: int = Field(1, ge=1)
     """Epochs between checkpoints; the last epoch always has one."""
     stream: Literal["auto", "ray", "thread"] = "auto"

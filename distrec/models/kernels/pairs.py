@@ -6,8 +6,8 @@ items in their order, and at random only through the users, of which there are f
 cache of a core, where 41,000 items do not fit. The order of each sum is fixed (an item's by the place in the batch, a
 user's by item), so that the number of threads changes no digit.
 
-Measured for B = 1024, N = 800, D = 64, 41,000 items, float32, on a machine whose cache others use too: 27 ms on two cores,
-and 40 where scores and gradients of users go through the pairs and fetch items from all over their table.
+Measured for B = 1024, N = 800, D = 64, 41,000 items, float32, two threads, on a machine whose cache others use too:
+27 ms, and 40 where scores and gradients of users go through the pairs and fetch items from all over their table.
 benchmarks/scores.py has the other ways that lost.
 """
 
