@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from distrec.batch import Batch, from_table, to_table
 
 _BLOCK_BYTES = {"ray": 32 * 2**20, "thread": 2**20}  # a thread hands batches over as they are: few make a block
-_NICE = 10
+_LOWEST = 19  # of priorities; Ray starts its workers at 15, and only a privileged user may go back
 STREAM_CPUS = 0.5  # logical, for the one actor of a stream: it is idle most of the time
 
 
@@ -113,10 +113,10 @@ def _by_thread(source: Source, chunks: Chunks, numbers: range, ahead: int) -> It
 
 
 def _yield_to_others() -> None:
-    """Lowers the priority of this thread: where it shares a core with its trainer, it works while that waits for the
+    """Gives this thread the lowest priority: where it shares a core with its trainer, it works while that waits for the
     other workers, and does not make them wait in turn."""
     if sys.platform == "linux":  # elsewhere a thread has no priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
 
 
 def _by_ray(source: Source, chunks: Chunks, numbers: range, look_ahead_mib: int) -> Iterator[Batch]:
