@@ -39,7 +39,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "job": job.measure,
 }
 _PATIENCE = "how long a repetition may wait, or be made again, until others leave the machine alone"
-_QUICK = ("BPR", "ranking")  # unless others are asked for: each training takes 20 seconds to start
+_QUICK = ("BPR",)  # unless others are asked for: each training takes 20 seconds to start
 
 
 def plot(bench: Bench, file: Path) -> None:
