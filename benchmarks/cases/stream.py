@@ -40,7 +40,7 @@ def rate(bench: Bench, reject: str) -> float:
     epochs = -(-(_POSITIVES // (4 if bench.quick else 1)) // dataset.manifest.train)
     sources = [BatchSource(dataset, config.sampling, 0, _BATCH, worker, _STREAMS) for worker in range(_STREAMS)]
     told = bench.undisturbed(
-        lambda: ray.get([receive.remote(source, epochs, 128) for source in sources])
+        lambda: ray.get([receive.remote(source, epochs, config.train.look_ahead_mib) for source in sources])
     )
     start, end = max(times[len(times) // 4][0] for times in told), min(times[-1][0] for times in told)
     return sum(pairs for times in told for at, pairs in times if start < at <= end) / (end - start)

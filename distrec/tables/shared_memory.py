@@ -80,9 +80,9 @@ def _find(name: str, size: int) -> mmap.mmap | None:
         return None
     try:
         file = os.open(FOLDER / name, os.O_RDWR)
+        try:
+            return mmap.mmap(file, size)
+        finally:
+            os.close(file)
     except OSError:
         return None
-    try:
-        return mmap.mmap(file, size)
-    finally:
-        os.close(file)

@@ -19,7 +19,7 @@ from .ways import by_triton
 @compiling
 def test_a_part_of_the_shared_tests_in_the_interpreter():
     """All of them: make test-triton. A process of its own, as Triton looks at the variable when it is imported."""
-    chosen = "triton and (usual or nothing or less or several or sums_are or layout or outside)"
+    chosen = "triton and (usual or nothing or less or several or one_order or layout or outside)"
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "tests/models", TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout
 
