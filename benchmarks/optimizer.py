@@ -62,10 +62,7 @@ def optimizers(rows: int, scopes: Sequence[str] = SCOPES) -> dict[str, SparseOpt
 
 
 def sparse_steps(rows: int) -> dict[str, Callable[[], Callable[[], object]]]:
-    """A step of each scope, with random unique rows, ascending as training gives them.
-
-    In random order a row's step number is as likely as not in the other core's cache, whatever the scope.
-    """
+    """A step of each scope, with random unique rows, ascending as training gives them."""
     grad_UD = torch.randn(TOUCHED, DIM)
 
     def prepare(optimizer: SparseOptimizer) -> Callable[[], object]:
@@ -153,6 +150,17 @@ def settling(rows: int, count: int) -> Times:
     return rounds({"settle": prepare, "copy": lambda: lambda: copy_VD.copy_(table.stored_VD)}, count)
 
 
+def state(rule: str) -> Row:
+    """Bytes a row that full decay keeps beside the rows and the rule's own accumulators."""
+    rows_VD = torch.zeros(1000, 1)
+    table = Table("items", Plan(1000, 1, 1), 0, rows_VD)
+    decay = DecayConfig(scope="full", strength=0.1)
+    optimizer = SparseOptimizer(table, OptimConfig(rule=rule, decay=decay), total_steps=10**6)
+    kept = [value for value in vars(optimizer._idle).values() if isinstance(value, torch.Tensor) and len(value) == 1000]
+    size = float(sum(value.element_size() for value in kept))
+    return Row(f"state of full decay, {rule}", size, "bytes a row", bar="<= 8", holds=size <= 8)
+
+
 def room_for(arrays: int, rows: int) -> bool:
     """Whether so many arrays of that many rows fit into the memory that is free now, with a reserve."""
     free = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")]
@@ -196,8 +204,7 @@ def measure(quick: bool) -> tuple[list[Row], Times]:
     times, name = settling(1_000_000, 10 if quick else 50), "1,000,000 rows"
     found += [bar_row(f"{name}: settling", times["settle"], "ms"), bar_row(f"{name}: copy", times["copy"], "ms")]
     found.append(bar_row(f"{name}: settling / copy", ratios(times["settle"], times["copy"]), "x", 3))
-    state = float(optimizers(10, ("full",))["full"]._idle.owed.written_V.element_size())
-    found.append(Row("state of full decay", state, "bytes a row", bar="<= 8", holds=state <= 8))
+    found += [state(rule) for rule in ("lazy_adam", "adam")]
     return found, {"rows": [float(size) for size in sizes], **curves}
 
 

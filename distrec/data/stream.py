@@ -70,7 +70,7 @@ def stream(
     Args:
         source: picklable; each call with the same arguments must give the same batches.
         bytes_per_step: rough size of a step, which decides how many make a block.
-        look_ahead_mib: bound on the blocks computed ahead, MiB.
+        look_ahead_mib: bound on the blocks computed ahead, MiB; beside up to three that Ray Data has under way.
         by: who computes them, `ray` (Ray Data, in a process of its own) or `thread` (a thread of this process).
     """
     chunks = Chunks(source.steps, int(np.clip(_BLOCK_BYTES[by] // max(1, bytes_per_step), 1, source.steps)))

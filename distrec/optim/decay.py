@@ -1,13 +1,14 @@
 """Full-table decoupled weight decay at the cost of the touched rows.
 
-With L_t = sum over r <= t of log(1 - lr_r * strength), a row that was up to date after step a is, after step b, the
-stored row times exp(L_b) / exp(L_a): the product of all the steps in between, whatever the schedule. So a step appends
-one number, a row keeps the step at which it was last written, and nobody visits idle rows until they are read, or until
-float64 runs out of exponents: once in 650 / (lr * strength) steps.
+With L_t = sum over r <= t of log(1 - lr_r * strength), decay leaves exp(L_t) of a row after t steps, whatever the
+schedule. Rows are stored in this unit, as w / exp(L): a step of decay makes the unit smaller, and with it every row.
+What a rule then does to a touched row, w <- w - lr x, is done in the same unit, stored <- stored - lr / exp(L) x. So
+decay costs one number a shard, nobody visits a row for it, and no step number is kept for any. (scikit-learn's SGD has
+its one vector of weights like this, its `wscale`.) A read multiplies by the unit. Once it is small, the shard is
+brought back to unit 1 in one sweep: once in 41 / (lr * strength) steps.
 
-In float32, decay of less than about 6e-8 a step leaves a row as it is. Idle rows are safe, as their factors are joined
-in float64 before they meet the row; a row that is touched at each step meets them singly, as in any float32 optimizer,
-and then does not decay at all.
+All decay is joined in float64 before it meets a row. Applied step by step, as other float32 optimizers do, less than
+about 6e-8 a step would leave a row as it is.
 """
 
 import math
@@ -15,7 +16,9 @@ import math
 import torch
 
 from distrec.optim.idle import Idle
-from distrec.optim.kernels.interface import Kernels, Owed
+from distrec.optim.kernels.interface import Kernels
+
+_SMALLEST = 2.0**-60  # unit: stored rows are 2^60 times as large as they are, half of what float32 has room for
 
 
 class Left:
@@ -26,7 +29,7 @@ class Left:
 
     @property
     def exhausted(self) -> bool:
-        """Whether rows must be settled and the count start anew: exp(L) would soon be no normal float64.
+        """Whether rows must be settled and the sum start anew: exp(L) would soon be no normal float64.
 
         A step takes 37 at most, as 1 - lr * strength is 0 or at least 2^-53.
         """
@@ -43,53 +46,33 @@ class Left:
 
 
 class FullDecay(Idle):
-    """What the rows of one shard still owe.
-
-    Costs 4 bytes a row, and 8 bytes for each step since the shard was last settled as a whole. S is the room for them.
-    """
+    """Keeps the rows of one shard in units of what decay has left of them."""
 
     form = "closed form"
 
-    def __init__(self, rows: int, device: torch.device, strength: float, kernels: Kernels) -> None:
-        super().__init__(rows, device)
+    def __init__(self, strength: float, kernels: Kernels) -> None:
         self._strength = strength
         self._kernels = kernels
-        self._left = Left()
-        self._keep(torch.ones(1024, dtype=torch.float64, device=device))  # exp(L_0) is 1
-
-    def begin(self, stored_VD: torch.Tensor, local_U: torch.Tensor, lr: float, t: int) -> Owed:
-        if self._left.exhausted:
-            self.settle_(stored_VD)
-        self.advance(lr)
-        return self.owed  # with this step's decay: all of it in one factor
-
-    def advance(self, lr: float) -> None:
-        """One step has begun at this learning rate: every row owes (1 - lr * strength) more."""
-        self._now += 1
-        if self._now == len(self._left_S):
-            self._keep(torch.cat([self._left_S, torch.ones_like(self._left_S)]))
-        self._entry_S[self._now] = self._left.advance(lr * self._strength)
+        self.mark_settled()
 
     @property
-    def owed(self) -> Owed:
-        """What kernels need to settle a row, or to mark it as settled."""
-        return Owed(self._written_V, self._left_S, self._now)
+    def owes(self) -> bool:
+        return self._unit < 1
+
+    def begin(self, stored_VD: torch.Tensor, local_U: torch.Tensor, lr: float, t: int) -> float:
+        shrink = lr * self._strength
+        if self._unit * (1 - shrink) < _SMALLEST:
+            self.settle_(stored_VD)
+        self._unit = self._left.advance(shrink)
+        return self._unit
 
     def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor) -> torch.Tensor:
-        if not self.owes:
-            return stored_VD.index_select(0, local_U)
-        return self._kernels.read(stored_VD, local_U, self.owed)
+        return self._kernels.read(stored_VD, local_U, self._unit)
 
     def settle_(self, stored_VD: torch.Tensor) -> None:
         if self.owes:
-            self._kernels.settle_(stored_VD, self.owed)
+            self._kernels.scale_(stored_VD, self._unit)
         self.mark_settled()
 
     def mark_settled(self) -> None:
-        super().mark_settled()
-        self._left = Left()
-
-    def _keep(self, left_S: torch.Tensor) -> None:
-        self._left_S = left_S  # exp(L_0) .. exp(L_now), then room to grow
-        # Where it can be had, a view of the same memory: setting one number through torch costs a hundredth of a step.
-        self._entry_S = left_S.numpy() if left_S.device.type == "cpu" else left_S
+        self._left, self._unit = Left(), 1.0

@@ -6,36 +6,29 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from distrec.optim.kernels.interface import Kernels, Owed
+from distrec.optim.kernels.interface import Kernels
 from distrec.tables.init import zeros
 
 _CHUNK = 2**18  # rows that are settled at a time: bounds what is allocated beside the table
 
 
 class Idle(ABC):
-    """What the rows of one shard have missed. Implements `distrec.tables.table.Lazy`; costs 4 bytes a row.
-
-    Steps are counted from when the shard was last settled as a whole.
-    """
+    """What the rows of one shard have missed. Implements `distrec.tables.table.Lazy`."""
 
     form: ClassVar[str]
     """How a row catches up, for people."""
 
-    def __init__(self, rows: int, device: torch.device) -> None:
-        self._written_V = zeros((rows,), torch.int32, device)  # the step of each row
-        self._now = 0
-
     @property
+    @abstractmethod
     def owes(self) -> bool:
         """Whether a step was taken since the whole shard was last settled."""
-        return self._now > 0
 
     @abstractmethod
-    def begin(self, stored_VD: torch.Tensor, local_U: torch.Tensor, lr: float, t: int) -> Owed | None:
+    def begin(self, stored_VD: torch.Tensor, local_U: torch.Tensor, lr: float, t: int) -> float | None:
         """Step `t` of the run begins, which touches these rows (as in `SparseOptimizer.step`).
 
-        Either brings them up to date, so that the step finds them as a dense optimizer would, and marks them as
-        written in it; or returns what they owe with this step's decay, which the step then pays.
+        Either brings them up to date, so that the step finds them as a dense optimizer would, and decays them; or
+        decays all rows at once, and returns the unit that rows are stored in from now on, in which the step moves them.
         """
 
     @abstractmethod
@@ -46,21 +39,28 @@ class Idle(ABC):
     def settle_(self, stored_VD: torch.Tensor) -> None:
         """Brings the whole shard up to date in place, accumulators included, and forgets the past steps."""
 
+    @abstractmethod
     def mark_settled(self) -> None:
         """The whole shard has just been written up to date by somebody else."""
-        self._written_V.zero_()
-        self._now = 0
 
 
 class CatchUp(Idle):
-    """Rows that are brought up to date in place as soon as they are read, as their accumulators move with them."""
+    """Rows that are brought up to date in place as soon as they are read, as their accumulators move with them.
+
+    Costs 4 bytes a row. Steps are counted from when the shard was last settled as a whole.
+    """
 
     def __init__(self, rows: int, device: torch.device, kernels: Kernels, strength: float, l2: bool) -> None:
         """`strength` is that of full decay, 0 without; `l2` says whether it enters through the gradient."""
-        super().__init__(rows, device)
+        self._written_V = zeros((rows,), torch.int32, device)  # the step of each row
+        self._now = 0
         self._kernels = kernels
         self._l2 = strength if l2 else 0.0
         self._shrink = 0.0 if l2 else strength
+
+    @property
+    def owes(self) -> bool:
+        return self._now > 0
 
     @abstractmethod
     def advance(self, lr: float, t: int) -> None:
@@ -91,6 +91,10 @@ class CatchUp(Idle):
             end = min(start + _CHUNK, len(stored_VD))
             self._bring(stored_VD, torch.arange(start, end, device=stored_VD.device))
         self.mark_settled()
+
+    def mark_settled(self) -> None:
+        self._written_V.zero_()
+        self._now = 0
 
     def _bring(self, stored_VD: torch.Tensor, local_U: torch.Tensor) -> None:
         if self.owes and len(local_U):

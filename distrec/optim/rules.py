@@ -48,6 +48,8 @@ class Rule(ABC):
     def numbers(self, lr: float, t: int) -> tuple[float, ...]:
         """What a step needs beside tensors, in the order in which `update` takes it.
 
+        The row must move in proportion to `lr`, and accumulators must not depend on it.
+
         Args:
             lr: the learning rate of this step.
             t: the step of the run, 1-based, also counting those that did not touch a row.

@@ -53,7 +53,7 @@ class SparseOptimizer:
         if rule.moves_idle or (strength > 0 and l2 and not rule.l2_is_decoupled):
             return Replay(rule, stored_VD, self._kernels, strength, l2)
         if strength > 0:
-            return FullDecay(len(stored_VD), stored_VD.device, strength, self._kernels)
+            return FullDecay(strength, self._kernels)
         return None
 
     @property
@@ -87,15 +87,16 @@ class SparseOptimizer:
         if isinstance(self._kernels, Bfloat16Kernels):
             self._kernels.step = self._t
         lr = learning_rate(self._config.schedule, self._config.lr, self._t, self._total_steps)
-        owed = None if self._idle is None else self._idle.begin(stored_VD, local_U, lr, self._t)
-        decay = self._decay(lr) if owed is None else Decay(owed=owed)
+        unit = None if self._idle is None else self._idle.begin(stored_VD, local_U, lr, self._t)
+        decay = self._decay(lr) if unit is None else Decay()
         if len(local_U) > 0:
-            self._kernels.step_(stored_VD, local_U, grad_UD, decay, self._rule, self._rule.numbers(lr, self._t))
+            numbers = self._rule.numbers(lr if unit is None else lr / unit, self._t)
+            self._kernels.step_(stored_VD, local_U, grad_UD, decay, self._rule, numbers)
         if self._sweep:
             self._table.settle()
 
     def _decay(self, lr: float) -> Decay:
-        """How the touched rows, which owe nothing, decay at a step."""
+        """How the touched rows, if they are up to date, decay at a step."""
         if self._config.decay.scope == "none":
             return Decay()
         if self._config.decay.coupling == "l2":

@@ -31,7 +31,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> t
 
     On the host they lie in huge pages, where the system gives them on request: numpy asks for them, from 4 MiB on, and
     torch does not. Without them touching rows all over a table of 10 million waits for the page tables
-    (benchmarks/optimizer.py: twice as long), and so does reading the step numbers of a million rows.
+    (benchmarks/optimizer.py: twice as long).
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -39,7 +39,8 @@ class TrainConfig(Section):
     worker; auto, a thread where each pair has many negatives of its own, and Ray Data elsewhere. The batches are the
     same."""
     look_ahead_mib: int = Field(32, ge=16)
-    """Bound on the batches that are prepared ahead of each worker, MiB."""
+    """Bound on the batches that are prepared ahead of each worker, MiB; with Ray Data, beside up to three blocks of
+    32 MiB that are under way."""
 
 
 class RunConfig(Section):

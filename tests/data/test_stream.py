@@ -1,5 +1,6 @@
 """Batches through Ray Data equal the batches computed here, bit for bit and in order, for 1, 2 and 4 workers."""
 
+import contextlib
 import itertools
 import threading
 import time
@@ -102,11 +103,15 @@ class Counting:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("by", ["ray", "thread"])
-def test_the_look_ahead_is_bounded(ray, tmp_path, by):
-    """Nobody takes batches: the stream stops at its bound (16 steps of 4 MiB), not at the end (200 steps)."""
+def test_the_look_ahead_is_bounded(ray, tmp_path, monkeypatch, by):
+    """Nobody takes batches: the stream stops at its bound (16 steps of 4 MiB, and blocks under way), not at the
+    end (200 steps)."""
+    monkeypatch.setitem(stream_module._BLOCK_BYTES, "ray", 8 * 2**20)
     source = Counting(tmp_path / "asked")
     batches = stream(source, 0, 1, 4 * 2**20, look_ahead_mib=64, by=by)
-    next(batches)
-    time.sleep(4)
-    assert 4 <= len(source.file.read_text().splitlines()) <= 32
-    assert [b.step for b in batches] == list(range(1, 200))
+    # Closed even if the test fails: an execution that outlives its Ray ends the process.
+    with contextlib.closing(batches):
+        next(batches)
+        time.sleep(4)
+        assert 4 <= len(source.file.read_text().splitlines()) <= 32
+        assert [b.step for b in batches] == list(range(1, 200))

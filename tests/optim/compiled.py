@@ -7,7 +7,7 @@ import torch
 
 from distrec.optim.config import OptimConfig
 from distrec.optim.kernels.gpu import _REPLAYS, TritonKernels
-from distrec.optim.kernels.interface import Decay, Owed, Past
+from distrec.optim.kernels.interface import Decay, Past
 from distrec.optim.rules import RULES
 
 from ..absent_gpu import arithmetic_is_exact, compile_for
@@ -17,18 +17,14 @@ HOST_NUMBERS = {"lr", "momentum", "beta1", "beta2", "eps", "shrink", "l2", "log_
 
 
 def call_all(dtype: torch.dtype) -> None:
-    """Each kernel, for each rule, with and without decay owed."""
+    """Each kernel, for each rule."""
     kernels, local_U = TritonKernels(), torch.arange(U)
     stored_VD, grad_UD = torch.ones(V, D, dtype=dtype), torch.ones(U, D, dtype=dtype)
-    owed = Owed(torch.zeros(V, dtype=torch.int32), torch.ones(4, dtype=torch.float64), 3)
     # Row numbers are checked on CPU tensors before a launch, so these are of rows that exist.
-    kernels.read(stored_VD, local_U, owed)
-    kernels.settle_(stored_VD, owed)
     kernels.mix_(stored_VD, torch.ones_like(stored_VD), local_U, torch.ones(4, U, dtype=torch.float64))
     for name in RULES:
         rule = RULES[name](stored_VD, OptimConfig(rule=name))
-        for decay in (Decay(), Decay(owed=owed)):
-            kernels.step_(stored_VD, local_U, grad_UD, decay, rule, rule.numbers(0.1, 3))
+        kernels.step_(stored_VD, local_U, grad_UD, Decay(), rule, rule.numbers(0.1, 3))
         if type(rule) in _REPLAYS:
             numbers_CS = torch.ones(2 + len(rule.numbers(0.1, 3)), 8, dtype=torch.float64)
             kernels.replay_(stored_VD, local_U, torch.zeros(U, dtype=torch.int32), Past(numbers_CS, 5, 3, 0.1, 0), rule)
@@ -40,7 +36,7 @@ def check(kernel, ptx: str) -> None:
     narrow = {argument for argument in HOST_NUMBERS & signature.keys() if signature[argument] != "fp64"}
     assert not narrow, f"{name} takes {narrow} in float32"
     arithmetic_is_exact(name, ptx, r"fma\S*\.f32" if name == "replay_adam" else "fma")  # its exp, in float64, has some
-    assert name == "settle" or "__assertfail" in ptx, f"{name} does not check row numbers"
+    assert "__assertfail" in ptx, f"{name} does not check row numbers"
     assert kernel.asm["cubin"], name
 
 

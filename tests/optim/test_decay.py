@@ -7,15 +7,21 @@ import torch
 
 from distrec.optim.decay import FullDecay
 from distrec.optim.kernels.choose import kernels_for
+from distrec.optim.rules import RULES
 
 from .cases import DIM, KERNELS, batches, config, start, table_of
 
-CPU = torch.device("cpu")
 pytestmark = pytest.mark.parametrize("kernels", KERNELS)
+NONE = torch.zeros(0, dtype=torch.int64)
 
 
-def owing(rows: int, strength: float, kernels: str) -> FullDecay:
-    return FullDecay(rows, CPU, strength, kernels_for(kernels, table_of(torch.zeros(1, 1))))
+def owing(strength: float, kernels: str) -> FullDecay:
+    return FullDecay(strength, kernels_for(kernels, table_of(torch.zeros(1, 1))))
+
+
+def advance(decay: FullDecay, lr: float) -> None:
+    """A step that touches nothing, and must not visit a row either: there are none."""
+    decay.begin(torch.zeros(0, 1), NONE, lr, 1)
 
 
 def test_settling_the_shard_gives_exactly_what_a_read_gave(kernels):
@@ -31,18 +37,18 @@ def test_settling_the_shard_gives_exactly_what_a_read_gave(kernels):
 
 
 def test_reading_leaves_what_it_was_given(kernels):
-    decay, rows_VD = owing(2, 1.0, kernels), torch.ones(2, DIM)
-    decay.advance(0.5)
+    decay, rows_VD = owing(1.0, kernels), torch.ones(2, DIM)
+    advance(decay, 0.5)
     assert torch.equal(decay.read(rows_VD, torch.tensor([1, 0])), torch.full((2, DIM), 0.5))
     assert torch.equal(rows_VD, torch.ones(2, DIM))
 
 
-def test_rebasing_forgets_the_steps_and_nothing_else(kernels):
+def test_a_new_unit_forgets_the_steps_and_nothing_else(kernels):
     """Rows of ones show the factor. Settling in between may cost a rounding, and must not pay twice or lose a step."""
     rates = [0.1 * (1 + math.sin(k)) for k in range(50)]
-    decay, rows_VD = owing(3, 0.5, kernels), torch.ones(3, 1, dtype=torch.float64)
+    decay, rows_VD = owing(0.5, kernels), torch.ones(3, 1, dtype=torch.float64)
     for k, lr in enumerate(rates):
-        decay.advance(lr)
+        advance(decay, lr)
         if k % 7 == 6:
             decay.settle_(rows_VD)
             assert not decay.owes
@@ -53,43 +59,45 @@ def test_rebasing_forgets_the_steps_and_nothing_else(kernels):
     )
 
 
-def test_the_past_grows_past_their_first_room_and_shrink_to_nothing_when_settled(kernels):
-    decay, rows_VD = owing(2, 1.0, kernels), torch.ones(2, 1, dtype=torch.float64)
-    for _ in range(3000):
-        decay.advance(1e-4)
-        if decay.owed.now == 1500:
-            rows_VD[0] = decay.read(rows_VD, torch.tensor([0]))
-            decay.owed.written_V[0] = 1500
-    expected = torch.full((2, 1), (1 - 1e-4) ** 3000, dtype=torch.float64)
-    torch.testing.assert_close(decay.read(rows_VD, torch.arange(len(rows_VD))), expected, rtol=1e-12, atol=0)
-    room = len(decay.owed.left_S)
-    for _ in range(3):
-        decay.mark_settled()
-        for _ in range(2000):
-            decay.advance(1e-4)
-    assert len(decay.owed.left_S) == room, "a run that settles now and then must not need more and more room"
+@pytest.mark.parametrize("shrink", [0.01, 0.5, 0.999, 1 - 2**-53])
+def test_the_unit_never_gets_too_small_for_float32(kernels, shrink):
+    """The shard is swept before that, and only then: not at each step."""
+    decay, rows_VD, sweeps = owing(1.0, kernels), torch.ones(2, 1, dtype=torch.float64), 0
+    for step in range(5000):
+        stored_VD = rows_VD.clone()
+        unit = decay.begin(rows_VD, NONE, shrink, step + 1)
+        assert 2.0**-60 <= unit < 1
+        sweeps += int(not torch.equal(stored_VD, rows_VD))
+        rows_VD.clamp_(min=1e-200)  # a row of zeros would not show a sweep
+    least = int(5000 * -math.log2(1 - shrink) / 60)
+    assert least - 1 <= sweeps <= least * 60 / (60 + math.log2(1 - shrink)) + 1
 
 
 def test_long_sums_lose_nothing(kernels):
     """100,000 steps: a plain running sum is off by 1e-13 here."""
-    decay, terms = owing(1, 1.0, kernels), []
+    decay, terms = owing(1.0, kernels), []
     for k in range(100_000):
         lr = 1e-4 * (1 + math.sin(k))
-        decay.advance(lr)
+        advance(decay, lr)
         terms.append(math.log1p(-lr))
     factor = decay.read(torch.ones(1, 1, dtype=torch.float64), torch.tensor([0])).item()
     assert factor == pytest.approx(math.exp(math.fsum(terms)), rel=1e-14, abs=0)
 
 
-def test_float32_rows_get_factors_joined_in_float64(kernels):
-    """One step of 1e-9 is no step at all in float32; a hundred thousand of them are 1e-4."""
-    decay = owing(1, 1e-6, kernels)
-    for _ in range(100_000):
-        decay.advance(1e-3)
-    assert decay.read(torch.ones(1, 1), torch.tensor([0])).item() == pytest.approx(math.exp(-1e-4), rel=1e-7)
+@pytest.mark.parametrize("touched", [[], [0]])
+def test_float32_rows_get_factors_joined_in_float64(kernels, touched):
+    """One step of 1e-9 is no step at all in float32; a hundred thousand of them are 1e-4, for a touched row too."""
+    table, optimizer = start(config("sgd", "full", lr=1e-3, shrink=1e-9, kernels=kernels), torch.ones(1, 1))
+    steps = 2_000 if kernels == "triton" else 100_000
+    rows_U = torch.tensor(touched, dtype=torch.int64)
+    for _ in range(steps):
+        optimizer.step(rows_U, torch.zeros(len(touched), 1))
+    assert table.read(torch.tensor([0])).item() == pytest.approx(math.exp(-1e-9 * steps), rel=1e-7)
 
 
-def test_at_most_eight_bytes_a_row(kernels):
-    decay = owing(1000, 1.0, kernels)
-    per_row = [t for t in vars(decay).values() if isinstance(t, torch.Tensor) and len(t) == 1000]
-    assert sum(t.element_size() for t in per_row) <= 8
+@pytest.mark.parametrize("rule", RULES)
+def test_at_most_eight_bytes_a_row(kernels, rule):
+    _, optimizer = start(config(rule, "full", kernels=kernels), torch.zeros(1000, 1))
+    per_row = [t for t in vars(optimizer._idle).values() if isinstance(t, torch.Tensor) and len(t) == 1000]
+    slots = {slot.data_ptr() for slot in optimizer._rule.slots.values()}
+    assert sum(t.element_size() for t in per_row if t.data_ptr() not in slots) <= 8

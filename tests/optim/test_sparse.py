@@ -183,9 +183,9 @@ def test_more_decay_than_float64_has_exponents_for(kernels):
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_decay_comes_before_the_rule(kernels):
     """By hand: the row decays, then the gradient moves it, and the move itself is not decayed."""
-    table, optimizer = start(config(scope="full", lr=0.5, shrink=0.25, kernels=kernels), torch.ones(2, 1))
+    table, optimizer = start(config(scope="full", lr=0.25, shrink=0.5, kernels=kernels), torch.ones(2, 1))
     optimizer.step(torch.tensor([0]), torch.ones(1, 1))
-    assert table.read(torch.tensor([0, 1])).tolist() == [[0.75 - 0.5], [0.75]]
+    assert table.read(torch.tensor([0, 1])).tolist() == [[0.5 - 0.25], [0.5]]
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

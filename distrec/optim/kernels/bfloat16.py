@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from distrec.optim.kernels.interface import Decay, Kernels, Owed, Past
+from distrec.optim.kernels.interface import Decay, Kernels, Past
 from distrec.optim.rules import Rule
 
 _CHUNK = 2**18  # rows
@@ -26,16 +26,13 @@ class Bfloat16Kernels:
         self.step = 0
         """The step of the run, which keys the rounding; kept by the optimizer."""
 
-    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor, owed: Owed) -> torch.Tensor:
-        rows_UD = stored_VD.index_select(0, local_U).float()
-        return self._inner.read(rows_UD, _places(local_U), _of_rows(owed, local_U))
+    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor, factor: float) -> torch.Tensor:
+        return stored_VD.index_select(0, local_U).float().mul_(factor)
 
-    def settle_(self, stored_VD: torch.Tensor, owed: Owed) -> None:
+    def scale_(self, stored_VD: torch.Tensor, factor: float) -> None:
         for start in range(0, len(stored_VD), _CHUNK):
-            end = min(start + _CHUNK, len(stored_VD))
-            rows_UD = stored_VD[start:end].float()
-            self._inner.settle_(rows_UD, owed._replace(written_V=owed.written_V[start:end]))
-            self._put_rows_back(stored_VD, torch.arange(start, end, device=stored_VD.device), rows_UD)
+            local_U = torch.arange(start, min(start + _CHUNK, len(stored_VD)), device=stored_VD.device)
+            self._put_rows_back(stored_VD, local_U, self.read(stored_VD, local_U, factor))
 
     def step_(
         self,
@@ -47,9 +44,6 @@ class Bfloat16Kernels:
         numbers: tuple[float, ...],
     ) -> None:
         rows_UD, part = stored_VD.index_select(0, local_U).float(), rule.of_rows(local_U)
-        if decay.owed is not None:
-            owed, decay = decay.owed, decay._replace(owed=_of_rows(decay.owed, local_U))
-            owed.written_V.index_fill_(0, local_U, owed.now)
         self._inner.step_(rows_UD, _places(local_U), grad_UD, decay, part, numbers)
         self._put_back(stored_VD, local_U, rows_UD, rule, part)
 
@@ -99,7 +93,3 @@ def round_(rows_UD: torch.Tensor, ids_U: torch.Tensor, step: int) -> torch.Tenso
 
 def _places(local_U: torch.Tensor) -> torch.Tensor:
     return torch.arange(len(local_U), device=local_U.device)
-
-
-def _of_rows(owed: Owed, local_U: torch.Tensor) -> Owed:
-    return owed._replace(written_V=owed.written_V.index_select(0, local_U))

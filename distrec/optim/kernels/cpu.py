@@ -3,26 +3,23 @@
 A row is the work of one thread and its arithmetic has one order, so the number of threads changes no digit.
 """
 
-import numpy as np
 import torch
 
 from distrec.compiled.launch import Loop
 from distrec.compiled.launch import run as _run
 from distrec.optim.kernels import loops
-from distrec.optim.kernels.interface import Decay, Owed, Past
+from distrec.optim.kernels.interface import Decay, Past
+from distrec.optim.kernels.reference import ReferenceKernels
 from distrec.optim.rules import SGD, Adagrad, Adam, LazyAdam, Momentum, RowwiseAdagrad, Rule
 
 
-class NumbaKernels:
-    """Implements `interface.Kernels` with as many threads as torch uses."""
+class NumbaKernels(ReferenceKernels):
+    """Implements `interface.Kernels` with as many threads as torch uses; `scale_` is the reference's."""
 
-    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor, owed: Owed) -> torch.Tensor:
+    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor, factor: float) -> torch.Tensor:
         rows_UD = stored_VD.new_empty(len(local_U), stored_VD.shape[1])
-        _run(loops.READ, stored_VD.numpy(), local_U.numpy(), *_arrays(owed), rows_UD.numpy())
+        _run(loops.READ, stored_VD.numpy(), local_U.numpy(), factor, rows_UD.numpy())
         return rows_UD
-
-    def settle_(self, stored_VD: torch.Tensor, owed: Owed) -> None:
-        _run(loops.SETTLE, stored_VD.numpy(), *_arrays(owed))
 
     def step_(
         self,
@@ -42,7 +39,6 @@ class NumbaKernels:
             *numbers,
             decay.shrink,
             decay.l2,
-            *(_NOTHING_OWED if decay.owed is None else _arrays(decay.owed)),
         )
 
     def claim(self, local_U: torch.Tensor, written_V: torch.Tensor, now: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,8 +80,3 @@ _REPLAYS: dict[type[Rule], Loop] = {
     LazyAdam: loops.REPLAY_ADAM,
     Adam: loops.REPLAY_ADAM,
 }
-_NOTHING_OWED = (np.zeros(0, np.int32), np.ones(1), 0)
-
-
-def _arrays(owed: Owed) -> tuple[np.ndarray, np.ndarray, int]:
-    return owed.written_V.numpy(), owed.left_S.numpy(), owed.now

@@ -8,7 +8,7 @@ import triton
 
 from distrec.compiled.gpu import OPTIONS, aligned
 from distrec.optim.kernels import programs
-from distrec.optim.kernels.interface import Decay, Owed, Past
+from distrec.optim.kernels.interface import Decay, Past
 from distrec.optim.kernels.reference import ReferenceKernels
 from distrec.optim.rules import SGD, Adagrad, Adam, LazyAdam, Momentum, RowwiseAdagrad, Rule
 
@@ -16,21 +16,14 @@ _ELEMENTS = 512  # of one program, as far as whole rows allow
 
 
 class TritonKernels(ReferenceKernels):
-    """Implements `interface.Kernels` for one shard; `claim`, whose result has no size known before, is the reference's.
+    """Implements `interface.Kernels` for one shard. The reference's are `claim`, whose result has no size known before,
+    and what torch does in an operation or two.
 
     A row is the work of one program and its arithmetic has one order, whatever else is in the batch.
     """
 
     def __init__(self) -> None:
         self._mirror = _Mirror()
-
-    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor, owed: Owed) -> torch.Tensor:
-        rows_UD = stored_VD.new_empty(len(local_U), stored_VD.shape[1])
-        _run(programs.read, stored_VD, local_U, *owed, rows_UD)
-        return rows_UD
-
-    def settle_(self, stored_VD: torch.Tensor, owed: Owed) -> None:
-        _launch(programs.settle, len(stored_VD), stored_VD, len(stored_VD), *owed)
 
     def step_(
         self,
@@ -50,8 +43,6 @@ class TritonKernels(ReferenceKernels):
             *numbers,
             decay.shrink,
             decay.l2,
-            *(decay.owed or (None, None, 0)),
-            OWED=decay.owed is not None,
         )
 
     def replay_(

@@ -2,12 +2,9 @@
 `Rule.slots`, the numbers in the order of `Rule.numbers`, then `Decay` spelled out; arrays are contiguous.
 
 Arithmetic is in the dtype of the rows, hence the many casts: a float64 scalar would turn all of it to float64.
-A step that owes nothing is given an empty written_V.
 
-What limits them is waiting for memory, so rows are asked for some places ahead, and the factors of a block of rows are
-found before its first row is touched: the wait for one row's step number then does not hold up another row.
-Measured on 70,000 rows and one thread (6,000 touched, D = 64, lazy_adam): prefetching took a fifth off a step and, with
-a division in place of an exponential a row, brought full decay from 1.4 to about 1.1 times in_batch.
+What limits them is waiting for memory, so rows are asked for some places ahead. Measured on 70,000 rows and one thread
+(6,000 touched, D = 64, lazy_adam): prefetching took a fifth off a step.
 """
 
 import math
@@ -18,7 +15,7 @@ from numba import njit, prange
 from distrec.compiled.instructions import LINE, prefetch
 from distrec.compiled.launch import loop as _loop
 
-BLOCK = 64  # rows; their factors stay in cache
+BLOCK = 64  # rows
 AHEAD = 6  # rows
 
 
@@ -40,49 +37,18 @@ def _ahead(rows_VD, local_U, u):
 
 
 @njit
-def _factor(written_V, left_S, now, row):
-    return left_S[now] / left_S[written_V[row]]
-
-
-@njit
-def _pay(local_U, places, shrink, written_V, left_S, now, keep_U):
-    """What decay leaves of each touched row of a block, after which these rows owe nothing."""
-    if len(written_V) == 0:
-        for u in places:
-            keep_U[u] = shrink
-        return
-    shrink *= left_S[now]
-    for u in places:  # one loop: asking first and paying in a second one takes twice as long
-        if u + BLOCK < len(local_U):  # for the next block
-            prefetch(written_V, local_U[u + BLOCK], 0)
-        row = local_U[u]
-        keep_U[u] = shrink / left_S[written_V[row]]
-        written_V[row] = now
-
-
-@njit
 def _places(block, local_U):
     return range(block * BLOCK, min((block + 1) * BLOCK, len(local_U)))
 
 
-def _read(stored_VD, local_U, written_V, left_S, now, rows_UD):
+def _read(stored_VD, local_U, factor, rows_UD):
+    factor = stored_VD.dtype.type(factor)
     for block in prange(_checked(local_U, len(stored_VD))):
         for u in _places(block, local_U):
-            prefetch(written_V, local_U[u], 0)
-        for u in _places(block, local_U):
             _ahead(stored_VD, local_U, u)
-            factor = stored_VD.dtype.type(_factor(written_V, left_S, now, local_U[u]))
             w_D, out_D = stored_VD[local_U[u]], rows_UD[u]
             for d in range(len(w_D)):
                 out_D[d] = factor * w_D[d]
-
-
-def _settle(stored_VD, written_V, left_S, now):
-    for row in prange(len(stored_VD)):
-        factor = stored_VD.dtype.type(_factor(written_V, left_S, now, row))
-        w_D = stored_VD[row]
-        for d in range(len(w_D)):
-            w_D[d] *= factor
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -175,70 +141,60 @@ def _adam_row(w_D, g_D, m_D, v_D, lr, rest1, beta2, rest2, eps, keep, l2):
         w_D[d] = keep * w_D[d] - lr * m / (math.sqrt(v) + eps)
 
 
-def _sgd(stored_VD, local_U, grad_UD, lr, shrink, l2, written_V, left_S, now):
+def _sgd(stored_VD, local_U, grad_UD, lr, keep, l2):
     real = stored_VD.dtype.type
-    lr, l2 = real(lr), real(l2)
-    keep_U = np.empty(len(local_U), stored_VD.dtype)
+    lr, keep, l2 = real(lr), real(keep), real(l2)
     for block in prange(_checked(local_U, len(stored_VD))):
-        _pay(local_U, _places(block, local_U), shrink, written_V, left_S, now, keep_U)
         for u in _places(block, local_U):
             _ahead(stored_VD, local_U, u)
-            _sgd_row(stored_VD[local_U[u]], grad_UD[u], lr, keep_U[u], l2)
+            _sgd_row(stored_VD[local_U[u]], grad_UD[u], lr, keep, l2)
 
 
-def _momentum(stored_VD, local_U, grad_UD, buffer_VD, lr, momentum, shrink, l2, written_V, left_S, now):
+def _momentum(stored_VD, local_U, grad_UD, buffer_VD, lr, momentum, keep, l2):
     real = stored_VD.dtype.type
-    lr, momentum, l2 = real(lr), real(momentum), real(l2)
-    keep_U = np.empty(len(local_U), stored_VD.dtype)
+    lr, momentum, keep, l2 = real(lr), real(momentum), real(keep), real(l2)
     for block in prange(_checked(local_U, len(stored_VD))):
-        _pay(local_U, _places(block, local_U), shrink, written_V, left_S, now, keep_U)
         for u in _places(block, local_U):
             _ahead(stored_VD, local_U, u)
             _ahead(buffer_VD, local_U, u)
             row = local_U[u]
-            _momentum_row(stored_VD[row], grad_UD[u], buffer_VD[row], lr, momentum, keep_U[u], l2)
+            _momentum_row(stored_VD[row], grad_UD[u], buffer_VD[row], lr, momentum, keep, l2)
 
 
-def _adagrad(stored_VD, local_U, grad_UD, sum_VD, lr, eps, shrink, l2, written_V, left_S, now):
+def _adagrad(stored_VD, local_U, grad_UD, sum_VD, lr, eps, keep, l2):
     real = stored_VD.dtype.type
-    lr, eps, l2 = real(lr), real(eps), real(l2)
-    keep_U = np.empty(len(local_U), stored_VD.dtype)
+    lr, eps, keep, l2 = real(lr), real(eps), real(keep), real(l2)
     for block in prange(_checked(local_U, len(stored_VD))):
-        _pay(local_U, _places(block, local_U), shrink, written_V, left_S, now, keep_U)
         for u in _places(block, local_U):
             _ahead(stored_VD, local_U, u)
             _ahead(sum_VD, local_U, u)
             row = local_U[u]
-            _adagrad_row(stored_VD[row], grad_UD[u], sum_VD[row], lr, eps, keep_U[u], l2)
+            _adagrad_row(stored_VD[row], grad_UD[u], sum_VD[row], lr, eps, keep, l2)
 
 
-def _rowwise_adagrad(stored_VD, local_U, grad_UD, sum_V, lr, eps, shrink, l2, written_V, left_S, now):
+def _rowwise_adagrad(stored_VD, local_U, grad_UD, sum_V, lr, eps, keep, l2):
     real = stored_VD.dtype.type
-    lr, eps, l2 = real(lr), real(eps), real(l2)
-    keep_U = np.empty(len(local_U), stored_VD.dtype)
+    lr, eps, keep, l2 = real(lr), real(eps), real(keep), real(l2)
     for block in prange(_checked(local_U, len(stored_VD))):
-        _pay(local_U, _places(block, local_U), shrink, written_V, left_S, now, keep_U)
         for u in _places(block, local_U):
             prefetch(sum_V, local_U[u], 0)
         for u in _places(block, local_U):
             _ahead(stored_VD, local_U, u)
             row = local_U[u]
-            sum_V[row] = _rowwise_adagrad_row(stored_VD[row], grad_UD[u], sum_V[row], lr, eps, keep_U[u], l2)
+            sum_V[row] = _rowwise_adagrad_row(stored_VD[row], grad_UD[u], sum_V[row], lr, eps, keep, l2)
 
 
-def _adam(stored_VD, local_U, grad_UD, m_VD, v_VD, lr, beta1, beta2, eps, shrink, l2, written_V, left_S, now):
+def _adam(stored_VD, local_U, grad_UD, m_VD, v_VD, lr, beta1, beta2, eps, keep, l2):
     real = stored_VD.dtype.type
     rest1, rest2 = real(1 - beta1), real(1 - beta2)  # of beta2 in float32, 1 - 0.999 would be off by 1e-5
-    lr, beta2, eps, l2 = real(lr), real(beta2), real(eps), real(l2)
-    keep_U = np.empty(len(local_U), stored_VD.dtype)
+    lr, beta2, eps, keep, l2 = real(lr), real(beta2), real(eps), real(keep), real(l2)
     for block in prange(_checked(local_U, len(stored_VD))):
-        _pay(local_U, _places(block, local_U), shrink, written_V, left_S, now, keep_U)
         for u in _places(block, local_U):
             _ahead(stored_VD, local_U, u)
             _ahead(m_VD, local_U, u)
             _ahead(v_VD, local_U, u)
             row = local_U[u]
-            _adam_row(stored_VD[row], grad_UD[u], m_VD[row], v_VD[row], lr, rest1, beta2, rest2, eps, keep_U[u], l2)
+            _adam_row(stored_VD[row], grad_UD[u], m_VD[row], v_VD[row], lr, rest1, beta2, rest2, eps, keep, l2)
 
 
 def _replay_adagrad(stored_VD, rows_K, since_K, sum_VD, numbers_CS, now, span, l2):
@@ -280,7 +236,7 @@ def _replay_adam(stored_VD, rows_K, since_K, m_VD, v_VD, numbers_CS, now, span, 
                 v_D[d] *= fade2
 
 
-READ, SETTLE, MIX = _loop(_read), _loop(_settle), _loop(_mix)
+READ, MIX = _loop(_read), _loop(_mix)
 SGD, MOMENTUM, ADAGRAD, ROWWISE_ADAGRAD, ADAM = (
     _loop(_sgd),
     _loop(_momentum),

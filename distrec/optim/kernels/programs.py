@@ -40,12 +40,6 @@ def _elements(row_R, here_R, D: tl.constexpr, PAD: tl.constexpr):
 
 
 @triton.jit
-def _factor(since_R, here_R, left, now):
-    """What decay leaves of each row, float64."""
-    return tl.load(left + now) / tl.load(left + since_R, mask=here_R, other=1.0)
-
-
-@triton.jit
 def _start(
     stored,
     local,
@@ -53,48 +47,18 @@ def _start(
     rows,
     grad,
     l2,
-    written,
     D: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
-    OWED: tl.constexpr,
 ):
-    """What all rules begin with: (row numbers, which are there, when written, offsets, which are there, rows,
-    gradients with their penalty)."""
+    """What all rules begin with: (row numbers, which are there, offsets, which are there, rows, gradients with their
+    penalty)."""
     place_R, row_R, here_R = _find(local, count, rows, ROWS)
-    if OWED:
-        since_R = tl.load(written + row_R, mask=here_R, other=0)
-    else:
-        since_R = row_R  # nobody looks
     at_RD, mask_RD = _elements(row_R, here_R, D, PAD)
     grad_RD, _ = _elements(place_R, here_R, D, PAD)
     w_RD = tl.load(stored + at_RD, mask=mask_RD, other=0.0)
     g_RD = tl.load(grad + grad_RD, mask=mask_RD, other=0.0)
-    return row_R, here_R, since_R, at_RD, mask_RD, w_RD, g_RD + tl.full([], l2, w_RD.dtype) * w_RD
-
-
-@triton.jit
-def _pay(
-    row_R,
-    here_R,
-    since_R,
-    shrink,
-    written,
-    left,
-    now,
-    real: tl.constexpr,
-    ROWS: tl.constexpr,
-    OWED: tl.constexpr,
-):
-    """What decay leaves of each row, (R, 1), after which these rows owe nothing. Called when all that a program needs
-    from memory has been asked for, as it is the first to wait."""
-    if OWED:
-        keep_R = (shrink * _factor(since_R, here_R, left, now)).to(real)
-        tl.debug_barrier()  # several threads may hold one row's `since`: all must have read it before one writes
-        tl.store(written + row_R, tl.full([ROWS], now, tl.int32), mask=here_R)
-    else:
-        keep_R = tl.full([ROWS], shrink, real)
-    return keep_R[:, None]
+    return row_R, here_R, at_RD, mask_RD, w_RD, g_RD + tl.full([], l2, w_RD.dtype) * w_RD
 
 
 @triton.jit
@@ -136,28 +100,6 @@ def _adam(w_RD, g_RD, m_RD, v_RD, lr, rest1, beta2, rest2, eps, keep):
 
 
 @_program
-def read(stored, local, count, rows, written, left, now, out, D: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr):
-    place_R, row_R, here_R = _find(local, count, rows, ROWS)
-    at_RD, mask_RD = _elements(row_R, here_R, D, PAD)
-    to_RD, _ = _elements(place_R, here_R, D, PAD)
-    since_R = tl.load(written + row_R, mask=here_R, other=0)
-    w_RD = tl.load(stored + at_RD, mask=mask_RD)
-    factor_R = _factor(since_R, here_R, left, now).to(stored.dtype.element_ty)
-    tl.store(out + to_RD, factor_R[:, None] * w_RD, mask=mask_RD)
-
-
-@_program
-def settle(stored, rows, written, left, now, D: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr):
-    row_R = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    here_R = row_R < rows
-    at_RD, mask_RD = _elements(row_R, here_R, D, PAD)
-    since_R = tl.load(written + row_R, mask=here_R, other=0)
-    w_RD = tl.load(stored + at_RD, mask=mask_RD)
-    factor_R = _factor(since_R, here_R, left, now).to(stored.dtype.element_ty)
-    tl.store(stored + at_RD, factor_R[:, None] * w_RD, mask=mask_RD)
-
-
-@_program
 def mix(stored, local, count, rows, buffer, maps, D: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr):
     """`maps` in the dtype of the rows."""
     place_R, row_R, here_R = _find(local, count, rows, ROWS)
@@ -181,19 +123,13 @@ def sgd(
     lr: tl.float64,
     shrink: tl.float64,
     l2: tl.float64,
-    written,
-    left,
-    now,
     D: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
-    OWED: tl.constexpr,
 ):
-    row_R, here_R, since_R, at_RD, mask_RD, w_RD, g_RD = _start(
-        stored, local, count, rows, grad, l2, written, D, PAD, ROWS, OWED
-    )
+    row_R, here_R, at_RD, mask_RD, w_RD, g_RD = _start(stored, local, count, rows, grad, l2, D, PAD, ROWS)
     real = w_RD.dtype
-    keep = _pay(row_R, here_R, since_R, shrink, written, left, now, real, ROWS, OWED)
+    keep = tl.full([], shrink, real)
     w_RD = keep * w_RD - tl.full([], lr, real) * g_RD
     tl.store(stored + at_RD, w_RD, mask=mask_RD)
 
@@ -210,20 +146,14 @@ def momentum(
     momentum: tl.float64,
     shrink: tl.float64,
     l2: tl.float64,
-    written,
-    left,
-    now,
     D: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
-    OWED: tl.constexpr,
 ):
-    row_R, here_R, since_R, at_RD, mask_RD, w_RD, g_RD = _start(
-        stored, local, count, rows, grad, l2, written, D, PAD, ROWS, OWED
-    )
+    row_R, here_R, at_RD, mask_RD, w_RD, g_RD = _start(stored, local, count, rows, grad, l2, D, PAD, ROWS)
     real = w_RD.dtype
     b_RD = tl.load(buffer + at_RD, mask=mask_RD, other=0.0)
-    keep = _pay(row_R, here_R, since_R, shrink, written, left, now, real, ROWS, OWED)
+    keep = tl.full([], shrink, real)
     b_RD = tl.full([], momentum, real) * b_RD + g_RD
     w_RD = keep * w_RD - tl.full([], lr, real) * b_RD
     tl.store(buffer + at_RD, b_RD, mask=mask_RD)
@@ -242,20 +172,14 @@ def adagrad(
     eps: tl.float64,
     shrink: tl.float64,
     l2: tl.float64,
-    written,
-    left,
-    now,
     D: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
-    OWED: tl.constexpr,
 ):
-    row_R, here_R, since_R, at_RD, mask_RD, w_RD, g_RD = _start(
-        stored, local, count, rows, grad, l2, written, D, PAD, ROWS, OWED
-    )
+    row_R, here_R, at_RD, mask_RD, w_RD, g_RD = _start(stored, local, count, rows, grad, l2, D, PAD, ROWS)
     real = w_RD.dtype
     s_RD = tl.load(sums + at_RD, mask=mask_RD, other=0.0)
-    keep = _pay(row_R, here_R, since_R, shrink, written, left, now, real, ROWS, OWED)
+    keep = tl.full([], shrink, real)
     lr, eps = tl.full([], lr, real), tl.full([], eps, real)
     w_RD, s_RD = _adagrad(w_RD, g_RD, s_RD, lr, eps, keep)
     tl.store(sums + at_RD, s_RD, mask=mask_RD)
@@ -274,23 +198,17 @@ def rowwise_adagrad(
     eps: tl.float64,
     shrink: tl.float64,
     l2: tl.float64,
-    written,
-    left,
-    now,
     D: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
-    OWED: tl.constexpr,
 ):
-    row_R, here_R, since_R, at_RD, mask_RD, w_RD, g_RD = _start(
-        stored, local, count, rows, grad, l2, written, D, PAD, ROWS, OWED
-    )
+    row_R, here_R, at_RD, mask_RD, w_RD, g_RD = _start(stored, local, count, rows, grad, l2, D, PAD, ROWS)
     real = w_RD.dtype
     s_R = tl.load(sums + row_R, mask=here_R, other=0.0)
-    keep = _pay(row_R, here_R, since_R, shrink, written, left, now, real, ROWS, OWED)
+    keep = tl.full([], shrink, real)
     lr, eps = tl.full([], lr, real), tl.full([], eps, real)
     w_RD, s_R = _rowwise_adagrad(w_RD, g_RD, s_R, lr, eps, keep, D)
-    tl.debug_barrier()  # as in _pay
+    tl.debug_barrier()  # several threads may hold one row's accumulator: all must have read it before one writes
     tl.store(sums + row_R, s_R, mask=here_R)
     tl.store(stored + at_RD, w_RD, mask=mask_RD)
 
@@ -310,21 +228,15 @@ def adam(
     eps: tl.float64,
     shrink: tl.float64,
     l2: tl.float64,
-    written,
-    left,
-    now,
     D: tl.constexpr,
     PAD: tl.constexpr,
     ROWS: tl.constexpr,
-    OWED: tl.constexpr,
 ):
-    row_R, here_R, since_R, at_RD, mask_RD, w_RD, g_RD = _start(
-        stored, local, count, rows, grad, l2, written, D, PAD, ROWS, OWED
-    )
+    row_R, here_R, at_RD, mask_RD, w_RD, g_RD = _start(stored, local, count, rows, grad, l2, D, PAD, ROWS)
     real = w_RD.dtype
     m_RD = tl.load(moment1 + at_RD, mask=mask_RD, other=0.0)
     v_RD = tl.load(moment2 + at_RD, mask=mask_RD, other=0.0)
-    keep = _pay(row_R, here_R, since_R, shrink, written, left, now, real, ROWS, OWED)
+    keep = tl.full([], shrink, real)
     rest1, rest2 = tl.full([], 1 - beta1, real), tl.full([], 1 - beta2, real)
     lr, beta2, eps = tl.full([], lr, real), tl.full([], beta2, real), tl.full([], eps, real)
     w_RD, m_RD, v_RD = _adam(w_RD, g_RD, m_RD, v_RD, lr, rest1, beta2, rest2, eps, keep)
@@ -409,7 +321,7 @@ def replay_rowwise_adagrad(
         missed_R = since_R < step
         new_RD, sum_R = _rowwise_adagrad(w_RD, l2 * w_RD, s_R, lr, eps, keep, D)
         w_RD, s_R = tl.where(missed_R[:, None], new_RD, w_RD), tl.where(missed_R, sum_R, s_R)
-    tl.debug_barrier()  # as in _pay
+    tl.debug_barrier()  # as in rowwise_adagrad
     tl.store(sums + row_R, s_R, mask=here_R)
     tl.store(stored + at_RD, w_RD, mask=mask_RD)
 

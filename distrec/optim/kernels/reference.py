@@ -2,18 +2,18 @@
 
 import torch
 
-from distrec.optim.kernels.interface import Decay, Owed, Past
+from distrec.optim.kernels.interface import Decay, Past
 from distrec.optim.rules import Rule
 
 
 class ReferenceKernels:
     """Implements `interface.Kernels`."""
 
-    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor, owed: Owed) -> torch.Tensor:
-        return stored_VD.index_select(0, local_U).mul_(_factors(owed, local_U).to(stored_VD.dtype))
+    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor, factor: float) -> torch.Tensor:
+        return stored_VD.index_select(0, local_U).mul_(factor)
 
-    def settle_(self, stored_VD: torch.Tensor, owed: Owed) -> None:
-        stored_VD.mul_(_factors(owed, None).to(stored_VD.dtype))
+    def scale_(self, stored_VD: torch.Tensor, factor: float) -> None:
+        stored_VD.mul_(factor)
 
     def step_(
         self,
@@ -27,9 +27,6 @@ class ReferenceKernels:
         rows_UD = stored_VD.index_select(0, local_U)
         if decay.l2:
             grad_UD = grad_UD.add(rows_UD, alpha=decay.l2)
-        if decay.owed is not None:
-            rows_UD.mul_(_factors(decay.owed, local_U).to(rows_UD.dtype))
-            decay.owed.written_V.index_fill_(0, local_U, decay.owed.now)
         if decay.shrink != 1:
             rows_UD.mul_(decay.shrink)
         stored_VD.index_copy_(0, local_U, rule.update(local_U, rows_UD, grad_UD, *numbers))
@@ -67,9 +64,3 @@ class ReferenceKernels:
         m = map_4K.to(stored_VD).unsqueeze(2)
         stored_VD.index_copy_(0, rows_K, m[0] * w_KD + m[1] * b_KD)
         buffer_VD.index_copy_(0, rows_K, m[2] * w_KD + m[3] * b_KD)
-
-
-def _factors(owed: Owed, local_U: torch.Tensor | None) -> torch.Tensor:
-    """What decay leaves of some rows, None for all, (U, 1), float64."""
-    written_U = owed.written_V if local_U is None else owed.written_V.index_select(0, local_U)
-    return (owed.left_S[owed.now] / owed.left_S.index_select(0, written_U)).unsqueeze(1)
