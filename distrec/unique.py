@@ -1,11 +1,11 @@
 """De-duplication of ids in linear time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 
 _MANY = 2**16  # ids
-_Ways = tuple[Callable[[np.ndarray, np.ndarray], None], Callable[[np.ndarray, np.ndarray], np.ndarray]]
 
 
 def unique_ids(ids: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,24 +39,35 @@ def unique_of(
         unique, place = np.unique(ids if slot_V is None else slot_V[ids], return_inverse=True)
         places = np.split(place.astype(np.int32), np.cumsum([len(part) for part in parts[:-1]]))
         return unique.astype(np.int32), places
-    mark, look_up = _compiled() if count >= _MANY else _plain()
+    ways = _compiled() if count >= _MANY else _Plain
     seen_V = np.zeros(size, bool)
     for part in parts:
-        mark(part, seen_V)
-    if slot_V is not None:
-        seen_V[slot_V] = seen_V.copy()
-    unique, place_V = np.flatnonzero(seen_V).astype(np.int32), np.empty(size, np.int32)
-    place_V[unique] = np.arange(len(unique), dtype=np.int32)
-    if slot_V is not None:
-        place_V = place_V[slot_V]
-    return unique, [look_up(place_V, part) for part in parts]
+        ways.mark(part, seen_V)
+    unique, place_V = ways.number(seen_V, slot_V)
+    return unique, [ways.look_up(place_V, part) for part in parts]
 
 
-def _compiled() -> _Ways:
+def _compiled() -> ModuleType:
     from distrec.compiled import marks  # here, as importing numba takes a good part of a second
 
-    return marks.mark, marks.look_up
+    return marks
 
 
-def _plain() -> _Ways:
-    return lambda ids, seen_V: np.put(seen_V, ids, True), np.take
+class _Plain:
+    """The loops of `compiled/marks.py` in numpy."""
+
+    @staticmethod
+    def mark(ids: np.ndarray, seen_V: np.ndarray) -> None:
+        np.put(seen_V, ids, True)
+
+    @staticmethod
+    def number(seen_V: np.ndarray, slot_V: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        if slot_V is not None:
+            seen_V[slot_V] = seen_V.copy()
+        unique, place_V = np.flatnonzero(seen_V).astype(np.int32), np.empty(len(seen_V), np.int32)
+        place_V[unique] = np.arange(len(unique), dtype=np.int32)
+        return unique, place_V if slot_V is None else place_V[slot_V]
+
+    @staticmethod
+    def look_up(place_V: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        return np.take(place_V, ids)

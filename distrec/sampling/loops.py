@@ -19,6 +19,7 @@ _M0, _M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _W0, _W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 _ROUNDS = 10
 _UNIT = 2.0**-53
+FEW = 128  # cuts: each is compared with all places of a pair, by vectors; with more, places are searched for
 
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
@@ -61,7 +62,7 @@ def draw_for_pairs(stream, number_B, user_B, line, cuts, item_BN):
     next nor guesses how it ends. One draw after the other takes six times as long.
     """
     n = item_BN.shape[1]
-    word_N, place_N = np.empty(n + 6, np.uint64), np.empty(n, np.int64)
+    word_N, place_N = np.empty(n + 6, np.uint64), np.empty(n, cuts.place_P.dtype)
     for b in range(len(item_BN)):
         free, start, stop = _uncut(line, cuts, user_B[b])
         skipped = _words(stream, np.uint64(number_B[b]) * np.uint64(n), n, word_N)
@@ -72,7 +73,7 @@ def draw_for_pairs(stream, number_B, user_B, line, cuts, item_BN):
         for k in range(n):
             place_N[k] = _place(word_N[skipped + k], free)
         if stop > start:
-            _shift(place_N, cuts.place_P[start:stop], cuts.removed[start : stop + 1])
+            _shift(place_N, cuts.place_P[start:stop], cuts.removed[start : stop + 1], line.even)
         _find_items(line, place_N, item_BN[b])
 
 
@@ -112,8 +113,22 @@ def _words(stream, first, n, word_N):
 
 
 @njit
-def _shift(place_N, cut_K, removed_K):
+def _shift(place_N, cut_K, removed_K, even):
     """Moves each place by what was cut before it. A cut at the place itself is before it. All places share the cuts."""
+    if len(cut_K) <= FEW:
+        before_N = np.zeros_like(place_N)
+        whole = len(cut_K) // 4 * 4
+        for j in range(0, whole, 4):  # four at once: half of the time goes by if counts are fetched for each cut
+            c0, c1, c2, c3 = cut_K[j], cut_K[j + 1], cut_K[j + 2], cut_K[j + 3]
+            for k in range(len(place_N)):
+                place = place_N[k]
+                before_N[k] += (c0 <= place) + (c1 <= place) + (c2 <= place) + (c3 <= place)
+        for j in range(whole, len(cut_K)):
+            for k in range(len(place_N)):
+                before_N[k] += cut_K[j] <= place_N[k]
+        for k in range(len(place_N)):
+            place_N[k] += before_N[k] if even else removed_K[before_N[k]] - removed_K[0]
+        return
     before_N, length = np.zeros(len(place_N), np.int64), len(cut_K)
     while length > 1:
         half = length >> 1

@@ -62,7 +62,8 @@ class NegativeSampler:
         self.free = self.total - (removed[offsets[1:]] - removed[offsets[:-1]])
         # To these users every item that can be drawn is known. They draw from the whole line; the batch masks it.
         self.saturated = self.free == 0
-        self.place_P = np.where(self.saturated[user], self.total, self.edges[items] - before)
+        place_P = np.where(self.saturated[user], self.total, self.edges[items] - before)
+        self.place_P = place_P.astype(np.int32 if self.total < 2**31 else np.int64)
         self.offsets, self.removed = offsets, removed
 
     @cached_property
