@@ -4,6 +4,7 @@ With Ray Data one execution serves the whole training, as starting one costs sec
 steps of one epoch, large enough that the cost for a block is small beside its contents.
 """
 
+import ctypes
 import os
 import queue
 import sys
@@ -22,6 +23,7 @@ from distrec.batch import Batch, from_table, to_table
 
 _BLOCK_BYTES = {"ray": 32 * 2**20, "thread": 2**20}  # a thread hands batches over as they are: few make a block
 _LOWEST = 19  # of priorities; Ray starts its workers at 15, and only a privileged user may go back
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # their numbers in <malloc.h>
 STREAM_CPUS = 0.5  # logical, for the one actor of a stream: it is idle most of the time
 
 
@@ -56,6 +58,7 @@ class _Pump:
 
     def __init__(self, source: Source, chunks: Chunks) -> None:
         self.source, self.chunks = source, chunks
+        _keep_memory()
 
     def __call__(self, rows: dict[str, np.ndarray]) -> Iterator[pa.Table]:
         for chunk in rows["item"]:
@@ -78,6 +81,15 @@ def stream(
     if by == "ray":
         return _by_ray(source, chunks, numbers, look_ahead_mib)
     return _by_thread(source, chunks, numbers, max(1, look_ahead_mib * 2**20 // max(1, chunks.size * bytes_per_step)))
+
+
+def _keep_memory() -> None:
+    """Has the C library of this process keep what is freed: blocks come and go, and to take their pages from the system
+    anew for each of them is a good part of the work."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # only glibc's does something
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_MMAP_THRESHOLD, 2**25)  # as high as it goes
 
 
 def _by_thread(source: Source, chunks: Chunks, numbers: range, ahead: int) -> Iterator[Batch]:

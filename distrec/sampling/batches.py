@@ -58,7 +58,9 @@ class BatchSource:
         """Rough size of a batch, for cutting the stream into blocks."""
         pairs = self.batch_size // self.workers + 1
         n = self.batch_size if self.config.distribution == "in_batch" else self.config.negatives
-        return 4 * (3 * pairs + 2 * (n if self.config.shared else pairs * n * (2 if self.with_log_q else 1)))
+        negatives = n if self.config.shared else pairs * n
+        unique = min(pairs + negatives, self.dataset.manifest.items)
+        return 4 * (3 * pairs + unique + negatives * (2 if self.with_log_q else 1))
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of one step."""
@@ -70,18 +72,17 @@ class BatchSource:
         by_step = np.argsort(step, kind="stable")
         ends = np.searchsorted(step[by_step], np.arange(first, last + 1))
         at, number = at[by_step], number[by_step]
-        numbers = None
+        drawn = numbers = None
         if self.config.distribution == "in_batch":
             drawn, numbers = self._positives_of(epoch, first, last)
         elif self.config.shared:
             drawn = self._shared_negatives(epoch, first, last)
-        else:
-            drawn = self._pair_negatives(epoch, at, number)
         made = []
         for k in range(last - first):
             pairs = slice(ends[k], ends[k + 1])
             own = None if numbers is None else np.searchsorted(numbers[k], number[pairs])
-            negatives = drawn[k] if self.config.shared else drawn[pairs]
+            # Pairs' own are drawn step by step: they are still in cache then when they are de-duplicated.
+            negatives = self._pair_negatives(epoch, at[pairs], number[pairs]) if drawn is None else drawn[k]
             made.append(self._batch(epoch, first + k, at[pairs], negatives, own))
         return made
 
