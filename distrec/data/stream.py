@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from distrec.batch import Batch, from_table, to_table
 
 _BLOCK_BYTES = {"ray": 32 * 2**20, "thread": 2**20}  # a thread hands batches over as they are: few make a block
+_STEADY = 4  # blocks that a thread is ahead at most: it hands them over at once, and more would only lie there
 _LOWEST = 19  # of priorities; Ray starts its workers at 15, and only a privileged user may go back
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # their numbers in <malloc.h>
 STREAM_CPUS = 0.5  # logical, for the one actor of a stream: it is idle most of the time
@@ -80,7 +81,8 @@ def stream(
     numbers = range(first_epoch * chunks.per_epoch, epochs * chunks.per_epoch)
     if by == "ray":
         return _by_ray(source, chunks, numbers, look_ahead_mib)
-    return _by_thread(source, chunks, numbers, max(1, look_ahead_mib * 2**20 // max(1, chunks.size * bytes_per_step)))
+    ahead = look_ahead_mib * 2**20 // max(1, chunks.size * bytes_per_step)
+    return _by_thread(source, chunks, numbers, min(max(1, ahead), _STEADY))
 
 
 def _keep_memory() -> None:

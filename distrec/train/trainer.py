@@ -114,10 +114,7 @@ class Trainer:
         with self.meters.part("look_up"):
             items_UD = self.exchange.fetch(route, own_RD.detach()).requires_grad_()
         with self.meters.part("compute"):
-            loss_B = self.loss(self._scores(batch, self.model.users(user_rows_UD), items_UD), self.config.loss)
-            loss_sum = loss_B.sum()
-            # The mean over the whole step's pairs: each worker adds its own, whatever their number.
-            (loss_sum / batch.pairs).backward()
+            loss_sum = self._backward(batch, user_rows_UD, items_UD)
         with self.meters.part("update"):
             grad_RD = self.exchange.sum_gradients(route, items_UD.grad)
         with self.meters.part("compute"):
@@ -126,6 +123,13 @@ class Trainer:
         with self.meters.part("update"):
             users.optimizer.step(users_U, user_rows_UD.grad)
             items.optimizer.step(route.rows_R, grad_RD)
+        return loss_sum
+
+    def _backward(self, batch: Batch, user_rows_UD: torch.Tensor, items_UD: torch.Tensor) -> torch.Tensor:
+        """The sum of the losses, (). Leaves the gradients of its arguments, and nothing of what was kept for them."""
+        loss_sum = self.loss(self._scores(batch, self.model.users(user_rows_UD), items_UD), self.config.loss).sum()
+        # The mean over the whole step's pairs: each worker adds its own, whatever their number.
+        (loss_sum / batch.pairs).backward()
         return loss_sum.detach()
 
     def _ask(self, batch: Batch) -> Future[Route]:
