@@ -16,7 +16,7 @@ SMALL = """data: {planted: {users: 300, items: 200, interactions: 6000}, buckets
 model: {dim: 16}
 sampling: {negatives: 20}
 optim: {lr: 0.01}
-train: {epochs: 100, batch_size: 256, device: cpu}
+train: {epochs: 30, batch_size: 256, device: cpu}
 """
 
 
@@ -120,7 +120,7 @@ def test_ctrl_c_resume_evaluate_info(tmp_path, capsys):
     (tmp_path / "small.yaml").write_text(SMALL)
     stopped = command("train", "small.yaml", cwd=tmp_path)
     for line in stopped.stdout:
-        if line.startswith("epoch   3/100"):
+        if line.startswith("epoch  3/30"):
             os.kill(stopped.pid, signal.SIGINT)
             break
     out, err = stopped.communicate(timeout=60)
@@ -140,7 +140,7 @@ def test_ctrl_c_resume_evaluate_info(tmp_path, capsys):
     whole = command("train", "small.yaml", "run.dir=whole", "--quiet", cwd=tmp_path)
     out, err = resumed.communicate(timeout=200)
     assert resumed.returncode == 0, err
-    assert "resumed after epoch" in out and "epoch   1/100" not in out and "epoch 100/100" in out
+    assert "resumed after epoch" in out and "epoch  1/30" not in out and "epoch 30/30" in out
     out_whole, err = whole.communicate(timeout=200)
     assert whole.returncode == 0, err
     assert "epoch" not in out_whole
@@ -148,6 +148,6 @@ def test_ctrl_c_resume_evaluate_info(tmp_path, capsys):
     assert len(figures) == 2 and figures == figures_of(out_whole)
 
     code, out, _ = run(capsys, "evaluate", str(folder), "eval.k=[20]")
-    assert code == 0 and figures == figures_of(out) and "checkpoint after epoch 100 of 100" in out
+    assert code == 0 and figures == figures_of(out) and "checkpoint after epoch 30 of 30" in out
     assert run(capsys, "evaluate", str(folder), "optim.lr=3")[0] == 2
     assert "run folder of mf with ssm on planted" in run(capsys, "info", str(folder))[1]

@@ -394,6 +394,7 @@ def test_figures_full_decay_encodes_popularity_and_other_scopes_do_not(popular):
         assert abs(none[name].correlation) < 0.45 and abs(none[name].slope) < 0.12
 
 
+@pytest.mark.slow
 def test_figures_under_lazy_adam(popular):
     """The project's own default, with decoupled decay.
 
@@ -409,6 +410,7 @@ def test_figures_under_lazy_adam(popular):
         assert abs(none[name].correlation) < 0.3
 
 
+@pytest.mark.slow
 def test_where_the_figures_do_not_hold(popular):
     """Without full decay popularity is absent from rows that are long, or in balance; not from short rows that grow.
 
