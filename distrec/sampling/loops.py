@@ -114,30 +114,42 @@ def _words(stream, first, n, word_N):
 
 @njit
 def _shift(place_N, cut_K, removed_K, even):
-    """Moves each place by what was cut before it. A cut at the place itself is before it. All places share the cuts."""
+    """Moves each place by what was cut before it. All places share the cuts."""
+    before_N = np.zeros_like(place_N)
     if len(cut_K) <= FEW:
-        before_N = np.zeros_like(place_N)
-        whole = len(cut_K) // 4 * 4
-        for j in range(0, whole, 4):  # four at once: half of the time goes by if counts are fetched for each cut
-            c0, c1, c2, c3 = cut_K[j], cut_K[j + 1], cut_K[j + 2], cut_K[j + 3]
-            for k in range(len(place_N)):
-                place = place_N[k]
-                before_N[k] += (c0 <= place) + (c1 <= place) + (c2 <= place) + (c3 <= place)
-        for j in range(whole, len(cut_K)):
-            for k in range(len(place_N)):
-                before_N[k] += cut_K[j] <= place_N[k]
+        _compare(place_N, cut_K, before_N)
+    else:
+        _search(place_N, cut_K, before_N)
+    for k in range(len(place_N)):
+        place_N[k] += before_N[k] if even else removed_K[before_N[k]] - removed_K[0]
+
+
+@njit
+def _compare(place_N, cut_K, before_N):
+    """Counts the cuts before each place; one at the place itself is before it. Four at a time: each time all counts are
+    fetched and written."""
+    whole = len(cut_K) // 4 * 4
+    for j in range(0, whole, 4):
+        c0, c1, c2, c3 = cut_K[j], cut_K[j + 1], cut_K[j + 2], cut_K[j + 3]
         for k in range(len(place_N)):
-            place_N[k] += before_N[k] if even else removed_K[before_N[k]] - removed_K[0]
-        return
-    before_N, length = np.zeros(len(place_N), np.int64), len(cut_K)
+            place = place_N[k]
+            before_N[k] += (c0 <= place) + (c1 <= place) + (c2 <= place) + (c3 <= place)
+    for j in range(whole, len(cut_K)):
+        for k in range(len(place_N)):
+            before_N[k] += cut_K[j] <= place_N[k]
+
+
+@njit
+def _search(place_N, cut_K, before_N):
+    """The same by halving, for many cuts; there must be one."""
+    length = len(cut_K)
     while length > 1:
         half = length >> 1
         for k in range(len(place_N)):
             before_N[k] += half if cut_K[np.uint64(before_N[k] + half - 1)] <= place_N[k] else 0
         length -= half
     for k in range(len(place_N)):
-        last = length == 1 and cut_K[before_N[k]] <= place_N[k]
-        place_N[k] += removed_K[before_N[k] + last] - removed_K[0]
+        before_N[k] += cut_K[before_N[k]] <= place_N[k]
 
 
 @njit

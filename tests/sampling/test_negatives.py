@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distrec.sampling.config import SamplingConfig
-from distrec.sampling.loops import Stream
+from distrec.sampling.loops import FEW, Stream
 from distrec.sampling.negatives import NegativeSampler, item_masses
 from distrec.seeds import Purpose, uniforms
 
@@ -113,6 +113,22 @@ def test_compiled_draws_are_those_of_the_readable_form(data):
         numbers = uniforms(seed, Purpose.NEGATIVES, epoch, 1, first=first * n, count=n)
         assert found[pair].tolist() == s.draw(numbers, user[pair : pair + 1]).tolist()
     assert found.shape == (len(number), n) and found.dtype == np.int32
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "popularity"])
+@pytest.mark.parametrize("known", [FEW - 1, FEW, FEW + 1, 3 * FEW + 2])
+def test_compiled_draws_for_users_with_many_positives(distribution, known):
+    """On both sides of where cuts are searched for instead of compared."""
+    draws = np.random.default_rng(known)
+    items = 4 * FEW
+    positives = [[], sorted(draws.choice(items, known, replace=False).tolist()), [5]]
+    s = sampler(distribution, draws.integers(1, 50, items), positives)
+    user, number, n = np.array([1, 0, 1, 2], np.int32), np.array([0, 3, 7, 2**30]), 150
+    found = s.draw_for_pairs(Stream(*map(np.uint64, (4, Purpose.NEGATIVES, 2, 1))), number, user, n)
+    for pair, first in enumerate(number.tolist()):
+        numbers = uniforms(4, Purpose.NEGATIVES, 2, 1, first=first * n, count=n)
+        assert found[pair].tolist() == s.draw(numbers, user[pair : pair + 1]).tolist()
+        assert not set(found[pair].tolist()) & set(positives[user[pair]])
 
 
 @pytest.mark.parametrize("user", [-1, 2, 2**31 - 1])
