@@ -115,3 +115,15 @@ def test_the_look_ahead_is_bounded(ray, tmp_path, monkeypatch, by):
         time.sleep(4)
         assert 4 <= len(source.file.read_text().splitlines()) <= 32
         assert [b.step for b in batches] == list(range(1, 200))
+
+
+@pytest.mark.timeout(120)
+def test_a_stream_that_is_far_enough_ahead_rests(ray, tmp_path, monkeypatch):
+    """Its scheduler shares this process with the trainer: busy, it would take more than nine tenths of a core."""
+    monkeypatch.setitem(stream_module._BLOCK_BYTES, "ray", 8 * 2**20)
+    with contextlib.closing(stream(Counting(tmp_path / "asked"), 0, 1, 4 * 2**20, look_ahead_mib=64)) as batches:
+        next(batches)
+        time.sleep(4)
+        taken = time.process_time()
+        time.sleep(2)
+        assert time.process_time() - taken < 0.8
