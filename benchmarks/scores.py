@@ -108,7 +108,9 @@ def ways(case: Case, quick: bool) -> dict[str, Callable[[], object]]:
         found["gather, normalise, multiply"] = normalised_pairs(case)
     if case.item_at_BN.shape[1] > 1:
         at_N = case.item_at_BN[0]
-        found["shared by the batch"] = with_gradients(case, lambda u, i, user_at, _: shared_scores(u, i, user_at, at_N))
+        found["shared by the batch"] = with_gradients(
+            case, lambda u, i, user_at, item_at_BN: shared_scores(u, i, user_at, item_at_BN[:, 0], at_N)[1]
+        )
     return found
 
 

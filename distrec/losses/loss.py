@@ -47,13 +47,13 @@ class _LogSumExp(torch.autograd.Function):
         highest_B1 = scores_BN.amax(1, keepdim=True).clamp_(min=torch.finfo(scores_BN.dtype).min)
         share_BN = (scores_BN - highest_B1).mul_(1 / temperature).exp_()
         sum_B1 = share_BN.sum(1, keepdim=True)
-        ctx.save_for_backward(share_BN, sum_B1)
-        ctx.temperature = temperature
+        # Not `save_for_backward`, which forbids what is done here: gradients take the place of the exponentials.
+        ctx.kept, ctx.temperature = (share_BN, sum_B1), temperature
         return (sum_B1.log() + highest_B1 / temperature).squeeze(1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_B: torch.Tensor) -> tuple[torch.Tensor, None]:
-        share_BN, sum_B1 = ctx.saved_tensors
+        (share_BN, sum_B1), ctx.kept = ctx.kept, None  # a second backward pass fails here
         sum_B1 = sum_B1.clamp(min=torch.finfo(sum_B1.dtype).tiny)
-        return share_BN * (grad_B[:, None] / (sum_B1 * ctx.temperature)), None
+        return share_BN.mul_(grad_B[:, None] / (sum_B1 * ctx.temperature)), None

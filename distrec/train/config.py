@@ -89,8 +89,9 @@ class Config(Section):
     def streamed_by(self) -> str:
         """`train.stream`, with `auto` decided.
 
-        Gowalla, batch 1024, one worker of two cores: 800 negatives a pair took 24 ms a step by thread, 41 by Ray Data;
-        with shared negatives, or one a pair, there was no difference.
+        Gowalla, one worker of two cores: 800 negatives a pair took 62 ms a step by thread and 68 by Ray Data, 64 a pair
+        30 and 33, and the process of the worker 150 MiB less by thread. With shared negatives, or one a pair, there was
+        no difference, and Ray Data leaves the trainer the lock of the interpreter.
         """
         if self.train.stream != "auto":
             return self.train.stream

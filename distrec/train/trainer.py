@@ -16,7 +16,7 @@ from distrec.evaluation.metrics import RankingSums, ranking_sums
 from distrec.evaluation.ranking import Pairs, rank
 from distrec.losses import Scores, catalogue_losses, losses
 from distrec.models import make_model
-from distrec.models.scores import pair_scores, positive_scores, shared_scores
+from distrec.models.scores import pair_scores, shared_scores
 from distrec.optim.sparse import SparseOptimizer
 from distrec.plan import Plan
 from distrec.sampling.batches import BatchSource
@@ -174,8 +174,7 @@ class Trainer:
         negative_at, pairs = self._tensor(batch.negative_at), len(user_at_B)
         n = len(negative_at) if self.config.sampling.shared else self.config.sampling.negatives
         if self.config.sampling.shared:
-            positive_B = positive_scores(users_UD, items_UD, user_at_B, positive_at_B)
-            negative_BN = shared_scores(users_UD, items_UD, user_at_B, negative_at)
+            positive_B, negative_BN = shared_scores(users_UD, items_UD, user_at_B, positive_at_B, negative_at)
         else:  # with the positive as one more column, as two gradients of all rows would take longer
             item_at = torch.cat([positive_at_B[:, None], negative_at.view(pairs, n)], 1)
             positive_B1, negative_BN = pair_scores(users_UD, items_UD, user_at_B, item_at).split([1, n], 1)

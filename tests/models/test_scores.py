@@ -4,7 +4,7 @@ import torch
 
 from distrec.models import make_model, models
 from distrec.models.config import ModelConfig
-from distrec.models.scores import pair_scores, positive_scores, shared_scores
+from distrec.models.scores import pair_scores, shared_scores
 
 
 def test_scores_against_a_loop():
@@ -18,8 +18,8 @@ def test_scores_against_a_loop():
         [torch.stack([users[u] @ items[i] for i in row]) for u, row in zip(user_at, item_at, strict=True)]
     )
     assert torch.allclose(pair_scores(users, items, user_at, item_at), expected)
-    assert torch.allclose(positive_scores(users, items, user_at, item_at[:, 0]), expected[:, 0])
-    shared = shared_scores(users, items, user_at, item_at[0])
+    positive, shared = shared_scores(users, items, user_at, item_at[:, 0], item_at[0])
+    assert torch.allclose(positive, expected[:, 0])
     assert torch.allclose(
         shared, torch.stack([torch.stack([users[u] @ items[i] for i in item_at[0]]) for u in user_at])
     )
