@@ -25,7 +25,7 @@ from distrec.batch import Batch, from_table, to_table
 
 _BLOCK_BYTES = {"ray": 32 * 2**20, "thread": 2**20}  # a thread hands batches over as they are: few make a block
 _STEADY = 4  # blocks that a thread is ahead at most: it hands them over at once, and more would only lie there
-_SHORT_S, _REST_S = 0.02, (0.001, 0.05)  # of a scheduler: its short steps, and its rests
+_SHORT_S, _REST_S = 0.02, (0.001, 0.01)  # of a scheduler: its short steps, and its rests
 _LOWEST = 19  # of priorities; Ray starts its workers at 15, and only a privileged user may go back
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # their numbers in <malloc.h>
 STREAM_CPUS = 0.5  # logical, for the one actor of a stream: it is idle most of the time
