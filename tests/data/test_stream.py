@@ -117,5 +117,5 @@ def test_the_look_ahead_is_bounded(ray, tmp_path, monkeypatch, by):
         assert 4 <= len(source.file.read_text().splitlines()) <= 32
         taken = time.process_time()
         time.sleep(2)
-        assert time.process_time() - taken < 1.0
+        assert time.process_time() - taken < 0.8
         assert [b.step for b in batches] == list(range(1, 200))
