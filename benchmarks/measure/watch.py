@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-_EVERY_S = 0.5
+_EVERY_S = 1.0
+_MORE_MIB = 1.0  # than before: less is not looked at, as the system counts for 10 ms and more, on the workers' cores
+_PAGES_PER_MIB = 2**20 / os.sysconf("SC_PAGE_SIZE")
 _TITLE = b"RayTrainWorker"
 
 
@@ -51,11 +53,11 @@ class WorkerWatch:
     def _watch(self) -> None:
         while not self._done.wait(_EVERY_S):
             for process in Path("/proc").glob("[0-9]*"):
-                now, before = _memory(process), self._peaks.get(process.name)
-                if now is not None and before is not None:
-                    now = Memory(max(now.rss, before.rss), max(now.pss, before.pss), max(now.uss, before.uss))
+                before = self._peaks.get(process.name, Memory(0.0, 0.0, 0.0))
+                now = _memory(process, before.rss + _MORE_MIB)
                 if now is not None:
-                    self._peaks[process.name] = now
+                    highest = Memory(max(now.rss, before.rss), max(now.pss, before.pss), max(now.uss, before.uss))
+                    self._peaks[process.name] = highest
                     if self._confine:
                         _keep_on(process, list(self._peaks).index(process.name))
 
@@ -68,10 +70,12 @@ def _keep_on(process: Path, place: int) -> None:
             os.sched_setaffinity(int(thread.name), {cores[place % len(cores)]})
 
 
-def _memory(process: Path) -> Memory | None:
-    """None where it is no worker, or no more."""
+def _memory(process: Path, least_mib: float) -> Memory | None:
+    """None where it is no worker, or no more, or has less."""
     try:
         if _TITLE not in (process / "cmdline").read_bytes():
+            return None
+        if int((process / "statm").read_text().split()[1]) / _PAGES_PER_MIB < least_mib:
             return None
         lines = (process / "smaps_rollup").read_text().splitlines()[1:]
     except OSError:

@@ -1,5 +1,5 @@
-"""What numba lacks: the prefetch instruction, a dot product that uses vectors but has one order of summation, and a
-comparison of many numbers whose answer is one number.
+"""What numba lacks: the prefetch instruction, a dot product that uses vectors but has one order of summation, a
+comparison of many numbers whose answer is one number, and a fence between what is read and written.
 """
 
 from llvmlite import ir
@@ -145,3 +145,14 @@ def wide_product(typingctx, a, b):
 
     assert a == b == types.uint64, (a, b)
     return types.UniTuple(types.uint64, 2)(a, b), codegen
+
+
+@intrinsic
+def fence(typingctx):
+    """No read or write moves from one side of it to the other, in the compiler or in the processor."""
+
+    def codegen(context, builder, signature, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen

@@ -174,7 +174,7 @@ class Exchange:
         for rank in range(self.workers):
             rows = rows_WW[self.rank, rank]
             pack(rank, boxes.tensor(rank, starts_WW[self.rank, rank], rows, width, like.dtype))
-        self._meet()
+        boxes.meet()
         return boxes.tensor(self.rank, 0, sum(receive), width, like.dtype)
 
     def _boxes_for(self, rows_WW: np.ndarray, row_bytes: int) -> Boxes | None:
@@ -200,11 +200,6 @@ class Exchange:
         said = [""] * self.workers
         dist.all_gather_object(said, word)
         return said
-
-    def _meet(self) -> None:
-        """Waits for everybody. What they wrote into shared memory before can be read then."""
-        count = torch.zeros(self.workers, dtype=torch.uint8)
-        dist.all_to_all_single(torch.empty_like(count), count)
 
     def broadcast(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
         """The tensor of worker `source`, written into every worker's."""

@@ -1,5 +1,7 @@
 """Look-ups and gradients over real processes, against plain indexing into the whole table."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,20 @@ def test_without_shared_memory_rows_travel_all_the_same(at_first):
     assert set(FOLDER.glob("distrec-*")) <= before
 
 
+def lose_rank_one() -> None:
+    """Killed in the middle of a step."""
+    exchange, shared_memory._LOOK_S = Exchange(torch.device("cpu")), 0.1  # before the helper ends all ranks
+    route = exchange.ask(np.arange(4, dtype=np.int32), [2, 2]).result()
+    if exchange.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    exchange.fetch(route, torch.ones(len(route.rows_R), DIM))
+
+
+def test_who_waits_for_a_worker_that_was_killed_is_told():
+    with pytest.raises(AssertionError, match="(?s)rank 0:.*ConnectionError: worker 1 has ended"):
+        run_ranks(2, lose_rank_one)
+
+
 def fail_on_rank_one() -> None:
     if Exchange(torch.device("cpu")).rank == 1:
         raise RuntimeError("rank one is out")
@@ -110,8 +126,6 @@ def fail_on_rank_one() -> None:
 
 
 def leave_without_a_word() -> None:
-    import os
-
     os._exit(3 if Exchange(torch.device("cpu")).rank == 0 else 0)
 
 
