@@ -2,16 +2,20 @@
 
 Twice: each worker and its stream confined to one core, so that two workers have twice the cores of one; and free, where
 a single worker's stream draws on the second core while its one thread computes, so that both cores work either way.
+
+Beside it what the machine allows: two trainings of half of the pairs each, at once, that share nothing but its caches
+and its memory, without Ray. Two workers do what these do, and exchange rows and gradients.
 """
 
 import statistics
 
+from measure.apart import step_ms
 from measure.bench import Bench
 from measure.job import Job
 from measure.rows import job_rows
 from report import Row, bar_row, ratios
 
-from cases.softmax import WORDS
+from cases.softmax import BATCH, WORDS
 
 _LEAST = 1.6
 
@@ -22,13 +26,20 @@ def train(bench: Bench, workers: int, confined: bool) -> Job:
     return bench.train(_name(workers, confined), words, 3 if bench.quick else 4, thin=True, confine=confined)
 
 
+def _apart(bench: Bench, at_once: int) -> float:
+    """Milliseconds of a step in each of so many trainings that share the pairs of a step, and exchange nothing."""
+    words = bench.words_on_data([*WORDS, "sampling.shared=false", f"train.batch_size={BATCH // at_once}"], thin=True)
+    return bench.undisturbed(lambda: step_ms(words, at_once))
+
+
 def _name(workers: int, confined: bool) -> str:
     return f"{workers} worker{'s' * (workers > 1)}, {'one core' if confined else '1 thread'} each"
 
 
 def measure(bench: Bench) -> list[Row]:
     """One worker, two workers, in turn."""
-    compared: list[Row] = []
+    apart = [_apart(bench, 1) / _apart(bench, 2) for _ in range(bench.rounds)]
+    compared = [bar_row("2 trainings that exchange nothing: speed-up over 1, without Ray", apart, "x")]
     steps: list[Row] = []
     for confined in (True, False):
         found: dict[int, list[Job]] = {1: [], 2: []}

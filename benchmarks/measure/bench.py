@@ -61,11 +61,15 @@ class Bench:
 
     def train(self, name: str, words: list[str], epochs: int, thin: bool = False, confine: bool = False) -> Job:
         """Trains once, on the whole data or the thin slice, each worker on a core of its own if asked for."""
-        source = self.data.thin if thin else self.data.whole
-        given = [f"data.source={source}", "data.valid_fraction=0", f"data.cache={self.folder}/prepared", *words]
+        given = self.words_on_data(words, thin)
         job = self.undisturbed(lambda: run_job(given, epochs, confine))
         self.jobs[name] = job
         return job
+
+    def words_on_data(self, words: list[str], thin: bool) -> list[str]:
+        """The settings of a training on the whole data, or on the thin slice."""
+        source = self.data.thin if thin else self.data.whole
+        return [f"data.source={source}", "data.valid_fraction=0", f"data.cache={self.folder}/prepared", *words]
 
     def rival(self, script: str, *words: str) -> Rival:
         """A rival, for a `with` block. The plain loop needs nothing but torch, and takes our environment."""
