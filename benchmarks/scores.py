@@ -6,8 +6,10 @@ The ways take turns in an order drawn anew each round, so that a busy machine di
 suffer most from others: where the machine is shared, compare with one.
 """
 
+import shutil
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -212,6 +214,36 @@ def of_steps(pairs: int, n: int, count: int) -> list[Row]:
     return [*found, bar_row(f"{name}: whole step / naive step", share, "x", 1 / 25)]
 
 
+def of_shared_softmax(pairs: int, n: int, count: int) -> list[Row]:
+    """Softmax with negatives shared by the batch, from unique rows to their gradients: ours, plain torch, and that
+    compiled by torch, which needs a C++ compiler on the machine and its time at each start."""
+    rows = [torch.randn(pairs, DIM).requires_grad_(), torch.randn(pairs + n, DIM).requires_grad_()]
+    at = torch.arange(pairs, dtype=torch.int32)
+    negative_at, loss = torch.arange(pairs, pairs + n, dtype=torch.int32), LossConfig()
+
+    def ours(users_UD: torch.Tensor, items_UD: torch.Tensor) -> torch.Tensor:
+        scores = shared_scores(unit_rows(users_UD), unit_rows(items_UD), at, at, negative_at)
+        return losses["ssm"](Scores(*scores), loss).sum()
+
+    def plain(users_UD: torch.Tensor, items_UD: torch.Tensor) -> torch.Tensor:
+        users_BD, items_UD = normalize(users_UD, dim=1)[at], normalize(items_UD, dim=1)
+        negative_B = (users_BD @ items_UD[negative_at].T / loss.temperature).logsumexp(1)
+        return torch.nn.functional.softplus(negative_B - (users_BD * items_UD[at]).sum(1) / loss.temperature).sum()
+
+    def prepare(function: Callable[..., torch.Tensor]) -> Callable[[], object]:
+        for rows_UD in rows:
+            rows_UD.grad = None
+        return lambda: function(*rows).backward()
+
+    compiled, began = torch.compile(plain), time.perf_counter()
+    prepare(compiled)()
+    warm_s, given = time.perf_counter() - began, {"ours": ours, "plain torch": plain, "torch.compile": compiled}
+    times = rounds({way: lambda f=function: prepare(f) for way, function in given.items()}, count)
+    name = f"B = {pairs:,}, N = {n}, shared softmax"
+    found = [bar_row(f"{name}: {way}", values, "ms") for way, values in times.items()]
+    return [*found, Row(f"{name}: torch.compile, first call", warm_s, "s")]
+
+
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, help="of torch and numba (default: all)")
@@ -227,6 +259,8 @@ def main() -> None:
     for pairs, n in SETTINGS:
         found += of_setting(pairs, n, given.quick, rates)
     found += of_unit_rows(given.quick)
+    if shutil.which("c++"):  # torch compiles by it
+        found += of_shared_softmax(*SETTINGS[0], 10 if given.quick else 100)
     found += of_steps(*((256, 200) if given.quick else SETTINGS[0]), 10)
     title = f"scores and gradients, D = {DIM}, items of {ITEMS:,}, float32, {torch.get_num_threads()} threads"
     report(found, title, given.json)

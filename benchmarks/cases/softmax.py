@@ -15,7 +15,8 @@ BATCH, NEGATIVES = 1024, 800
 WORDS = ["loss.name=ssm", "model.similarity=cosine", f"sampling.negatives={NEGATIVES}", "sampling.reject=false"]
 WORDS += [f"train.batch_size={BATCH}"]
 _ALONE = ["train.workers=1", "train.threads=2"]
-_MOST_OF_PLAIN, _MOST_S = 1 / 25, 4.0
+_MOST_OF_PLAIN = 1 / 25
+_MOST_S, _PLAIN_S = 4.0, 700.0  # of an epoch with shared negatives, on a machine where the loop takes so long
 
 
 def train(bench: Bench) -> Job:
@@ -51,7 +52,7 @@ def measure(bench: Bench) -> list[Row]:
 
 
 def measure_shared(bench: Bench) -> list[Row]:
-    """Held to seconds; the loop is measured beside it, as its time says what the seconds mean."""
+    """Held to seconds, and to the same part of the loop's, which are what the seconds mean on this machine."""
     ours: list[float] = []
     compared: list[float] = []
     with bench.rival("plain_torch.py", str(BATCH), str(NEGATIVES)) as loop:
@@ -64,6 +65,6 @@ def measure_shared(bench: Bench) -> list[Row]:
     an_epoch = bench.data.steps(BATCH) / 1e3
     return [
         bar_row("softmax, 800 shared: distrec, epoch", [ms * an_epoch for ms in ours], "s", most=_MOST_S),
-        bar_row("softmax, 800 shared: distrec / plain loop", compared, "x"),
+        bar_row("softmax, 800 shared: distrec / plain loop", compared, "x", most=_MOST_S / _PLAIN_S),
         *job_rows("softmax, 800 shared", job, bench.rates),
     ]
