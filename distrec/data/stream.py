@@ -26,6 +26,7 @@ from distrec.batch import Batch, from_table, to_table
 _BLOCK_BYTES = {"ray": 32 * 2**20, "thread": 2**20}  # a thread hands batches over as they are: few make a block
 _STEADY = 4  # blocks that a thread is ahead at most: it hands them over at once, and more would only lie there
 _SHORT_S, _REST_S = 0.02, (0.001, 0.01)  # of a scheduler: its short steps, and its rests
+_READER, _READER_ENDS_S = "iter_threaded", 10.0  # a thread of Ray Data: its name, and until it ends at last
 _LOWEST = 19  # of priorities; Ray starts its workers at 15, and only a privileged user may go back
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # their numbers in <malloc.h>
 STREAM_CPUS = 0.5  # logical, for the one actor of a stream: it is idle most of the time
@@ -174,5 +175,14 @@ def _by_ray(source: Source, chunks: Chunks, numbers: range, look_ahead_mib: int)
             # Beside its trainer, so that batches do not travel; elsewhere if there is no room.
             scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
         )
-        for table in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-            yield from from_table(table)
+        running = set(threading.enumerate())
+        tables = iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+        try:
+            for table in tables:
+                yield from from_table(table)
+        finally:
+            tables.close()
+            # Threads of Ray Data, which end a little later: one that outlives its Ray ends the process, with no word.
+            for thread in set(threading.enumerate()) - running:
+                if thread.name == _READER:
+                    thread.join(_READER_ENDS_S)

@@ -54,6 +54,8 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_B: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (share_BN, sum_B1), ctx.kept = ctx.kept, None  # a second backward pass fails here
+        if ctx.kept is None:
+            raise RuntimeError("log_sum_exp has no second backward pass: the first one wrote over what it kept")
+        (share_BN, sum_B1), ctx.kept = ctx.kept, None
         sum_B1 = sum_B1.clamp(min=torch.finfo(sum_B1.dtype).tiny)
         return share_BN.mul_(grad_B[:, None] / (sum_B1 * ctx.temperature)), None
