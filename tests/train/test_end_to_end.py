@@ -147,7 +147,8 @@ def test_the_smallest_data_there_is(ray, small, runs, tmp_path):
     """One training interaction, one test interaction, three workers: two of them own no user at all."""
     (tmp_path / "train.txt").write_text("0 0\n")
     (tmp_path / "test.txt").write_text("0 1\n")
-    result = train(run_config(small, runs, "smallest", 3, data={"source": str(tmp_path), "valid_fraction": 0}))
+    data = {"source": str(tmp_path), "valid_fraction": 0}
+    result = train(run_config(small, runs, "smallest", 3, data=data, train={"epochs": 2}))
     assert result.metrics == {"test/recall@20": 1.0, "test/ndcg@20": 1.0}  # the known item is hidden, one is left
     assert result.interactions == 1
 
@@ -155,7 +156,8 @@ def test_the_smallest_data_there_is(ray, small, runs, tmp_path):
 def test_a_user_with_every_item_and_users_without_training(ray, small, runs, tmp_path):
     (tmp_path / "train.txt").write_text("0 0 1 2 3\n1 0 1\n3 3\n")
     (tmp_path / "test.txt").write_text("1 2\n2 1\n3 4 0\n")  # user 2 and item 4 are in the test part alone
-    result = train(run_config(small, runs, "odd", 2, data={"source": str(tmp_path), "valid_fraction": 0}))
+    data = {"source": str(tmp_path), "valid_fraction": 0}
+    result = train(run_config(small, runs, "odd", 2, data=data, train={"epochs": 2}))
     assert (result.test_users, result.left_out_users) == (2, 2)
     assert result.metrics["test/recall@20"] == 1.0
 
