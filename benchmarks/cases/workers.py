@@ -3,8 +3,9 @@
 Twice: each worker and its stream confined to one core, so that two workers have twice the cores of one; and free, where
 a single worker's stream draws on the second core while its one thread computes, so that both cores work either way.
 
-Beside it what the machine allows: two trainings of half of the pairs each, at once, that share nothing but its caches
-and its memory, without Ray. Two workers do what these do, and exchange rows and gradients.
+Beside it what the cores give when nobody waits: two trainings of half of the pairs each, at once, that share nothing
+but the machine's caches and memory, without Ray. Two workers also exchange rows and gradients, but normalise and update
+half of the items each, where each of these does so with all.
 """
 
 import statistics
