@@ -115,9 +115,8 @@ def figures_of(text: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.timeout(280)
-def test_ctrl_c_resume_evaluate_info(tmp_path, capsys, monkeypatch):
-    """A run stopped by Ctrl-C says how to go on, leaves nothing behind, and goes on. That it ends as if it had not been
-    stopped: tests/train/test_end_to_end.py."""
+def test_ctrl_c_resume_evaluate_info(tmp_path, capsys):
+    """A run stopped by Ctrl-C says how to go on, leaves nothing behind, and ends as if it had not been stopped."""
     (tmp_path / "small.yaml").write_text(SMALL)
     stopped = command("train", "small.yaml", cwd=tmp_path)
     for line in stopped.stdout:
@@ -138,14 +137,15 @@ def test_ctrl_c_resume_evaluate_info(tmp_path, capsys, monkeypatch):
     assert left == []
 
     resumed = command("train", "small.yaml", "run.resume=true", cwd=tmp_path)
+    whole = command("train", "small.yaml", "run.dir=whole", "--quiet", cwd=tmp_path)
     out, err = resumed.communicate(timeout=200)
     assert resumed.returncode == 0, err
     assert "resumed after epoch" in out and "epoch  1/30" not in out and "epoch 30/30" in out
+    out_whole, err = whole.communicate(timeout=200)
+    assert whole.returncode == 0, err
+    assert "epoch" not in out_whole
     figures = figures_of(out)
-    assert len(figures) == 2
-    monkeypatch.chdir(tmp_path)
-    code, out, _ = run(capsys, "train", "small.yaml", "run.resume=true", "--quiet")  # it has ended: it only tells
-    assert code == 0 and figures_of(out) == figures and "epoch" not in out
+    assert len(figures) == 2 and figures == figures_of(out_whole)
 
     code, out, _ = run(capsys, "evaluate", str(folder), "eval.k=[20]")
     assert code == 0 and figures == figures_of(out) and "checkpoint after epoch 30 of 30" in out

@@ -74,7 +74,7 @@ class Rule(ABC):
 
     def fade(self, local_U: torch.Tensor, steps_U: torch.Tensor) -> None:
         """Moves the accumulators of some rows by idle steps that leave the row itself as it is."""
-        raise NotImplementedError(f"{type(self).__name__} never fades")
+        raise AssertionError(f"{type(self).__name__} never fades: its `fades_after` says so")
 
     def of_rows(self, local_U: torch.Tensor) -> "Rule":
         """The same rule over some rows, with copies of their accumulators."""
