@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+_NOTICE_S = 20.0  # that ranks have to notice that another has failed; a rank may have to compile first
+
 
 def run_ranks(workers: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 120) -> list[Any]:
     """Calls `function(*arguments)` in a process group of `workers` processes; returns what each rank returned, by rank.
@@ -45,11 +47,13 @@ def run_ranks(workers: int, function: Callable[..., Any], *arguments: Any, timeo
 
 
 def _join(ranks: list[BaseProcess], deadline: float) -> None:
-    """Waits for all ranks, or for the first that fails or the deadline: then ends the others, which may wait for it."""
-    while any(p.is_alive() for p in ranks) and time.monotonic() < deadline and not any(p.exitcode for p in ranks):
+    """Waits for all ranks, or for the first that fails: the others may yet notice and say so, then they are ended."""
+    while any(p.is_alive() for p in ranks) and time.monotonic() < deadline:
         time.sleep(0.02)
+        if any(p.exitcode for p in ranks):
+            deadline = min(deadline, time.monotonic() + _NOTICE_S)
     for process in ranks:
-        process.join(1.0 if process.exitcode is None else 0)
+        process.join(0)
         if process.is_alive():
             process.kill()
             process.join()
