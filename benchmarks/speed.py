@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cases import bpr, exact, job, memory, ranking, softmax, stream, wait, workers
+from cases import bpr, device, exact, job, memory, ranking, softmax, stream, wait, workers
 from measure.bench import CORES, DIM, Bench, two_cores
 from measure.floor import rate_rows
 from report import Row, arguments, heading, table, write
@@ -36,6 +36,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "ranking": ranking.measure,
     "stream": stream.measure,
     "memory": memory.measure,
+    "device": device.measure,
     "job": job.measure,
 }
 _PATIENCE = "how long a repetition may wait, or be made again, until others leave the machine alone"

@@ -8,14 +8,14 @@ from measure.rows import job_rows
 from report import Row, bar_row, ratios
 
 NAME = "BPR"
-_WORDS = ["loss.name=bpr", "model.similarity=dot", "sampling.negatives=1", "sampling.shared=false"]
+WORDS = ["loss.name=bpr", "model.similarity=dot", "sampling.negatives=1", "sampling.shared=false"]
 # The rivals reject known positives too. One thread of torch: the stream works on the other core.
-_WORDS += ["sampling.reject=true", "train.batch_size=8192", "train.workers=1", "train.threads=1"]
+WORDS += ["sampling.reject=true", "train.batch_size=8192", "train.workers=1", "train.threads=1"]
 
 
 def train(bench: Bench) -> Job:
     """Once, through Ray."""
-    return bench.train(NAME, _WORDS, 5 if bench.quick else 10)
+    return bench.train(NAME, WORDS, 5 if bench.quick else 10)
 
 
 def measure(bench: Bench) -> list[Row]:

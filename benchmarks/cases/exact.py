@@ -1,17 +1,16 @@
 """Exact softmax over all items, batch 1024, beside the three dense products that it cannot avoid."""
 
 import statistics
-import time
 
 import torch
 from measure.bench import DIM, Bench
-from measure.floor import Floor, floor_rows
+from measure.floor import Floor, floor_rows, now
 from measure.job import Job
 from report import Row, bar_row
 
 _BATCH, _MOST = 1024, 2.5
-_WORDS = ["loss.name=softmax", "model.similarity=dot", f"train.batch_size={_BATCH}"]
-_WORDS += ["train.workers=1", "train.threads=2"]
+WORDS = ["loss.name=softmax", "model.similarity=dot", f"train.batch_size={_BATCH}"]
+_ALONE = ["train.workers=1", "train.threads=2"]
 
 
 def products_ms(bench: Bench) -> float:
@@ -20,23 +19,16 @@ def products_ms(bench: Bench) -> float:
     items_VD = torch.randn(bench.data.items, DIM, device=bench.device)
     grad_BV = torch.randn(_BATCH, bench.data.items, device=bench.device)
     scores_BV, grad_BD, grad_VD = torch.empty_like(grad_BV), torch.empty_like(users_BD), torch.empty_like(items_VD)
-    began = _now(bench)
+    began = now(bench.device)
     torch.mm(users_BD, items_VD.T, out=scores_BV)
     torch.mm(grad_BV, items_VD, out=grad_BD)
     torch.mm(grad_BV.T, users_BD, out=grad_VD)
-    return (_now(bench) - began) * 1e3
-
-
-def _now(bench: Bench) -> float:
-    """Seconds, when all that was asked for is done."""
-    if bench.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return (now(bench.device) - began) * 1e3
 
 
 def train(bench: Bench) -> Job:
     """Once, through Ray, on the thin slice: steps are the same there, epochs short."""
-    return bench.train("exact softmax", _WORDS, 3 if bench.quick else 5, thin=True)
+    return bench.train("exact softmax", [*WORDS, *_ALONE], 3 if bench.quick else 5, thin=True)
 
 
 def measure(bench: Bench) -> list[Row]:
@@ -52,6 +44,10 @@ def measure(bench: Bench) -> list[Row]:
     rows.append(bar_row("exact softmax: step / the products", compared, "x", most=_MOST))
     rows.append(bar_row("exact softmax: step", job.step_ms, "ms"))
     rows += [bar_row(f"exact softmax:   {part}", values, "ms") for part, values in job.split_ms.items()]
+    return rows + floor_rows("exact softmax: step", floor(bench), statistics.median(job.step_ms) / 1e3, bench.rates)
+
+
+def floor(bench: Bench) -> Floor:
+    """All items and the users of the pairs."""
     touched = 2 * 3 * 4 * DIM * (bench.data.items + _BATCH)  # rows and moments, read and written
-    floor = Floor(touched, 3.0 * _BATCH * DIM * bench.data.items)
-    return rows + floor_rows("exact softmax: step", floor, statistics.median(job.step_ms) / 1e3, bench.rates)
+    return Floor(touched, 3.0 * _BATCH * DIM * bench.data.items)

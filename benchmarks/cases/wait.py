@@ -8,14 +8,14 @@ from report import Row, bar_row
 from cases import bpr
 
 NAME = "64 a pair"
-_WORDS = ["loss.name=ssm", "sampling.negatives=64", "sampling.shared=false", "sampling.reject=true"]
-_WORDS += ["train.batch_size=2048", "train.workers=1", "train.threads=1"]
+WORDS = ["loss.name=ssm", "sampling.negatives=64", "sampling.shared=false", "sampling.reject=true"]
+WORDS += ["train.batch_size=2048", "train.workers=1", "train.threads=1"]
 _MOST = 0.05
 
 
 def train(bench: Bench) -> Job:
     """Once, through Ray."""
-    return bench.train(NAME, _WORDS, 3 if bench.quick else 4)
+    return bench.train(NAME, WORDS, 3 if bench.quick else 4)
 
 
 def measure(bench: Bench) -> list[Row]:

@@ -80,7 +80,7 @@ class Bench:
 
     def look_at_machine(self) -> None:
         """Measures its rates once more."""
-        self.rates = self.rates.best(self.undisturbed(measure_rates))
+        self.rates = self.rates.best(self.undisturbed(lambda: measure_rates(self.device)))
 
     def undisturbed(self, work: Callable[[], T]) -> T:
         """What `work` gives, done when the machine is quiet, and again if others took a tenth of the cores meanwhile.
@@ -101,7 +101,9 @@ class Bench:
 
 
 def two_cores() -> None:
-    """Keeps this process and all that it starts on two cores."""
+    """Keeps this process and all that it starts on two cores, but where a GPU has to be fed."""
+    if torch.cuda.is_available():
+        return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     torch.set_num_threads(CORES)

@@ -21,7 +21,7 @@ class Rates:
     bytes_per_s: float
     """Of a copy larger than the caches, read and written bytes together."""
     madds_per_s: float
-    """Multiply-adds of a product of two 2048 x 2048 matrices, float32."""
+    """Multiply-adds of a product of two square matrices of 2048 rows, or 8192 on a GPU, float32."""
 
     def best(self, other: "Rates") -> "Rates":
         """The higher of each."""
@@ -40,14 +40,15 @@ class Floor:
         return max(self.bytes / rates.bytes_per_s, self.madds / rates.madds_per_s)
 
 
-def measure_rates() -> Rates:
-    """With the threads of torch."""
-    source = torch.ones(2**26)
+def measure_rates(device: torch.device) -> Rates:
+    """With the threads of torch, or of a GPU."""
+    on_gpu = device.type == "cuda"
+    source = torch.ones(2**30 if on_gpu else 2**26, device=device)
     target = torch.empty_like(source)
-    copy_s = _best(lambda: target.copy_(source))
-    side = 2048
-    a, b = torch.randn(side, side), torch.randn(side, side)
-    return Rates(2 * _FLOAT * len(source) / copy_s, side**3 / _best(lambda: a @ b))
+    copy_s = _best(lambda: target.copy_(source), device)
+    side = 8192 if on_gpu else 2048
+    a, b = torch.randn(side, side, device=device), torch.randn(side, side, device=device)
+    return Rates(2 * _FLOAT * len(source) / copy_s, side**3 / _best(lambda: a @ b, device))
 
 
 def step_floor(batch: Batch, negatives: int, dim: int) -> Floor:
@@ -80,10 +81,17 @@ def rate_rows(rates: Rates) -> list[Row]:
     ]
 
 
-def _best(work: Callable[[], object]) -> float:
+def now(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _best(work: Callable[[], object], device: torch.device) -> float:
     found = []
     for _ in range(_TIMES):
-        began = time.perf_counter()
+        began = now(device)
         work()
-        found.append(time.perf_counter() - began)
+        found.append(now(device) - began)
     return min(found[1:])

@@ -29,7 +29,7 @@ _SHORT_S, _REST_S = 0.02, (0.001, 0.01)  # of a scheduler: its short steps, and 
 _READER, _READER_ENDS_S = "iter_threaded", 10.0  # a thread of Ray Data: its name, and until it ends at last
 _LOWEST = 19  # of priorities; Ray starts its workers at 15, and only a privileged user may go back
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # their numbers in <malloc.h>
-STREAM_CPUS = 0.5  # logical, for the one actor of a stream: it is idle most of the time
+STREAM_CPUS = 0.5  # logical, for the actors of a stream: they are idle most of the time
 
 
 class Source(Protocol):
@@ -89,7 +89,13 @@ class _Unhurried(ExecutionCallback):
 
 
 def stream(
-    source: Source, first_epoch: int, epochs: int, bytes_per_step: int, look_ahead_mib: int, by: str = "ray"
+    source: Source,
+    first_epoch: int,
+    epochs: int,
+    bytes_per_step: int,
+    look_ahead_mib: int,
+    by: str = "ray",
+    actors: int = 1,
 ) -> Iterator[Batch]:
     """Batches of epochs `first_epoch` .. `epochs` (exclusive), in order.
 
@@ -97,12 +103,13 @@ def stream(
         source: picklable; each call with the same arguments must give the same batches.
         bytes_per_step: rough size of a step, which decides how many make a block.
         look_ahead_mib: bound on the blocks computed ahead, MiB; beside up to three that Ray Data has under way.
-        by: who computes them, `ray` (Ray Data, in a process of its own) or `thread` (a thread of this process).
+        by: who computes them, `ray` (Ray Data, in processes of its own) or `thread` (a thread of this process).
+        actors: processes of Ray Data; each looks ahead.
     """
     chunks = Chunks(source.steps, int(np.clip(_BLOCK_BYTES[by] // max(1, bytes_per_step), 1, source.steps)))
     numbers = range(first_epoch * chunks.per_epoch, epochs * chunks.per_epoch)
     if by == "ray":
-        return _by_ray(source, chunks, numbers, look_ahead_mib)
+        return _by_ray(source, chunks, numbers, look_ahead_mib, actors)
     ahead = look_ahead_mib * 2**20 // max(1, chunks.size * bytes_per_step)
     return _by_thread(source, chunks, numbers, min(max(1, ahead), _STEADY))
 
@@ -155,13 +162,13 @@ def _yield_to_others() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
 
 
-def _by_ray(source: Source, chunks: Chunks, numbers: range, look_ahead_mib: int) -> Iterator[Batch]:
+def _by_ray(source: Source, chunks: Chunks, numbers: range, look_ahead_mib: int, actors: int) -> Iterator[Batch]:
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Unhurried]
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
-        object_store_memory=look_ahead_mib * 2**20
+        object_store_memory=look_ahead_mib * 2**20 * actors
     )
     with ray.data.DataContext.current(context):
         # Numbers that lie in the object store already: `ray.data.range` would start tasks of its own to make them.
@@ -170,8 +177,8 @@ def _by_ray(source: Source, chunks: Chunks, numbers: range, look_ahead_mib: int)
             _Pump,
             fn_constructor_args=(source, chunks),
             batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=1),
-            num_cpus=STREAM_CPUS,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=STREAM_CPUS / actors,
             # Beside its trainer, so that batches do not travel; elsewhere if there is no room.
             scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True),
         )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from distrec.tables.place import place
 from distrec.tables.shared_memory import Boxes, size_for
 from distrec.unique import unique_ids
 
@@ -69,8 +70,8 @@ class Exchange:
         """
         asked: Future[Route] = Future()
         if self.workers == 1:
-            rows_R = torch.from_numpy(wanted_U).to(self.device, non_blocking=True).long()
-            asked.set_result(Route(rows_R, None, None, np.array([wanted_splits])))
+            (rows_R,) = place([wanted_U], self.device)
+            asked.set_result(Route(rows_R.long(), None, None, np.array([wanted_splits])))
         else:
             # A daemon: when a peer is lost, nobody has to wait for this exchange to time out.
             threading.Thread(target=self._ask, args=(asked, wanted_U, wanted_splits), daemon=True).start()

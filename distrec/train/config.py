@@ -35,9 +35,11 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(1, ge=1)
     """Epochs between checkpoints; the last epoch always has one."""
     stream: Literal["auto", "ray", "thread"] = "auto"
-    """Who draws and prepares the batches: ray, Ray Data in a process beside each worker; thread, a thread of the
-    worker; auto, a thread where each pair has many negatives of its own, and Ray Data elsewhere. The batches are the
-    same."""
+    """Who draws and prepares the batches: ray, Ray Data in processes beside each worker; thread, a thread of the
+    worker; auto, a thread where a worker on the CPU takes many negatives of each pair's own, and Ray Data elsewhere.
+    The batches are the same."""
+    stream_actors: int = Field(0, ge=0)
+    """Processes of Ray Data beside each worker; 0: one, and for a worker on a GPU up to 8, as the cluster has cores."""
     look_ahead_mib: int = Field(32, ge=16)
     """Bound on the batches that are prepared ahead of each worker, MiB; with Ray Data, beside up to three blocks of
     32 MiB that are under way."""

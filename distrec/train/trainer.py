@@ -23,11 +23,13 @@ from distrec.sampling.batches import BatchSource
 from distrec.tables.checkpoint import load_shard, save_shard
 from distrec.tables.exchange import Exchange, Route
 from distrec.tables.init import normal_rows
+from distrec.tables.place import place
 from distrec.tables.table import Table
 from distrec.tracking.meters import StepMeters
 from distrec.train.config import Config
 
 USERS, ITEMS = "users", "items"
+_READ = ("users_U", "user_at_B", "positive_at_B", "negative_at", "masked", "log_q")  # of a batch, where rows are
 
 # Batches are views of Arrow's read-only memory, and nothing writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -54,6 +56,7 @@ class Trainer:
         self.config, self.dataset, self.device = config, dataset, device
         self.exchange = Exchange(device, config.train.send_bfloat16)
         self.asked: tuple[Batch, Future[Route]] | None = None
+        self.placed: tuple[Batch, dict[str, torch.Tensor]] | None = None
         m, workers = dataset.manifest, self.exchange.workers
         self.plans = {USERS: Plan(m.users, m.buckets, workers), ITEMS: Plan(m.items, m.buckets, workers)}
         self.source = BatchSource(
@@ -93,16 +96,20 @@ class Trainer:
 
         Args:
             batch: this worker's part of the step.
-            following: of the next one, if there is one: its rows are asked for while this step is computed.
+            following: of the next one, if there is one: while this step is computed its rows are asked for, and it
+                travels to the device.
         """
         if batch.pairs == 0:
             return torch.zeros((), device=self.device)
-        return self._sampled_step(batch, following) if self.sees_scores else self._catalogue_step(batch)
+        loss_sum = self._sampled_step(batch, following) if self.sees_scores else self._catalogue_step(batch)
+        if following is not None:
+            self._placed(following)  # a GPU is busy with this step meanwhile
+        return loss_sum
 
     def _sampled_step(self, batch: Batch, following: Batch | None) -> torch.Tensor:
         users, items = self.parts[USERS], self.parts[ITEMS]
         with self.meters.part("look_up"):
-            users_U = self._tensor(batch.users_U).long()
+            users_U = self._placed(batch)["users_U"].long()
             user_rows_UD = users.table.read(users_U).requires_grad_()
             route = self._route(batch)
             if following is not None and following.pairs:
@@ -144,12 +151,12 @@ class Trainer:
         """The pairs go to every worker, which scores its own items for them: items stay where they are."""
         users, items = self.parts[USERS], self.parts[ITEMS]
         with self.meters.part("look_up"):
-            users_U, items_V = self._tensor(batch.users_U).long(), torch.arange(len(items.table.stored_VD))
-            items_V = items_V.to(self.device)
+            placed, items_V = self._placed(batch), torch.arange(len(items.table.stored_VD), device=self.device)
+            users_U = placed["users_U"].long()
             user_rows_UD = users.table.read(users_U).requires_grad_()
             item_rows_VD = items.table.read(items_V).requires_grad_()
         with self.meters.part("compute"):
-            users_BD = self.model.users(user_rows_UD).index_select(0, self._tensor(batch.user_at_B))
+            users_BD = self.model.users(user_rows_UD).index_select(0, placed["user_at_B"])
             items_VD = self.model.items(item_rows_VD)
             everyone_BD, own = self.exchange.gather(users_BD.detach())
             outcome = self.loss(
@@ -166,12 +173,12 @@ class Trainer:
         """Of the pairs of all workers: the local number of the positive, -1 where another worker owns it, (B,)."""
         owner_U = np.repeat(np.arange(self.exchange.workers), batch.item_splits_W)
         pair = np.stack([owner_U, batch.items_U])[:, batch.positive_at_B].T.astype(np.int64)
-        owner_B, local_B = self.exchange.gather(self._tensor(pair))[0].unbind(1)
+        owner_B, local_B = self.exchange.gather(place([pair], self.device)[0])[0].unbind(1)
         return torch.where(owner_B == self.exchange.rank, local_B, -1)
 
     def _scores(self, batch: Batch, users_UD: torch.Tensor, items_UD: torch.Tensor) -> Scores:
-        user_at_B, positive_at_B = self._tensor(batch.user_at_B), self._tensor(batch.positive_at_B)
-        negative_at, pairs = self._tensor(batch.negative_at), len(user_at_B)
+        placed, pairs = self._placed(batch), len(batch.user_at_B)
+        user_at_B, positive_at_B, negative_at = (placed[name] for name in ("user_at_B", "positive_at_B", "negative_at"))
         n = len(negative_at) if self.config.sampling.shared else self.config.sampling.negatives
         if self.config.sampling.shared:
             positive_B, negative_BN = shared_scores(users_UD, items_UD, user_at_B, positive_at_B, negative_at)
@@ -181,15 +188,19 @@ class Trainer:
             positive_B = positive_B1[:, 0]
         if len(batch.masked):
             masked = torch.zeros(pairs * n, dtype=torch.bool, device=self.device)
-            masked[self._tensor(batch.masked)] = True
+            masked[placed["masked"]] = True
             negative_BN = negative_BN.masked_fill(masked.view(pairs, n), -torch.inf)
         if self.config.sampling.hardest:
             negative_BN = negative_BN.topk(min(n, self.config.sampling.hardest), dim=1, sorted=False).values
-        log_q_BN = self._tensor(batch.log_q).view(-1, n) if self.config.loss.log_q else None
+        log_q_BN = placed["log_q"].view(-1, n) if self.config.loss.log_q else None
         return Scores(positive_B, negative_BN, log_q_BN)
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+    def _placed(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What a step reads of its batch, on the device since the step before, or from now on."""
+        if self.placed is None or self.placed[0] is not batch:
+            arrays = [getattr(batch, name) for name in _READ]
+            self.placed = batch, dict(zip(_READ, place(arrays, self.device), strict=True))
+        return self.placed[1]
 
     @torch.no_grad()
     def evaluate(self, part: Part) -> RankingSums:
@@ -201,7 +212,7 @@ class Trainer:
         """
         ks = self.config.eval.k
         held_out, known, users = self._held_out(part)
-        users_UD = self.model.users(self.parts[USERS].table.read(self._tensor(users)))
+        users_UD = self.model.users(self.parts[USERS].table.read(torch.from_numpy(users).to(self.device)))
         items_VD = self.model.items(self.parts[ITEMS].table.read_all())
         ranked_UK = rank(
             users_UD, known, items_VD, self.plans[ITEMS], self.exchange, min(max(ks), self.dataset.manifest.items)

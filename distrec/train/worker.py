@@ -30,6 +30,10 @@ class Job:
 
     config: Config
     dataset: Dataset
+    stream: str
+    """Who draws the batches, `ray` or `thread`."""
+    stream_actors: int
+    """Processes of Ray Data that draw for each worker."""
     mailbox: ActorHandle
     """Takes events (plain dicts) for whoever shows or records them."""
 
@@ -78,7 +82,8 @@ class _Loop:
             train.epochs,
             source.bytes_per_step,
             train.look_ahead_mib,
-            self.config.streamed_by,
+            self.job.stream,
+            self.job.stream_actors,
         )
         ahead = next(batches)  # starting the stream belongs to no epoch
         first_batch_s = time.perf_counter() - start
@@ -91,7 +96,8 @@ class _Loop:
                     ahead = next(batches, None)
                 loss_sum += self.trainer.step(batch, ahead)
                 self._tell_step(epoch, step, start, loss_sum)
-            self._end_epoch(epoch, time.perf_counter() - start, loss_sum.item())
+            loss = loss_sum.item()  # with it the device has done all steps
+            self._end_epoch(epoch, time.perf_counter() - start, loss)
         return first_batch_s
 
     def _end_epoch(self, epoch: int, seconds: float, loss_sum: float) -> None:
