@@ -43,8 +43,9 @@ def softmax(
     """-s_ui/t + log sum over all items j of e^{s_uj/t}, exact (SimCE paper, Eq. 3; MINE paper, Eq. 1)."""
     loss_B, users_grad_BD = users_BD.new_empty(len(users_BD)), torch.empty_like(users_BD)
     items_grad_VD = torch.zeros_like(items_VD)
-    # From the size of the largest shard: every worker must cut the pairs alike.
-    largest = exchange.all_max(torch.tensor([len(items_VD)], device=items_VD.device)).item()
+    largest = len(items_VD)
+    if exchange.workers > 1:  # every worker must cut the pairs alike; a GPU is not waited for without need
+        largest = int(exchange.all_max(torch.tensor([largest], device=items_VD.device)))
     pairs = max(1, _SCORES // max(1, largest))
     for start in range(0, len(users_BD), pairs):
         block = slice(start, start + pairs)
@@ -63,20 +64,20 @@ def softmax(
             config.temperature
         )
         items_grad_VD.addmm_(share_bV.T, users_bD / sums_b[:, None])
-        items_grad_VD.index_add_(0, at[mine], users_bD[mine], alpha=-1)
+        if len(items_VD):
+            items_grad_VD.index_add_(0, at, users_bD.masked_fill(~mine[:, None], 0.0), alpha=-1)
     return Outcome(loss_B, exchange.all_add(users_grad_BD), items_grad_VD)
 
 
 def _picked(scores_bV: torch.Tensor, at: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
     """The scores of the positives, 0 where they are another worker's."""
-    found = scores_bV.new_zeros(len(at))
-    rows = mine.nonzero().squeeze(1)
-    found[rows] = scores_bV[rows, at[rows]]
-    return found
+    if scores_bV.shape[1] == 0:
+        return scores_bV.new_zeros(len(at))
+    return scores_bV.gather(1, at[:, None]).squeeze(1).masked_fill_(~mine, 0.0)
 
 
 def _picked_rows(items_VD: torch.Tensor, at: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
     """The positives, 0 where they are another worker's."""
-    found = items_VD.new_zeros(len(at), items_VD.shape[1])
-    found[mine] = items_VD[at[mine]]
-    return found
+    if len(items_VD) == 0:
+        return items_VD.new_zeros(len(at), items_VD.shape[1])
+    return items_VD.index_select(0, at).masked_fill_(~mine[:, None], 0.0)

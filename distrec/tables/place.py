@@ -1,6 +1,7 @@
 """Arrays of the host onto the device that holds the rows."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ def place(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tens
     hosts = [torch.from_numpy(array) for array in arrays]
     if device.type != "cuda":
         return [host.to(device) for host in hosts]
-    starts = np.cumsum([0, *(-(-host.nbytes // _ALIGNED) * _ALIGNED for host in hosts)]).tolist()
+    starts = list(accumulate((-(-host.nbytes // _ALIGNED) * _ALIGNED for host in hosts), initial=0))
     pinned = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
     for host, start in zip(hosts, starts, strict=False):
         pinned[start : start + host.nbytes].view(host.dtype).copy_(host.reshape(-1))

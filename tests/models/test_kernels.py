@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distrec.models.scores import pair_scores, pair_scores_reference, unit_rows, unit_rows_reference
+from distrec.models.scores import TorchUnitRows, pair_scores, pair_scores_reference, unit_rows, unit_rows_reference
 
 from .ways import by_triton, each_way, each_way_in_parallel, each_way_on_cpu
 
@@ -20,6 +20,8 @@ SHAPES = {  # B, N, D, user rows, item rows
     "more rows than places": (2, 3, 65, 300, 500),
     "many": (150, 31, 67, 60, 200),
 }
+
+each_unit = pytest.mark.parametrize("unit_rows", [unit_rows, TorchUnitRows.apply], ids=["compiled", "torch"])
 
 
 def case(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, index: torch.dtype = torch.int32):
@@ -160,7 +162,8 @@ def test_other_numbers_than_the_compiled_ones():
 
 
 @pytest.mark.parametrize("shape", [(7, 24), (1, 1), (0, 5), (4, 0), (300, 67)])
-def test_unit_rows_agree_with_the_reference(shape):
+@each_unit
+def test_unit_rows_agree_with_the_reference(unit_rows, shape):
     torch.manual_seed(0)
     rows, grad = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
     found, wanted = rows.clone().requires_grad_(), rows.clone().requires_grad_()
@@ -172,7 +175,8 @@ def test_unit_rows_agree_with_the_reference(shape):
     assert torch.allclose(narrow.grad.double(), wanted.grad, rtol=1e-5, atol=1e-5)
 
 
-def test_unit_rows_at_extremes():
+@each_unit
+def test_unit_rows_at_extremes(unit_rows):
     rows = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [3e15, 4e15], [1e-12, 0.0]], dtype=torch.float64)
     found, wanted = rows.clone().requires_grad_(), rows.clone().requires_grad_()
     unit, expected = unit_rows(found), unit_rows_reference(wanted)
@@ -181,7 +185,8 @@ def test_unit_rows_at_extremes():
     assert torch.allclose(found.grad, wanted.grad)
 
 
-def test_gradients_of_unit_rows():
+@each_unit
+def test_gradients_of_unit_rows(unit_rows):
     torch.manual_seed(0)
     rows = torch.randn(6, 19, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(unit_rows, (rows,))

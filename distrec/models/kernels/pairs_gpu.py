@@ -6,11 +6,14 @@ another. A row with more than CHUNK places, such as a popular item, is shared ou
 their own, and then added in order. Up to CHUNK places a row has the digits of the CPU's loops; scores have the order
 of Triton's reduction, which depends on D and N and nothing else.
 
+Which chunk is whose, the programs find out themselves: an operation that prepares something costs the host 7 us, and
+the host is what a step waits for (`benchmarks/cases/device.py`).
+
 Nothing of size (B, N, D) is built, and nothing waits for the GPU: of the number of chunks the host knows only a bound,
 and programs that are not needed end at once.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -44,13 +47,13 @@ class PairScores(torch.autograd.Function):
         users_UD, items_VD, user_at_B, item_at_BN = ctx.saved_tensors
         grad_BN, users_grad, items_grad = grad_BN.contiguous(), None, None
         if ctx.needs_input_grad[0]:
-            pair_B, start_U1 = _grouped(user_at_B, len(users_UD))
+            pair_B, *groups = _grouped(user_at_B, len(users_UD))
             item_at_P, grad_P = item_at_BN[pair_B].view(-1), grad_BN[pair_B].view(-1)
-            users_grad = _sums(items_VD, item_at_P, grad_P, start_U1 * item_at_BN.shape[1])
+            users_grad = _sums(items_VD, item_at_P, grad_P, *groups, item_at_BN.shape[1])
         if ctx.needs_input_grad[1]:
-            place_P, start_V1 = _grouped(item_at_BN.view(-1), len(items_VD))
+            place_P, *groups = _grouped(item_at_BN.view(-1), len(items_VD))
             user_at_P = user_at_B[place_P // max(1, item_at_BN.shape[1])]
-            items_grad = _sums(users_UD, user_at_P, grad_BN.view(-1)[place_P], start_V1)
+            items_grad = _sums(users_UD, user_at_P, grad_BN.view(-1)[place_P], *groups, 1)
         return users_grad, items_grad, None, None
 
 
@@ -78,38 +81,23 @@ def _scores(users_UD, items_VD, user_at_B, item_at_BN):
 
 
 def _grouped(at_P, rows):
-    """(places by row, in order within a row; where those of each row start, and the last end)."""
+    """(places by row, in order within a row; their rows; where those of each row start, and the last end)."""
     sorted_P, place_P = torch.sort(at_P, stable=True)
-    return place_P, torch.searchsorted(sorted_P, torch.arange(rows + 1, dtype=at_P.dtype, device=at_P.device))
+    return place_P, sorted_P, torch.searchsorted(sorted_P, torch.arange(rows + 1, dtype=at_P.dtype, device=at_P.device))
 
 
-class _Later(NamedTuple):
-    """The chunks of rows but for each row's first, in E slots by row; at the end may be slots that nobody needs."""
-
-    slot_R1: torch.Tensor
-    """Where the slots of each row start, and the last end."""
-    owner_E: torch.Tensor
-    """The row of each slot, R of those that nobody needs."""
-
-
-def _later(start_R1, places):
-    slot_R1 = torch.zeros_like(start_R1)
-    torch.cumsum((start_R1.diff() - 1).clamp_(min=0) // CHUNK, 0, out=slot_R1[1:])
-    slot_E = torch.arange(places // CHUNK, device=start_R1.device)  # so many there are at most
-    return _Later(slot_R1, torch.searchsorted(slot_R1[1:], slot_E, right=True))
-
-
-def _sums(rows_XD, row_at_P, weight_P, start_R1):
-    """For each of R rows, the sum of weight_P * rows_XD[row_at_P] over its places."""
+def _sums(rows_XD, row_at_P, weight_P, owner_G, start_R1, times):
+    """For each of R rows, the sum of weight_P * rows_XD[row_at_P] over its places: `times` for each of `owner_G`."""
     count, dim = len(start_R1) - 1, rows_XD.shape[1]
-    sums_RD, places = rows_XD.new_empty(count, dim), (rows_XD, row_at_P, weight_P, start_R1)
-    slices, shape = triton.cdiv(dim, _width(dim)), {"D": dim, "WIDTH": _width(dim), "AHEAD": _AHEAD, "num_warps": 1}
-    _launch(programs.first_chunks, (count, slices), *places, sums_RD, CHUNK=CHUNK, **shape)
+    sums_RD, places = rows_XD.new_empty(count, dim), (rows_XD, row_at_P, weight_P, start_R1, times)
+    slices, shape = triton.cdiv(dim, _width(dim)), {"D": dim, "WIDTH": _width(dim), "CHUNK": CHUNK, "AHEAD": _AHEAD}
+    _launch(programs.first_chunks, (count, slices), *places, sums_RD, **shape, num_warps=1)
     if len(row_at_P) > CHUNK:
-        later = _later(start_R1, len(row_at_P))
-        later_ED, grid = rows_XD.new_empty(len(later.owner_E), dim), (len(later.owner_E), slices)
-        _launch(programs.later_chunks, grid, *places, *later, count, later_ED, CHUNK=CHUNK, **shape)
-        _launch(programs.add_chunks, grid, later_ED, *later, count, sums_RD, **shape)
+        later = (len(row_at_P) - 1) // CHUNK
+        later_ED = rows_XD.new_empty(later, dim)
+        _launch(programs.later_chunks, (later, slices), *places, owner_G, later_ED, **shape, num_warps=1)
+        groups = start_R1, times, owner_G
+        _launch(programs.add_chunks, (later, slices), later_ED, *groups, sums_RD, **shape, num_warps=1)
     return sums_RD
 
 

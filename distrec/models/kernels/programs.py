@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 # By default a number that happens to be 1 or a multiple of 16 is compiled for anew, in the middle of a run.
-_program = triton.jit(do_not_specialize=["n", "users", "items", "count"])
+_program = triton.jit(do_not_specialize=["n", "users", "items", "times"])
 
 
 @_program
@@ -85,16 +85,32 @@ def first_chunks(
     row_at,
     weight,
     start,
+    times,
     out,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
-    """Row r of `out`, (R, D), from the first of its places, which are those from start[r] to start[r + 1]."""
+    """Row r of `out`, (R, D), from the first of its places, which are those from times * start[r] to
+    times * start[r + 1]."""
     r = tl.program_id(0).to(tl.int64)
-    begin, end = tl.load(start + r), tl.load(start + r + 1)
+    begin, end = tl.load(start + r) * times, tl.load(start + r + 1) * times
     _sum(rows, row_at, weight, begin, end, out + r * D, D, WIDTH, CHUNK, AHEAD)
+
+
+@triton.jit
+def _later(start, times, owner, CHUNK: tl.constexpr):
+    """(which of a row's chunks is this program's, where it begins, the row, where the row ends).
+
+    A chunk but for a row's first begins in one block of CHUNK places, and no two begin in the same: the program of the
+    block has it. The place at which the block begins belongs to that row, as the chunk before was there already.
+    """
+    block = tl.program_id(0).to(tl.int64) + 1
+    r = tl.load(owner + block * CHUNK // times).to(tl.int64)
+    begin, end = tl.load(start + r) * times, tl.load(start + r + 1) * times
+    k = block - begin // CHUNK
+    return k, begin + k * CHUNK, r, end
 
 
 @_program
@@ -103,34 +119,38 @@ def later_chunks(
     row_at,
     weight,
     start,
-    slot,
+    times,
     owner,
-    count,
     out,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
     AHEAD: tl.constexpr,
 ):
-    """Row e of `out`, (E, D), from another chunk of row r = owner[e], which has the slots slot[r] to slot[r + 1].
-
-    `count` is R, which is the owner of slots that nobody needs.
-    """
-    e = tl.program_id(0).to(tl.int64)
-    r = tl.load(owner + e)
-    if r < count:
-        begin = tl.load(start + r) + (e - tl.load(slot + r) + 1) * CHUNK
-        _sum(rows, row_at, weight, begin, tl.load(start + r + 1), out + e * D, D, WIDTH, CHUNK, AHEAD)
+    """Row e of `out`, (E, D), from the chunk of block e + 1, if one begins there that is not its row's first."""
+    k, begin, _, end = _later(start, times, owner, CHUNK)
+    if (k > 0) & (begin < end):
+        _sum(rows, row_at, weight, begin, end, out + tl.program_id(0).to(tl.int64) * D, D, WIDTH, CHUNK, AHEAD)
 
 
 @_program
-def add_chunks(later, slot, owner, count, out, D: tl.constexpr, WIDTH: tl.constexpr, AHEAD: tl.constexpr):
+def add_chunks(
+    later,
+    start,
+    times,
+    owner,
+    out,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+    AHEAD: tl.constexpr,
+):
     """Adds to a row of `out` its other chunks, in their order; done by the program of the first of them."""
-    e = tl.program_id(0).to(tl.int64)
-    r = tl.load(owner + e)
-    if (r < count) & (tl.load(slot + r) == e):
+    k, begin, r, end = _later(start, times, owner, CHUNK)
+    if (k == 1) & (begin < end):
+        first = tl.program_id(0).to(tl.int64)
         d_D = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
         total_D = tl.load(out + r * D + d_D, mask=d_D < D)
-        for chunk in tl.range(e, tl.load(slot + r + 1), loop_unroll_factor=AHEAD):
+        for chunk in tl.range(first, first + tl.cdiv(end - begin, CHUNK), loop_unroll_factor=AHEAD):
             total_D += tl.load(later + chunk * D + d_D, mask=d_D < D)
         tl.store(out + r * D + d_D, total_D, mask=d_D < D)
