@@ -1,4 +1,5 @@
-"""distrec beside its rivals, in one run, on two cores: the rows, their bars, and how far each is from its floor.
+"""distrec beside its rivals, in one run, on two cores: the rows, their bars, and how far each is from its floor. Where
+there is a GPU, trainings and rivals use it, with all cores of the machine, and nothing is held to a bar.
 
     python benchmarks/speed.py --plot speed.png
     python benchmarks/speed.py --only BPR,ranking --quick
@@ -18,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import torch
 from cases import bpr, device, exact, job, memory, ranking, softmax, stream, wait, workers
 from measure.bench import CORES, DIM, Bench, two_cores
 from measure.floor import rate_rows
@@ -76,8 +78,12 @@ def measure(bench: Bench, names: Sequence[str], json_file: Path | None) -> None:
             found = [
                 replace(row, spread="; ".join(filter(None, [row.spread, note]))) if row.bar else row for row in found
             ]
+            where = f"{CORES} cores"
+            if bench.device.type == "cuda":
+                where = torch.cuda.get_device_name()
+                found = [replace(row, bar="", holds=None) for row in found]  # bars are for two cores
             if not rows:
-                print(heading(f"{bench.data.name}, D = {DIM}, {CORES} cores, on {bench.device.type}", found))
+                print(heading(f"{bench.data.name}, D = {DIM}, {where}", found))
             table(found)
             sys.stdout.flush()
             rows += found

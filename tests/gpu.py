@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +15,10 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA = torch.cuda.is_available() and not INTERPRETING
 installed = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
 compiling = pytest.mark.skipif(INTERPRETING or not find_spec("triton"), reason="needs triton, not interpreting")
+to_interpret = pytest.mark.skipif(
+    INTERPRETING or not find_spec("triton") or tuple(map(int, version("triton").split(".")[:2])) < (3, 7),
+    reason="needs triton 3.7, whose interpreter knows numpy 2.4, not interpreting yet",
+)
 interpreted = pytest.mark.skipif(not INTERPRETING, reason="needs TRITON_INTERPRET=1: make test-triton")
 on_gpu = pytest.mark.skipif(not CUDA or not find_spec("triton"), reason="needs a GPU and triton")
 running = pytest.mark.skipif(

@@ -11,12 +11,12 @@ import torch
 from distrec.models.kernels import gpu_takes
 from distrec.models.scores import pair_scores, pair_scores_reference
 
-from ..gpu import compiling, installed, on_gpu, python, running
+from ..gpu import compiling, installed, on_gpu, python, running, to_interpret
 from .test_kernels import case, scored
 from .ways import by_triton
 
 
-@compiling
+@to_interpret
 def test_a_part_of_the_shared_tests_in_the_interpreter():
     """All of them: make test-triton. A process of its own, as Triton looks at the variable when it is imported."""
     chosen = "triton and (usual or nothing or less or several or one_order or layout or outside)"

@@ -11,11 +11,11 @@ from distrec.optim.kernels import choose
 from distrec.optim.kernels.choose import kernels_for
 from distrec.optim.rules import RULES
 
-from ..gpu import INTERPRETING, compiling, installed, interpreted, on_gpu, python, running
+from ..gpu import INTERPRETING, compiling, installed, interpreted, on_gpu, python, running, to_interpret
 from .cases import ALLOWED, batches, config, start, table_of
 
 
-@compiling
+@to_interpret
 def test_a_part_of_the_shared_tests_in_the_interpreter():
     """All of them: make test-triton. A process of its own, as Triton looks at the variable when it is imported."""
     gaps, loops = "(long_gaps and adam and full and not lazy_adam)", "(compiled_loops and float32 and full)"
