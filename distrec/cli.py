@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distrec import __version__
-from distrec.errors import UserError
+from distrec.errors import UserError, WorkerLost
 
 if TYPE_CHECKING:
     from distrec.train.config import Config
@@ -28,7 +28,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 0, 1 (a failure that is a fault of ours), 2 (a mistake to put right) or 130 (Ctrl-C)."""
+    """Entry point. Exits with 0, 1 (a fault of ours, or a lost worker), 2 (a mistake to put right) or 130 (Ctrl-C)."""
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
     if not argv:
@@ -46,13 +46,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"distrec: {error}", file=sys.stderr)
         sys.exit(2)
+    except WorkerLost as lost:
+        print(f"distrec: {lost}\n{_how_to_go_on(argv, lost.folder)}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt as stop:
-        ours = ("run.dir=", "run.resume=")
-        again = [word for word in argv if not word.startswith(ours)] + [f"run.dir={a}" for a in stop.args]
-        again.append("run.resume=true")
-        hint = f" Go on from the last checkpoint:\ndistrec {shlex.join(again)}" if stop.args else ""
+        hint = f" {_how_to_go_on(argv, stop.args[0])}" if stop.args else ""
         print(f"\ndistrec: stopped.{hint}", file=sys.stderr)
         sys.exit(130)
+
+
+def _how_to_go_on(argv: Sequence[str], folder: str) -> str:
+    """The command that resumes the run that another command has begun."""
+    again = [word for word in argv if not word.startswith(("run.dir=", "run.resume="))]
+    return f"Go on from the last checkpoint:\ndistrec {shlex.join([*again, f'run.dir={folder}', 'run.resume=true'])}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ from distrec.data.config import PLANTED
 from distrec.data.dataset import MANIFEST, Dataset, Part
 from distrec.data.prepare import prepare
 from distrec.data.stream import STREAM_CPUS
-from distrec.errors import UserError
+from distrec.errors import UserError, WorkerLost
 from distrec.tracking import open_tracker
 from distrec.tracking.environment import versions
 from distrec.tracking.tracker import Tracker
@@ -37,11 +37,19 @@ Listener = Callable[[Event], None]
 _POLL_S = 0.1
 _STOP_S = 20.0  # for the workers of an interrupted run to end, before somebody resumes it
 _WORKER_CPUS = 1.0
+_LOST = (  # what tells of a worker, or of the stream beside it, that has ended
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.WorkerCrashedError,
+    ConnectionError,
+)
 _GPU_ACTORS = 8  # of a stream that feeds a GPU, where the cluster has the cores
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the user's folder
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a checkpoint waits for the controller's next look
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor whose start takes 3 s of a core, for what nobody here reads
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
@@ -62,6 +70,7 @@ def train(config: Config, name: str = "distrec", on_event: Listener | None = Non
 
     Raises:
         UserError: a mistake in the configuration or the data, or a training that diverged.
+        WorkerLost: a worker was killed; the run can be resumed.
         KeyboardInterrupt: stopped by Ctrl-C. Once there is a run that can be resumed, it carries the run folder.
     """
     start, tell = time.perf_counter(), on_event or (lambda event: None)
@@ -285,7 +294,7 @@ def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener
         ray.kill(mailbox)  # workers that find nobody listening stop
         thread.join(_STOP_S)
     if "error" in box:
-        raise _readable(box["error"])
+        raise _readable(box["error"], folder)
     return box["value"].return_value
 
 
@@ -296,17 +305,23 @@ def _catch(call: Callable[[], Any], box: dict[str, Any]) -> None:
         box["error"] = error
 
 
-def _readable(error: BaseException) -> BaseException:
-    """The UserError behind what a worker or its stream raised; anything else as it came."""
+def _readable(error: BaseException, folder: RunFolder) -> BaseException:
+    """The UserError behind what a worker or its stream raised, or that a worker was lost; else the error as it came."""
     seen: list[Any] = [error]
     for one in seen:
         if isinstance(one, UserError) and not isinstance(one, ray.exceptions.RayError):
             return UserError(str(one))
         # Ray wraps what was raised elsewhere, in several ways.
-        inner = [one.__cause__, getattr(one, "cause", None), getattr(one, "_base_exc", None)]
+        inner = [getattr(one, name, None) for name in ("__cause__", "cause", "_base_exc", "health_check_failure")]
         inner += getattr(one, "worker_failures", {}).values()
         seen += [e for e in inner if isinstance(e, BaseException) and all(e is not s for s in seen)]
+    if lost := [one for one in seen if isinstance(one, _LOST)]:
+        return WorkerLost(f"a worker was lost: {_first_line(lost[0])}", str(folder.path))
     return error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _record(event: Event, tracker: Tracker, tell: Listener) -> None:
