@@ -41,8 +41,8 @@ class TrainConfig(Section):
     stream_actors: int = Field(0, ge=0)
     """Processes of Ray Data beside each worker; 0: one, and for a worker on a GPU up to 8, as the cluster has cores."""
     look_ahead_mib: int = Field(32, ge=16)
-    """Bound on the batches that are prepared ahead of each worker, MiB; with Ray Data, beside up to three blocks of
-    32 MiB that are under way."""
+    """Bound on the batches that are prepared ahead of each worker, MiB; with Ray Data for each of its actors, beside up
+    to three blocks of 32 MiB that are under way."""
 
 
 class RunConfig(Section):

@@ -103,7 +103,8 @@ class Trainer:
             return torch.zeros((), device=self.device)
         loss_sum = self._sampled_step(batch, following) if self.sees_scores else self._catalogue_step(batch)
         if following is not None:
-            self._placed(following)  # a GPU is busy with this step meanwhile
+            with self.meters.part("look_up"):
+                self._placed(following)  # a GPU is busy with this step meanwhile
         return loss_sum
 
     def _sampled_step(self, batch: Batch, following: Batch | None) -> torch.Tensor:
