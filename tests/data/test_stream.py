@@ -44,6 +44,14 @@ def test_the_stream_is_the_function(ray, small, dataset, monkeypatch, workers, s
         assert all(same(a, b) for a, b in zip(streamed, wanted, strict=True))
 
 
+def test_several_actors_keep_the_order(ray, small, dataset, monkeypatch):
+    monkeypatch.setitem(stream_module._BLOCK_BYTES, "ray", 20_000)  # many blocks for each
+    src = source(changed(small, sampling={"shared": False}), dataset, 0, 1)
+    streamed = list(stream(src, 0, 2, src.bytes_per_step, 64, "ray", actors=3))
+    wanted = [src.batch(epoch, step) for epoch in (0, 1) for step in range(src.steps)]
+    assert all(same(a, b) for a, b in zip(streamed, wanted, strict=True))
+
+
 class Broken:
     steps = 3
 
