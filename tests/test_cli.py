@@ -16,7 +16,7 @@ SMALL = """data: {planted: {users: 300, items: 200, interactions: 6000}, buckets
 model: {dim: 16}
 sampling: {negatives: 20}
 optim: {lr: 0.01}
-train: {workers: 1, epochs: 30, batch_size: 256, device: cpu}
+train: {epochs: 30, batch_size: 256, device: cpu}
 """
 
 

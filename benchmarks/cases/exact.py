@@ -8,9 +8,10 @@ from measure.floor import Floor, floor_rows, now
 from measure.job import Job
 from report import Row, bar_row
 
+from cases.softmax import ALONE
+
 _BATCH, _MOST = 1024, 2.5
 WORDS = ["loss.name=softmax", "model.similarity=dot", f"train.batch_size={_BATCH}"]
-_ALONE = ["train.workers=1", "train.threads=2"]
 
 
 def products_ms(bench: Bench) -> float:
@@ -28,7 +29,7 @@ def products_ms(bench: Bench) -> float:
 
 def train(bench: Bench) -> Job:
     """Once, through Ray, on the thin slice: steps are the same there, epochs short."""
-    return bench.train("exact softmax", [*WORDS, *_ALONE], 3 if bench.quick else 5, thin=True)
+    return bench.train("exact softmax", [*WORDS, *ALONE], 3 if bench.quick else 5, thin=True)
 
 
 def measure(bench: Bench) -> list[Row]:

@@ -14,19 +14,19 @@ NAME, SHARED = "softmax", "shared"
 BATCH, NEGATIVES = 1024, 800
 WORDS = ["loss.name=ssm", "model.similarity=cosine", f"sampling.negatives={NEGATIVES}", "sampling.reject=false"]
 WORDS += [f"train.batch_size={BATCH}"]
-_ALONE = ["train.workers=1", "train.threads=2"]
+ALONE = ["train.workers=1", "train.threads=2"]
 _MOST_OF_PLAIN = 1 / 25
 _MOST_S, _PLAIN_S = 4.0, 700.0  # of an epoch with shared negatives, on a machine where the loop takes so long
 
 
 def train(bench: Bench) -> Job:
     """Negatives of each pair's own, once, through Ray. On the thin slice: steps are the same there, epochs short."""
-    return bench.train(NAME, [*WORDS, *_ALONE, "sampling.shared=false"], 2 if bench.quick else 3, thin=True)
+    return bench.train(NAME, [*WORDS, *ALONE, "sampling.shared=false"], 2 if bench.quick else 3, thin=True)
 
 
 def train_shared(bench: Bench) -> Job:
     """Negatives shared by the batch, once, through Ray."""
-    words = [*WORDS, *_ALONE, "sampling.shared=true"]
+    words = [*WORDS, *ALONE, "sampling.shared=true"]
     return bench.train(SHARED, words, 4 if bench.quick else 6)
 
 

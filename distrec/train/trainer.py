@@ -213,7 +213,7 @@ class Trainer:
         """
         ks = self.config.eval.k
         held_out, known, users = self._held_out(part)
-        users_UD = self.model.users(self.parts[USERS].table.read(torch.from_numpy(users).to(self.device)))
+        users_UD = self.model.users(self.parts[USERS].table.read(*place([users], self.device)))
         items_VD = self.model.items(self.parts[ITEMS].table.read_all())
         ranked_UK = rank(
             users_UD, known, items_VD, self.plans[ITEMS], self.exchange, min(max(ks), self.dataset.manifest.items)

@@ -18,7 +18,7 @@ from .cases import ALLOWED, batches, config, start, table_of
 @to_interpret
 def test_a_part_of_the_shared_tests_in_the_interpreter():
     """All of them: make test-triton. A process of its own, as Triton looks at the variable when it is imported."""
-    gaps, loops = "(long_gaps and adam-full-l2 and not lazy_adam)", "(compiled_loops and float32 and full)"
+    gaps, loops = "(long_gaps and adam and full and not lazy_adam)", "(compiled_loops and float32 and full)"
     chosen = f"every_allowed or {gaps} or {loops} or not_there"
     files = [f"tests/optim/{name}.py" for name in ("test_sparse", "test_triton")]
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *files, TRITON_INTERPRET="1")
