@@ -8,7 +8,7 @@ import distrec
 ROOT = Path(distrec.__file__).parent
 # In the order in which data flow: a part imports from its own line and from those above it.
 ORDER = [
-    ["errors", "registry", "config", "batch", "seeds", "plan", "compiled", "unique"],
+    ["errors", "registry", "config", "batch", "seeds", "plan", "compiled", "unique", "pool"],
     ["data"],
     ["sampling"],
     ["tables"],

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from distrec.losses.config import LossConfig
+from distrec.pool import empty
 from distrec.registry import Registry
 
 
@@ -45,7 +46,8 @@ class _LogSumExp(torch.autograd.Function):
     def forward(ctx: Any, scores_BN: torch.Tensor, temperature: float) -> torch.Tensor:
         # Where all scores are -inf, so would be the highest, and the difference no number.
         highest_B1 = scores_BN.amax(1, keepdim=True).clamp_(min=torch.finfo(scores_BN.dtype).min)
-        share_BN = (scores_BN - highest_B1).mul_(1 / temperature).exp_()
+        share_BN = torch.sub(scores_BN, highest_B1, out=empty(scores_BN.shape, scores_BN))
+        share_BN.mul_(1 / temperature).exp_()
         sum_B1 = share_BN.sum(1, keepdim=True)
         # Not `save_for_backward`, which forbids what is done here: gradients take the place of the exponentials.
         ctx.kept, ctx.temperature = (share_BN, sum_B1), temperature

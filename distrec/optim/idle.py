@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from distrec.optim.kernels.interface import Kernels
+from distrec.pool import select_rows
 from distrec.tables.init import zeros
 
 _CHUNK = 2**18  # rows that are settled at a time: bounds what is allocated beside the table
@@ -84,7 +85,7 @@ class CatchUp(Idle):
 
     def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor) -> torch.Tensor:
         self._bring(stored_VD, local_U)
-        return stored_VD.index_select(0, local_U)
+        return select_rows(stored_VD, local_U)
 
     def settle_(self, stored_VD: torch.Tensor) -> None:
         for start in range(0, len(stored_VD), _CHUNK):

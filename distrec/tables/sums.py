@@ -5,6 +5,7 @@ import torch
 from numba import prange
 
 from distrec.compiled.launch import loop, run
+from distrec.pool import empty
 
 
 def add_parts(received_AD: torch.Tensor, own_UD: torch.Tensor, rank: int, at_WR: np.ndarray) -> torch.Tensor:
@@ -15,7 +16,7 @@ def add_parts(received_AD: torch.Tensor, own_UD: torch.Tensor, rank: int, at_WR:
         own_UD: what worker `rank` has itself.
         at_WR: where each worker's part for each row stands in these, int32; -1 where it has none. Each row has one.
     """
-    sums_RD = own_UD.new_empty(at_WR.shape[1], own_UD.shape[1])
+    sums_RD = empty([at_WR.shape[1], own_UD.shape[1]], own_UD)
     run(ADD_PARTS, received_AD.numpy(), own_UD.contiguous().numpy(), rank, at_WR, sums_RD.numpy())
     return sums_RD
 

@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 
 from distrec.plan import Plan
+from distrec.pool import select_rows
 
 
 class Lazy(Protocol):
@@ -38,7 +39,7 @@ class Table:
     def read(self, local_U: torch.Tensor) -> torch.Tensor:
         """Up-to-date copies of the rows with these local numbers, (U, D)."""
         if self.lazy is None:
-            return self.stored_VD.index_select(0, local_U).to(self.dtype)
+            return select_rows(self.stored_VD, local_U).to(self.dtype)
         return self.lazy.read(self.stored_VD, local_U).to(self.dtype)
 
     def read_all(self) -> torch.Tensor:

@@ -19,6 +19,7 @@ from distrec.models import make_model
 from distrec.models.scores import pair_scores, shared_scores
 from distrec.optim.sparse import SparseOptimizer
 from distrec.plan import Plan
+from distrec.pool import empty
 from distrec.sampling.batches import BatchSource
 from distrec.tables.checkpoint import load_shard, save_shard
 from distrec.tables.exchange import Exchange, Route
@@ -184,7 +185,8 @@ class Trainer:
         if self.config.sampling.shared:
             positive_B, negative_BN = shared_scores(users_UD, items_UD, user_at_B, positive_at_B, negative_at)
         else:  # with the positive as one more column, as two gradients of all rows would take longer
-            item_at = torch.cat([positive_at_B[:, None], negative_at.view(pairs, n)], 1)
+            item_at = empty([pairs, 1 + n], negative_at)
+            torch.cat([positive_at_B[:, None], negative_at.view(pairs, n)], 1, out=item_at)
             positive_B1, negative_BN = pair_scores(users_UD, items_UD, user_at_B, item_at).split([1, n], 1)
             positive_B = positive_B1[:, 0]
         if len(batch.masked):

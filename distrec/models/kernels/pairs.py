@@ -19,6 +19,7 @@ from distrec.compiled.instructions import dot
 from distrec.compiled.launch import loop, run
 from distrec.compiled.rows import add_to_rows, add_weighted
 from distrec.models.kernels.shapes import check_shapes
+from distrec.pool import empty
 
 BLOCKS = 64  # of items with about the same number of places, so that popular items do not keep one thread busy
 SLICE = 16  # columns of the users that a thread has for itself, at least
@@ -35,10 +36,10 @@ class PairScores(torch.autograd.Function):
         # The items' places are not read again, but kept: autograd then refuses a gradient if they were changed.
         ctx.save_for_backward(users_UD, items_VD, user_at_B, item_at_BN)
         start_CV = np.empty((torch.get_num_threads(), len(items_VD) + 1), np.int32)
-        place_P = np.empty(item_at_BN.numel(), np.int32)
+        place_P = empty([item_at_BN.numel()], users_UD, torch.int32).numpy()
         run(GROUP, item_at_BN.numpy(), start_CV, place_P)
         ctx.grouped = start_CV, place_P
-        scores_BN = users_UD.new_empty(item_at_BN.shape)
+        scores_BN = empty(item_at_BN.shape, users_UD)
         run(SCORES, *_arrays(users_UD, items_VD, user_at_B), start_CV, place_P, scores_BN.numpy())
         return scores_BN
 
@@ -49,14 +50,14 @@ class PairScores(torch.autograd.Function):
         start_CV, place_P = ctx.grouped
         start_V = (start_CV - start_CV[:, :1]).sum(0)
         grad_BN, users_grad, items_grad = grad_BN.contiguous(), None, None
-        user_P, grad_P = np.empty(len(place_P), np.int32), np.empty_like(grad_BN.numpy(), shape=len(place_P))
+        user_P, grad_P = (empty([len(place_P)], grad_BN, dtype).numpy() for dtype in (torch.int32, grad_BN.dtype))
         run(BY_ITEM, *_arrays(user_at_B, grad_BN), start_CV, start_V, place_P, user_P, grad_P)
         if ctx.needs_input_grad[0]:
             users_grad = torch.zeros_like(users_UD)
             slices = max(1, min(torch.get_num_threads(), users_UD.shape[1] // SLICE))
             run(USERS_GRAD, *_arrays(items_VD), start_V, user_P, grad_P, slices, users_grad.numpy())
         if ctx.needs_input_grad[1]:
-            items_grad = torch.empty_like(items_VD)
+            items_grad = empty(items_VD.shape, items_VD)
             run(ITEMS_GRAD, *_arrays(users_UD), start_V, user_P, grad_P, items_grad.numpy())
         return users_grad, items_grad, None, None
 

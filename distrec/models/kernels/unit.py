@@ -11,6 +11,7 @@ from numba import prange
 
 from distrec.compiled.instructions import dot
 from distrec.compiled.launch import loop, run
+from distrec.pool import empty
 
 
 class UnitRows(torch.autograd.Function):
@@ -19,7 +20,7 @@ class UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows_UD, least):
         rows_UD = rows_UD.detach().contiguous()
-        unit_UD, length_U = torch.empty_like(rows_UD), rows_UD.new_empty(len(rows_UD))
+        unit_UD, length_U = empty(rows_UD.shape, rows_UD), rows_UD.new_empty(len(rows_UD))
         run(UNIT, rows_UD.numpy(), least, unit_UD.numpy(), length_U.numpy())
         ctx.save_for_backward(unit_UD, length_U)
         ctx.least = least
@@ -29,7 +30,7 @@ class UnitRows(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_UD):
         unit_UD, length_U = ctx.saved_tensors
-        grad_UD, out_UD = grad_UD.contiguous(), torch.empty_like(unit_UD)
+        grad_UD, out_UD = grad_UD.contiguous(), empty(unit_UD.shape, unit_UD)
         run(GRAD, unit_UD.detach().numpy(), length_U.numpy(), ctx.least, grad_UD.numpy(), out_UD.numpy())
         return out_UD, None
 

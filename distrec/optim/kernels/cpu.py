@@ -11,13 +11,14 @@ from distrec.optim.kernels import loops
 from distrec.optim.kernels.interface import Decay, Past
 from distrec.optim.kernels.reference import ReferenceKernels
 from distrec.optim.rules import SGD, Adagrad, Adam, LazyAdam, Momentum, RowwiseAdagrad, Rule
+from distrec.pool import empty
 
 
 class NumbaKernels(ReferenceKernels):
     """Implements `interface.Kernels` with as many threads as torch uses; `scale_` is the reference's."""
 
     def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor, factor: float) -> torch.Tensor:
-        rows_UD = stored_VD.new_empty(len(local_U), stored_VD.shape[1])
+        rows_UD = empty([len(local_U), stored_VD.shape[1]], stored_VD)
         _run(loops.READ, stored_VD.numpy(), local_U.numpy(), factor, rows_UD.numpy())
         return rows_UD
 
