@@ -12,7 +12,8 @@ class Batch:
     """The pairs of one step that fall to one worker, de-duplicated ahead of the trainer.
 
     B counts this worker's pairs. Rows are given by their local number at their owner (`Plan.local`); `*_at` arrays
-    point into the lists of unique rows, so `items_U[positive_at_B]` are the positives' rows.
+    point into the lists of unique rows, so `items_U[positive_at_B]` are the positives' rows. They are int32, or uint16
+    on their way through Ray, as most of a batch is places, and fewer than 65,536 rows are common.
     """
 
     epoch: int
@@ -36,10 +37,16 @@ class Batch:
 
 
 _SCALARS = ("epoch", "step", "pairs")
-_ARRAYS = {f.name: pa.int32() for f in fields(Batch) if f.name not in _SCALARS} | {
-    "masked": pa.int64(),
-    "log_q": pa.float32(),
+_ARRAYS = {f.name: np.int32 for f in fields(Batch) if f.name not in _SCALARS} | {
+    "masked": np.int64,
+    "log_q": np.float32,
 }
+_PLACES = {"user_at_B": "users_U", "positive_at_B": "items_U", "negative_at": "items_U"}
+
+
+def place_type(rows: int) -> type[np.integer]:
+    """What places among so many rows are sent as."""
+    return np.uint16 if rows <= 2**16 else np.int32
 
 
 def to_table(batches: Sequence[Batch]) -> pa.Table:
@@ -47,8 +54,10 @@ def to_table(batches: Sequence[Batch]) -> pa.Table:
     columns = {name: pa.array([getattr(b, name) for b in batches], pa.int64()) for name in _SCALARS}
     for name, kind in _ARRAYS.items():
         arrays = [getattr(b, name) for b in batches]
+        if name in _PLACES:
+            kind = place_type(max(len(getattr(b, _PLACES[name])) for b in batches))
         offsets = np.cumsum([0] + [len(a) for a in arrays])
-        values = pa.array(np.concatenate(arrays).astype(kind.to_pandas_dtype(), copy=False))
+        values = pa.array(np.concatenate(arrays, dtype=kind, casting="unsafe"))
         columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values)
     return pa.table(columns)
 

@@ -9,7 +9,7 @@ import enum
 import numpy as np
 
 _DRAWS_PER_BLOCK = 4  # one Philox counter gives four 64-bit words
-_UNIT = 2.0**-53
+_UNIT, _HALF_UNIT = 2.0**-53, 2.0**-32
 
 
 class Purpose(enum.IntEnum):
@@ -48,7 +48,14 @@ def generator(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator
     return np.random.Generator(bits(seed, purpose, *indices))
 
 
-def uniforms(seed: int, purpose: Purpose, *indices: int, first: int, count: int) -> np.ndarray:
-    """Draws `first .. first + count` of a stream as float64 in [0, 1): draw k is the same however it is reached."""
+def uniforms(seed: int, purpose: Purpose, *indices: int, first: int, count: int, halves: bool = False) -> np.ndarray:
+    """Draws `first .. first + count` of a stream as float64 in [0, 1): draw k is the same however it is reached.
+
+    `halves`: a draw is half a word, its lower half first, and has 32 bits; otherwise it has 53 of a word's 64.
+    """
+    if halves:
+        skipped = first % 2
+        raw = bits(seed, purpose, *indices, first=first // 2).random_raw((skipped + count + 1) // 2)
+        return raw.astype("<u8").view("<u4")[skipped : skipped + count] * _HALF_UNIT
     raw = bits(seed, purpose, *indices, first=first).random_raw(count)
     return (raw >> np.uint64(11)) * _UNIT

@@ -4,13 +4,21 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrec.seeds import Purpose, generator, uniforms
+from distrec.seeds import Purpose, bits, generator, uniforms
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 500), st.integers(0, 50))
 def test_a_draw_is_found_by_its_number(seed, first, count):
     whole = uniforms(seed, Purpose.NEGATIVES, 3, 1, first=0, count=first + count)
     assert np.array_equal(uniforms(seed, Purpose.NEGATIVES, 3, 1, first=first, count=count), whole[first:])
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 500), st.integers(0, 50))
+def test_a_half_is_found_by_its_number(seed, first, count):
+    words = bits(seed, Purpose.NEGATIVES, 3, 1).random_raw((first + count + 1) // 2).tolist()
+    halves = [half for word in words for half in (word % 2**32 / 2**32, word // 2**32 / 2**32)]
+    drawn = uniforms(seed, Purpose.NEGATIVES, 3, 1, first=first, count=count, halves=True)
+    assert drawn.tolist() == halves[first : first + count]
 
 
 def test_streams_differ_in_seed_purpose_and_each_index():

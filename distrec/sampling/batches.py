@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from distrec.batch import Batch
+from distrec.batch import Batch, place_type
 from distrec.data.dataset import Dataset, Part
 from distrec.plan import Plan
 from distrec.sampling.config import SamplingConfig
@@ -60,7 +60,8 @@ class BatchSource:
         n = self.batch_size if self.config.distribution == "in_batch" else self.config.negatives
         negatives = n if self.config.shared else pairs * n
         unique = min(pairs + negatives, self.dataset.manifest.items)
-        return 4 * (3 * pairs + unique + negatives * (2 if self.with_log_q else 1))
+        at = np.dtype(place_type(max(pairs, unique))).itemsize
+        return 4 * (pairs + unique + negatives * self.with_log_q) + at * (2 * pairs + negatives)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of one step."""
@@ -72,6 +73,8 @@ class BatchSource:
         by_step = np.argsort(step, kind="stable")
         ends = np.searchsorted(step[by_step], np.arange(first, last + 1))
         at, number = at[by_step], number[by_step]
+        user, item, _ = self._interactions
+        user, item = user[at], item[at]
         drawn = numbers = None
         if self.config.distribution == "in_batch":
             drawn, numbers = self._positives_of(epoch, first, last)
@@ -82,8 +85,8 @@ class BatchSource:
             pairs = slice(ends[k], ends[k + 1])
             own = None if numbers is None else np.searchsorted(numbers[k], number[pairs])
             # Pairs' own are drawn step by step: they are still in cache then when they are de-duplicated.
-            negatives = self._pair_negatives(epoch, at[pairs], number[pairs]) if drawn is None else drawn[k]
-            made.append(self._batch(epoch, first + k, at[pairs], negatives, own))
+            negatives = self._pair_negatives(epoch, user[pairs], number[pairs]) if drawn is None else drawn[k]
+            made.append(self._batch(epoch, first + k, user[pairs], item[pairs], negatives, own))
         return made
 
     @cached_property
@@ -175,32 +178,36 @@ class BatchSource:
         drawn = uniforms(self.seed, Purpose.NEGATIVES, epoch, _SHARED, first=first * n, count=(last - first) * n)
         return self._sampler.draw(drawn, None).reshape(last - first, n)
 
-    def _pair_negatives(self, epoch: int, at: np.ndarray, number: np.ndarray) -> np.ndarray:
+    def _pair_negatives(self, epoch: int, user_B: np.ndarray, number_B: np.ndarray) -> np.ndarray:
         """Negatives of each pair, (pairs, N). Draws number * N .. number * N + N - 1 of the epoch belong to a pair."""
         from distrec.sampling.loops import Stream  # here, as importing numba takes a good part of a second
 
         names = (self.seed & (2**64 - 1), Purpose.NEGATIVES, epoch, _OF_PAIRS)
         stream = Stream(*(np.uint64(name) for name in names))
-        return self._sampler.draw_for_pairs(stream, number, self._interactions[0][at], self.config.negatives)
+        return self._sampler.draw_for_pairs(stream, number_B, user_B, self.config.negatives)
 
     def _batch(
-        self, epoch: int, step: int, at: np.ndarray, negatives: np.ndarray, own_B: np.ndarray | None = None
+        self,
+        epoch: int,
+        step: int,
+        user_B: np.ndarray,
+        item_B: np.ndarray,
+        negatives: np.ndarray,
+        own_B: np.ndarray | None,
     ) -> Batch:
         """De-duplicates and addresses the rows of one step. `negatives` is (B, N), or (N,) when shared.
 
         `own_B`: where each pair's positive stands among shared negatives that are positives.
         """
-        user, item, _ = self._interactions
-        user_B = user[at]
         none = np.zeros(0, np.int64)
         users_U, user_at = unique_ids(user_B, self._plans[0].size(self.worker))
         slot_V, starts = self._slots
-        slots_U, (positive_at, negative_at) = unique_of([item[at], negatives.ravel()], len(slot_V), slot_V)
+        slots_U, (positive_at, negative_at) = unique_of([item_B, negatives.ravel()], len(slot_V), slot_V)
         splits_W = np.diff(np.searchsorted(slots_U, starts))
         if self.config.reject:
             masked = self._known(user_B, negatives)
         else:
-            masked = none if own_B is None else np.arange(len(at)) * len(negatives) + own_B
+            masked = none if own_B is None else np.arange(len(user_B)) * len(negatives) + own_B
         log_q = none
         if self.with_log_q:
             log_q = self._sampler.log_q(negatives, None if self.config.shared else user_B[:, None]).ravel()

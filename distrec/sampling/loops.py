@@ -39,6 +39,8 @@ class Line(NamedTuple):
     total: int
     even: bool
     """Whether the place is the item."""
+    halves: bool
+    """Whether half a word of 64 bits is enough for a draw."""
     edges: np.ndarray
     shift: int
     guide_G: np.ndarray
@@ -65,22 +67,31 @@ def draw_for_pairs(stream, number_B, user_B, line, cuts, item_BN):
     word_N, place_N = np.empty(n + 6, np.uint64), np.empty(n, cuts.place_P.dtype)
     for b in range(len(item_BN)):
         free, start, stop = _uncut(line, cuts, user_B[b])
-        skipped = _words(stream, np.uint64(number_B[b]) * np.uint64(n), n, word_N)
+        first = np.uint64(number_B[b]) * np.uint64(n)
         if line.even and stop == start:
-            for k in range(n):
-                item_BN[b, k] = _place(word_N[skipped + k], free)
+            _places(stream, first, line.halves, free, word_N, item_BN[b])
             continue
-        for k in range(n):
-            place_N[k] = _place(word_N[skipped + k], free)
+        _places(stream, first, line.halves, free, word_N, place_N)
         if stop > start:
             _shift(place_N, cuts.place_P[start:stop], cuts.removed[start : stop + 1], line.even)
         _find_items(line, place_N, item_BN[b])
 
 
 @njit
-def _place(word, free):
-    """Where on a line of this length a draw falls. Signed, as unsigned numbers take longer to become floats."""
-    return np.int64(np.float64(np.int64(word >> np.uint64(11))) * _UNIT * free)
+def _places(stream, first, halves, free, word_N, place_N):
+    """Where on a line of this length the draws from `first` on fall."""
+    n = len(place_N)
+    if halves:
+        odd = np.int64(first & np.uint64(1))
+        skipped = 2 * _words(stream, first >> np.uint64(1), (odd + n + 1) // 2, word_N) + odd
+        half_N = word_N.view(np.uint32)[skipped:]
+        factor = np.uint64(np.uint32(free))  # so that it is known to have 32 bits
+        for k in range(n):
+            place_N[k] = (np.uint64(half_N[k]) * factor) >> np.uint64(32)
+        return
+    word_N = word_N[_words(stream, first, n, word_N) :]
+    for k in range(n):  # signed, as unsigned numbers take longer to become floats
+        place_N[k] = np.int64(np.float64(np.int64(word_N[k] >> np.uint64(11))) * _UNIT * free)
 
 
 @njit
@@ -97,7 +108,7 @@ def _uncut(line, cuts, user):
 
 @njit
 def _words(stream, first, n, word_N):
-    """The draws first .. first + n of a stream, after as many as are returned: a counter gives four at once."""
+    """The words first .. first + n of a stream, after as many as are returned: a counter gives four at once."""
     skipped = np.int64(first & np.uint64(3))
     block = first >> np.uint64(2)
     for k in range(0, skipped + n, 4):

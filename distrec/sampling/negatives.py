@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # numba, only where pairs have negatives of their own
     from distrec.sampling.loops import Cuts, Line, Stream
 
 _KEY_BITS = 62  # user number and mass share one signed 64-bit search key
+HALVES_UP_TO = 2**18  # items of one mass: a draw of 32 bits is off by 2^-32, less than 1 / 16,000 of an item's chance
 
 
 def item_masses(config: SamplingConfig, item_degrees_V: np.ndarray, users: int) -> np.ndarray:
@@ -50,6 +51,7 @@ class NegativeSampler:
         self.edges = np.concatenate([[0], np.cumsum(masses_V)])
         self.total = int(self.edges[-1])
         self.even = bool((masses_V == 1).all())  # then the place on the line is the item
+        self.halves = self.even and self.total <= HALVES_UP_TO
         self.offsets: np.ndarray | None = None
         if positives is not None:
             self._cut(*positives)
@@ -90,7 +92,7 @@ class NegativeSampler:
     def draw_for_pairs(self, stream: "Stream", number_B: np.ndarray, user_B: np.ndarray, n: int) -> np.ndarray:
         """Items (B, n) for the draws number * n .. number * n + n - 1 of a stream, of each pair, to its user.
 
-        The same as `draw` from `seeds.uniforms`, compiled.
+        The same as `draw` from `seeds.uniforms` (of halves where `self.halves`), compiled.
         """
         from distrec.sampling import loops
 
@@ -105,7 +107,7 @@ class NegativeSampler:
         items = len(self.masses_V)
         shift = max(0, self.total.bit_length() - (2 * items).bit_length())  # two to four marks for each item
         marks = np.arange((self.total >> shift) + 1, dtype=np.int64) << shift
-        return Line(self.total, self.even, self.edges, shift, self._item_at(marks))
+        return Line(self.total, self.even, self.halves, self.edges, shift, self._item_at(marks))
 
     @cached_property
     def _cuts(self) -> "Cuts":

@@ -1,6 +1,5 @@
 """One worker's part of the training: tables, step, evaluation, checkpoint. Knows nothing of Ray."""
 
-import warnings
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -31,9 +30,6 @@ from distrec.train.config import Config
 
 USERS, ITEMS = "users", "items"
 _READ = ("users_U", "user_at_B", "positive_at_B", "negative_at", "masked", "log_q")  # of a batch, where rows are
-
-# Batches are views of Arrow's read-only memory, and nothing writes to them.
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from distrec.batch import Batch, from_table, to_table
 from distrec.data import stream as stream_module
 from distrec.data.stream import Chunks, stream
 from distrec.sampling.batches import BatchSource
+from distrec.tables.place import place
 from distrec.train.launch import ray_running
 from tests.conftest import changed
 
@@ -78,6 +80,21 @@ def test_a_table_gives_its_batches_back(small, dataset):
     assert all(same(a, b) for a, b in zip(from_table(table), batches, strict=True))
     assert [b.step for b in from_table(table.slice(2, 2))] == [2, 3]
     assert all(same(a, b) for a, b in zip(from_table(table.slice(2, 2)), batches[2:4], strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 2**16, 2**16 + 1])
+def test_places_travel_in_as_few_bits_as_hold_them(rows):
+    """Two steps, the second of so many items: its last row is named; the trainer gets 32 bits back."""
+    at = np.array([0, rows - 1], np.int32)
+    few, many = (
+        Batch(0, k, 2, at[:1], at[:1], np.arange(size, dtype=np.int32), at[:1], at % size, at % size, at[:0], at[:0])
+        for k, size in enumerate((1, rows))
+    )
+    found = list(from_table(to_table([few, many])))
+    assert all(same(a, b) for a, b in zip(found, [few, many], strict=True))
+    assert found[1].negative_at.dtype == found[0].negative_at.dtype == (np.uint16 if rows <= 2**16 else np.int32)
+    (placed,) = place([found[1].negative_at], torch.device("cpu"))
+    assert placed.dtype == torch.int32 and placed.tolist() == at.tolist()
 
 
 class Counting:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from distrec.sampling.config import SamplingConfig
 from distrec.sampling.loops import FEW, Stream
-from distrec.sampling.negatives import NegativeSampler, item_masses
+from distrec.sampling.negatives import HALVES_UP_TO, NegativeSampler, item_masses
 from distrec.seeds import Purpose, uniforms
 
 DRAWS = 200_000
@@ -110,7 +110,7 @@ def test_compiled_draws_are_those_of_the_readable_form(data):
     stream = Stream(*map(np.uint64, (seed, Purpose.NEGATIVES, epoch, 1)))
     found = s.draw_for_pairs(stream, number, user, n)
     for pair, first in enumerate(number.tolist()):
-        numbers = uniforms(seed, Purpose.NEGATIVES, epoch, 1, first=first * n, count=n)
+        numbers = uniforms(seed, Purpose.NEGATIVES, epoch, 1, first=first * n, count=n, halves=s.halves)
         assert found[pair].tolist() == s.draw(numbers, user[pair : pair + 1]).tolist()
     assert found.shape == (len(number), n) and found.dtype == np.int32
 
@@ -126,9 +126,35 @@ def test_compiled_draws_for_users_with_many_positives(distribution, known):
     user, number, n = np.array([1, 0, 1, 2], np.int32), np.array([0, 3, 7, 2**30]), 150
     found = s.draw_for_pairs(Stream(*map(np.uint64, (4, Purpose.NEGATIVES, 2, 1))), number, user, n)
     for pair, first in enumerate(number.tolist()):
-        numbers = uniforms(4, Purpose.NEGATIVES, 2, 1, first=first * n, count=n)
+        numbers = uniforms(4, Purpose.NEGATIVES, 2, 1, first=first * n, count=n, halves=s.halves)
         assert found[pair].tolist() == s.draw(numbers, user[pair : pair + 1]).tolist()
         assert not set(found[pair].tolist()) & set(positives[user[pair]])
+
+
+@pytest.mark.parametrize("items", [HALVES_UP_TO, HALVES_UP_TO + 1])
+@pytest.mark.parametrize("known", [None, [0, 5, 70_000, HALVES_UP_TO - 1]])
+def test_compiled_draws_on_both_sides_of_where_half_a_word_is_enough(items, known):
+    positives = None if known is None else (np.array([0, len(known)]), np.array(known, np.int32))
+    s = NegativeSampler(np.ones(items, np.int64), positives)
+    assert s.halves == (items == HALVES_UP_TO) and not sampler("popularity", np.arange(1, 9), [[]]).halves
+    n, number = 257, np.array([0, 1, 2, 3, 2**40 + 1])  # an odd N begins with either half
+    found = s.draw_for_pairs(Stream(*map(np.uint64, (4, 2, 2, 1))), number, np.zeros(5, np.int32), n)
+    for pair, first in enumerate(number.tolist()):
+        numbers = uniforms(4, Purpose.NEGATIVES, 2, 1, first=first * n, count=n, halves=s.halves)
+        assert found[pair].tolist() == s.draw(numbers, np.zeros(1, np.int32)).tolist()
+    assert found.min() >= 0 and items * 0.9 < found.max() < items
+
+
+def test_compiled_draws_of_halves_follow_the_distribution():
+    """Chi-square over draws that were made as a training makes them, with known positives cut out."""
+    s = sampler("uniform", np.ones(100), [[3, 50, 99], []])
+    found = s.draw_for_pairs(
+        Stream(*map(np.uint64, (1, 2, 0, 0))), np.arange(400), np.arange(400, dtype=np.int32) % 2, DRAWS // 200
+    )
+    free = np.ones(100)
+    free[[3, 50, 99]] = 0
+    assert_drawn_like(found[::2].ravel(), free / 97)
+    assert_drawn_like(found[1::2].ravel(), np.full(100, 0.01))
 
 
 @pytest.mark.parametrize("user", [-1, 2, 2**31 - 1])
