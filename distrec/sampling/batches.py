@@ -69,10 +69,7 @@ class BatchSource:
 
     def batches(self, epoch: int, first: int, last: int) -> list[Batch]:
         """The batches of steps `first` .. `last` (exclusive) of an epoch. Many at once cost less than one at a time."""
-        at, step, number = self._pairs(epoch, first, last)
-        by_step = np.argsort(step, kind="stable")
-        ends = np.searchsorted(step[by_step], np.arange(first, last + 1))
-        at, number = at[by_step], number[by_step]
+        at, number, ends = self._pairs(epoch, first, last)
         user, item, _ = self._interactions
         user, item = user[at], item[at]
         drawn = numbers = None
@@ -128,18 +125,22 @@ class BatchSource:
         return np.concatenate([[0], np.cumsum(counts)]), item[order]
 
     @cached_property
-    def _orders(self) -> dict[int, list[np.ndarray]]:
+    def _orders(self) -> dict[int, np.ndarray]:
         return {}
 
-    def _order(self, epoch: int) -> list[np.ndarray]:
-        """The shuffles of this worker's buckets in an epoch: places in `_interactions`. Two epochs are kept."""
+    def _order(self, epoch: int) -> np.ndarray:
+        """The shuffles of this worker's buckets in an epoch, one after another: places in `_interactions`. Two epochs
+        are kept.
+        """
         if epoch not in self._orders:
             _, _, starts = self._interactions
             buckets = self._plans[0].owned_buckets(self.worker)
-            self._orders[epoch] = [
-                starts[k] + generator(self.seed, Purpose.SHUFFLE, epoch, p).permutation(self._bucket_sizes_P[p])
-                for k, p in enumerate(buckets)
-            ]
+            self._orders[epoch] = np.concatenate(
+                [
+                    starts[k] + generator(self.seed, Purpose.SHUFFLE, epoch, p).permutation(self._bucket_sizes_P[p])
+                    for k, p in enumerate(buckets)
+                ]
+            )
             if len(self._orders) > 2:
                 del self._orders[next(iter(self._orders))]  # the one made first
         return self._orders[epoch]
@@ -150,22 +151,23 @@ class BatchSource:
         return (np.arange(first, last + 1)[:, None] * self._bucket_sizes_P + phases_P) // self.steps
 
     def _pairs(self, epoch: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(place in `_interactions`, step, number in the epoch) of the pairs of some steps, bucket after bucket."""
-        all_cuts, at, step, number = self._cuts(first, last), [], [], []
-        for order, p in zip(self._order(epoch), self._plans[0].owned_buckets(self.worker), strict=True):
-            cuts = all_cuts[:, p]
-            at.append(order[cuts[0] : cuts[-1]])
-            step.append(np.repeat(np.arange(first, last), np.diff(cuts)))
-            number.append(np.arange(self._before_P[p] + cuts[0], self._before_P[p] + cuts[-1]))
-        return np.concatenate(at), np.concatenate(step), np.concatenate(number)
+        """Of the pairs of some steps, step after step and in each bucket after bucket: place in `_interactions`, number
+        in the epoch, and where each step begins and the last one ends."""
+        own = np.array(self._plans[0].owned_buckets(self.worker))
+        cuts = self._cuts(first, last)[:, own]
+        counts = np.diff(cuts, axis=0)
+        # A run of a bucket's shuffle for each step and bucket. Where it begins among all pairs asked for:
+        begins = np.cumsum(counts.ravel()) - counts.ravel()
+        pair = np.arange(counts.sum())
+        at = pair + np.repeat((self._interactions[2][:-1] + cuts[:-1]).ravel() - begins, counts.ravel())
+        number = pair + np.repeat((self._before_P[own] + cuts[:-1]).ravel() - begins, counts.ravel())
+        return self._order(epoch)[at], number, np.concatenate([[0], np.cumsum(counts.sum(1))])
 
     def _positives_of(self, epoch: int, first: int, last: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """(items, numbers in the epoch, ascending) of all workers' pairs, step by step."""
         everyone = self._everyone
-        at, step, number = everyone._pairs(epoch, first, last)
-        by_step = np.argsort(step, kind="stable")
-        cuts = np.searchsorted(step[by_step], np.arange(first + 1, last))
-        return np.split(everyone._interactions[1][at[by_step]], cuts), np.split(number[by_step], cuts)
+        at, number, ends = everyone._pairs(epoch, first, last)
+        return np.split(everyone._interactions[1][at], ends[1:-1]), np.split(number, ends[1:-1])
 
     @cached_property
     def _everyone(self) -> "BatchSource":
