@@ -172,10 +172,17 @@ class Exchange:
             dist.all_to_all_single(received.view(torch.uint8), sent.view(torch.uint8), receive, send)
             return received
         starts_WW = (rows_WW.cumsum(0) - rows_WW) * width * like.itemsize
-        for rank in range(self.workers):
+
+        def write(rank: int) -> None:
             rows = rows_WW[self.rank, rank]
             pack(rank, boxes.tensor(rank, starts_WW[self.rank, rank], rows, width, like.dtype))
-        boxes.meet()
+
+        for rank in range(self.workers):
+            if rank != self.rank:
+                write(rank)
+        boxes.arrive()
+        write(self.rank)  # nobody waits for it
+        boxes.wait()
         return boxes.tensor(self.rank, 0, sum(receive), width, like.dtype)
 
     def _boxes_for(self, rows_WW: np.ndarray, row_bytes: int) -> Boxes | None:

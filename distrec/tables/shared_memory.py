@@ -82,8 +82,15 @@ class Boxes:
         memory = self._boxes[rank].memory
         return torch.frombuffer(memory, dtype=dtype, count=rows * width, offset=offset).view(rows, width)
 
-    def meet(self) -> None:
-        """Waits until every worker has called this as often. What they wrote before can be read then.
+    def arrive(self) -> None:
+        """Says that what this worker has for the others is written."""
+        from distrec.compiled.turns import publish  # here, as importing numba takes a good part of a second
+
+        self._turn += 1
+        publish(self._boxes[self._rank].turn_1, self._turn)
+
+    def wait(self) -> None:
+        """Waits until every worker has arrived as often. What they wrote before can be read then.
 
         Who waits looks again and again: to be woken by a message took 2 ms on cores that all compute, twice a step.
 
@@ -91,10 +98,8 @@ class Boxes:
             ConnectionError: a worker has ended.
             TimeoutError: one did not come.
         """
-        from distrec.compiled.turns import publish, reached  # here, as importing numba takes a good part of a second
+        from distrec.compiled.turns import reached
 
-        self._turn += 1
-        publish(self._boxes[self._rank].turn_1, self._turn)
         began, look_at = time.perf_counter(), _LOOK_S
         for rank, box in enumerate(self._boxes):
             while not reached(box.turn_1, self._turn):
