@@ -12,8 +12,8 @@ class Batch:
     """The pairs of one step that fall to one worker, de-duplicated ahead of the trainer.
 
     B counts this worker's pairs. Rows are given by their local number at their owner (`Plan.local`); `*_at` arrays
-    point into the lists of unique rows, so `items_U[positive_at_B]` are the positives' rows. They are int32, or uint16
-    on their way through Ray, as most of a batch is places, and fewer than 65,536 rows are common.
+    point into the lists of unique rows, so `items_U[positive_at_B]` are the positives' rows. They are int32, or
+    uint16 where they came through Ray and fit (`place_type`).
     """
 
     epoch: int
@@ -45,7 +45,7 @@ _PLACES = {"user_at_B": "users_U", "positive_at_B": "items_U", "negative_at": "i
 
 
 def place_type(rows: int) -> type[np.integer]:
-    """What places among so many rows are sent as."""
+    """What places among so many rows are sent as: most of a batch are places, and its rows mostly fewer than 65,536."""
     return np.uint16 if rows <= 2**16 else np.int32
 
 
