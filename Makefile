@@ -13,7 +13,7 @@ train: $(INSTALLED)
 	$(BIN)/distrec train
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder  # in the order of tests/conftest.py
+	$(BIN)/python -m pytest
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -11,11 +11,6 @@ from distrec.data.prepare import prepare
 from distrec.train.config import Config
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The two files that start the most trainings stand first and last: two processes do not come to them at once."""
-    items.sort(key=lambda item: {"test_end_to_end.py": 0, "test_cli.py": 2}.get(item.path.name, 1))
-
-
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Random tensors of a test do not depend on which tests ran before it."""

@@ -114,7 +114,7 @@ def figures_of(text: str) -> list[tuple[str, str]]:
     return re.findall(r"(test/\w+@20)\s+\|\s+(0\.\d{4})", text)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(280)
 def test_ctrl_c_resume_evaluate_info(tmp_path, capsys):
     """A run stopped by Ctrl-C says how to go on, leaves nothing behind, and ends as if it had not been stopped."""
     (tmp_path / "small.yaml").write_text(SMALL)
@@ -138,10 +138,10 @@ def test_ctrl_c_resume_evaluate_info(tmp_path, capsys):
 
     resumed = command("train", "small.yaml", "run.resume=true", cwd=tmp_path)
     whole = command("train", "small.yaml", "run.dir=whole", "--quiet", cwd=tmp_path)
-    out, err = resumed.communicate(timeout=400)
+    out, err = resumed.communicate(timeout=200)
     assert resumed.returncode == 0, err
     assert "resumed after epoch" in out and "epoch  1/30" not in out and "epoch 30/30" in out
-    out_whole, err = whole.communicate(timeout=400)
+    out_whole, err = whole.communicate(timeout=200)
     assert whole.returncode == 0, err
     assert "epoch" not in out_whole
     figures = figures_of(out)

@@ -155,13 +155,13 @@ class BatchSource:
         in the epoch, and where each step begins and the last one ends."""
         own = np.array(self._plans[0].owned_buckets(self.worker))
         cuts = self._cuts(first, last)[:, own]
-        counts = np.diff(cuts, axis=0)
-        # A run of a bucket's shuffle for each step and bucket. Where it begins among all pairs asked for:
-        begins = np.cumsum(counts.ravel()) - counts.ravel()
-        pair = np.arange(counts.sum())
-        at = pair + np.repeat((self._interactions[2][:-1] + cuts[:-1]).ravel() - begins, counts.ravel())
-        number = pair + np.repeat((self._before_P[own] + cuts[:-1]).ravel() - begins, counts.ravel())
-        return self._order(epoch)[at], number, np.concatenate([[0], np.cumsum(counts.sum(1))])
+        # A run of a bucket's shuffle for each step and bucket: how long, and where it begins among all pairs asked for.
+        lengths = np.diff(cuts, axis=0).ravel()
+        ends = np.cumsum(lengths)
+        begins, pair = ends - lengths, np.arange(ends[-1])
+        at = pair + np.repeat((self._interactions[2][:-1] + cuts[:-1]).ravel() - begins, lengths)
+        number = pair + np.repeat((self._before_P[own] + cuts[:-1]).ravel() - begins, lengths)
+        return self._order(epoch)[at], number, np.concatenate([[0], ends[len(own) - 1 :: len(own)]])
 
     def _positives_of(self, epoch: int, first: int, last: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """(items, numbers in the epoch, ascending) of all workers' pairs, step by step."""

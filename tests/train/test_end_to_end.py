@@ -19,7 +19,7 @@ from distrec.train.config import Config
 from distrec.train.launch import ray_running, train
 from tests.conftest import changed
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(240)
 
 EPOCHS = 15
 
