@@ -19,7 +19,7 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
 test-triton: $(INSTALLED)  # the tests of the kernels for GPUs, in Triton's interpreter
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/models tests/optim -k "triton or float64_equals or roundings_a_step"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels tests/optim -k "triton or float64_equals or roundings_a_step"
 
 bench: $(INSTALLED) $(RIVALS_INSTALLED)
 	$(BIN)/python benchmarks/speed.py --rivals $(RIVALS)/bin/python

@@ -22,9 +22,9 @@ from report import Row, arguments, bar_row, ratios, report
 
 from distrec.optim.config import DecayConfig, OptimConfig
 from distrec.optim.sparse import SparseOptimizer
-from distrec.plan import Plan
-from distrec.tables.init import normal_rows
-from distrec.tables.table import Table
+from distrec.sharding.initialization import normal_rows
+from distrec.sharding.partition import Partition
+from distrec.sharding.table import Table
 
 TOUCHED, DIM = 6000, 64
 SCOPES = ("none", "in_batch", "full")
@@ -49,11 +49,11 @@ def rounds(ways: dict[str, Callable[[], Callable[[], object]]], count: int) -> T
 
 def optimizers(rows: int, scopes: Sequence[str] = SCOPES) -> dict[str, SparseOptimizer]:
     """One for each scope, all of one table and one pair of moments."""
-    plan, found = Plan(rows, 1, 1), {}
-    rows_VD = normal_rows(0, "items", plan, 0, DIM, 0.1)
+    partition, found = Partition(rows, 1, 1), {}
+    rows_VD = normal_rows(0, "items", partition, 0, DIM, 0.1)
     for scope in scopes:
         decay = DecayConfig(scope=scope, strength=0.0 if scope == "none" else 0.1)
-        table = Table("items", plan, 0, rows_VD)
+        table = Table("items", partition, 0, rows_VD)
         found[scope] = SparseOptimizer(table, OptimConfig(decay=decay), total_steps=10**6)
         found[scope]._rule = found[scopes[0]]._rule
     for slot in found[scopes[0]]._rule.slots.values():
@@ -84,7 +84,7 @@ IDLE_RULES = [
 
 def idle_steps(rows: int, rule: str, coupling: str, idle: str, count: int) -> list[float]:
     """Look-up and step of a rule whose idle rows move, once gaps are as long as they get on average."""
-    table = Table("items", Plan(rows, 1, 1), 0, normal_rows(0, "items", Plan(rows, 1, 1), 0, DIM, 0.1))
+    table = Table("items", Partition(rows, 1, 1), 0, normal_rows(0, "items", Partition(rows, 1, 1), 0, DIM, 0.1))
     decay = DecayConfig(scope="full", coupling=coupling, strength=0.01)
     optimizer = SparseOptimizer(table, OptimConfig(rule=rule, idle=idle, decay=decay), total_steps=10**6)
     for slot in optimizer._rule.slots.values():
@@ -105,11 +105,11 @@ def idle_rules(rows: int) -> list[Row]:
     steps = max(100, 4 * rows // TOUCHED)
     for rule, coupling in IDLE_RULES:
         name = f"{rows:,} rows: {rule}, full {coupling}"
-        lazy = idle_steps(rows, rule, coupling, "lazy", steps)
+        deferred = idle_steps(rows, rule, coupling, "lazy", steps)
         swept = idle_steps(rows, rule, coupling, "sweep", 30)
-        found += [bar_row(f"{name}, lazy", lazy, "ms"), bar_row(f"{name}, swept", swept, "ms")]
+        found += [bar_row(f"{name}, lazy", deferred, "ms"), bar_row(f"{name}, swept", swept, "ms")]
         found.append(
-            Row(f"{name}, lazy / swept", statistics.median(lazy) / statistics.median(swept), "x", "of medians")
+            Row(f"{name}, lazy / swept", statistics.median(deferred) / statistics.median(swept), "x", "of medians")
         )
     return found
 
@@ -145,7 +145,7 @@ def settling(rows: int, count: int) -> Times:
 
     def prepare() -> Callable[[], object]:
         optimizer.step(torch.randperm(rows)[:TOUCHED], grad_UD)
-        return table.settle
+        return table.flush
 
     return rounds({"settle": prepare, "copy": lambda: lambda: copy_VD.copy_(table.stored_VD)}, count)
 
@@ -153,7 +153,7 @@ def settling(rows: int, count: int) -> Times:
 def state(rule: str) -> Row:
     """Bytes a row that full decay keeps beside the rows and the rule's own accumulators."""
     rows_VD = torch.zeros(1000, 1)
-    table = Table("items", Plan(1000, 1, 1), 0, rows_VD)
+    table = Table("items", Partition(1000, 1, 1), 0, rows_VD)
     decay = DecayConfig(scope="full", strength=0.1)
     optimizer = SparseOptimizer(table, OptimConfig(rule=rule, decay=decay), total_steps=10**6)
     kept = [value for value in vars(optimizer._idle).values() if isinstance(value, torch.Tensor) and len(value) == 1000]

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from distrec.cli.progress import results_table
 from distrec.tracking.environment import versions
-from distrec.tracking.progress import results_table
 
 
 def hardware() -> str:

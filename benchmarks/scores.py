@@ -24,11 +24,17 @@ from torch.nn.functional import normalize
 
 from distrec.losses import Scores, losses
 from distrec.losses.config import LossConfig
-from distrec.models.scores import pair_scores, pair_scores_reference, shared_scores, unit_rows, unit_rows_reference
+from distrec.models.scoring import (
+    l2_normalize,
+    l2_normalize_reference,
+    pair_scores,
+    pair_scores_reference,
+    shared_scores,
+)
 from distrec.optim.config import OptimConfig
 from distrec.optim.sparse import SparseOptimizer
-from distrec.plan import Plan
-from distrec.tables.table import Table
+from distrec.sharding.partition import Partition
+from distrec.sharding.table import Table
 
 DIM = 64
 SETTINGS = ((1024, 800), (2048, 64), (8192, 1))  # pairs of a step, negatives of a pair
@@ -40,16 +46,16 @@ class Case(NamedTuple):
 
     users_UD: torch.Tensor
     items_VD: torch.Tensor
-    user_at_B: torch.Tensor
-    item_at_BN: torch.Tensor
+    user_index_B: torch.Tensor
+    item_index_BN: torch.Tensor
     grad_BN: torch.Tensor
 
 
 def make_case(pairs: int, n: int) -> Case:
-    users_U, user_at = torch.randint(USERS, (pairs,)).unique(return_inverse=True)
-    items_V, item_at = torch.randint(ITEMS, (pairs, n)).unique(return_inverse=True)
+    users_U, user_index = torch.randint(USERS, (pairs,)).unique(return_inverse=True)
+    items_V, item_index = torch.randint(ITEMS, (pairs, n)).unique(return_inverse=True)
     rows = (torch.randn(len(ids), DIM).requires_grad_() for ids in (users_U, items_V))
-    return Case(*rows, user_at.int(), item_at.int(), torch.randn(pairs, n))
+    return Case(*rows, user_index.int(), item_index.int(), torch.randn(pairs, n))
 
 
 def with_gradients(case: Case, function: Callable[..., torch.Tensor]) -> Callable[[], None]:
@@ -57,7 +63,7 @@ def with_gradients(case: Case, function: Callable[..., torch.Tensor]) -> Callabl
 
     def work() -> None:
         case.users_UD.grad = case.items_VD.grad = None
-        function(case.users_UD, case.items_VD, case.user_at_B, case.item_at_BN).backward(case.grad_BN)
+        function(case.users_UD, case.items_VD, case.user_index_B, case.item_index_BN).backward(case.grad_BN)
 
     return work
 
@@ -65,8 +71,8 @@ def with_gradients(case: Case, function: Callable[..., torch.Tensor]) -> Callabl
 def sparse_products(case: Case) -> Callable[[], None]:
     """The same from torch's products of sparse and dense matrices. The transpose is sorted anew, as in each step."""
     users_UD, items_VD = case.users_UD.detach(), case.items_VD.detach()
-    pairs, n = case.item_at_BN.shape
-    item_at_P, user_at_B = case.item_at_BN.reshape(-1), case.user_at_B
+    pairs, n = case.item_index_BN.shape
+    item_index_P, user_index_B = case.item_index_BN.reshape(-1), case.user_index_B
     start_B = torch.arange(0, pairs * n + 1, n, dtype=torch.int32)
     users_grad = torch.empty_like(users_UD)
 
@@ -74,14 +80,14 @@ def sparse_products(case: Case) -> Callable[[], None]:
         return torch.sparse_csr_tensor(start, column, value, (len(start) - 1, columns), check_invariants=False)
 
     def work() -> None:
-        rows_BD = users_UD.index_select(0, user_at_B)
-        pattern = matrix(start_B, item_at_P, torch.zeros(pairs * n), len(items_VD))
+        rows_BD = users_UD.index_select(0, user_index_B)
+        pattern = matrix(start_B, item_index_P, torch.zeros(pairs * n), len(items_VD))
         torch.sparse.sampled_addmm(pattern, rows_BD, items_VD.T, beta=0.0)
         grad_P = case.grad_BN.reshape(-1)
-        users_grad.zero_().index_add_(0, user_at_B, matrix(start_B, item_at_P, grad_P, len(items_VD)) @ items_VD)
-        order_P = item_at_P.argsort(stable=True)
+        users_grad.zero_().index_add_(0, user_index_B, matrix(start_B, item_index_P, grad_P, len(items_VD)) @ items_VD)
+        order_P = item_index_P.argsort(stable=True)
         start_V = torch.zeros(len(items_VD) + 1, dtype=torch.int32)
-        start_V[1:] = item_at_P.bincount(minlength=len(items_VD)).cumsum(0)
+        start_V[1:] = item_index_P.bincount(minlength=len(items_VD)).cumsum(0)
         matrix(start_V, (order_P // n).int(), grad_P[order_P], pairs) @ rows_BD
 
     return work
@@ -91,9 +97,9 @@ def normalised_pairs(case: Case) -> Callable[[], None]:
     """What public research code does: gather the rows of every place, normalise them, multiply."""
 
     def function(
-        users_UD: torch.Tensor, items_VD: torch.Tensor, user_at: torch.Tensor, item_at: torch.Tensor
+        users_UD: torch.Tensor, items_VD: torch.Tensor, user_index: torch.Tensor, item_index: torch.Tensor
     ) -> object:
-        users_BD, items_BND = normalize(users_UD[user_at], dim=-1), normalize(items_VD[item_at], dim=-1)
+        users_BD, items_BND = normalize(users_UD[user_index], dim=-1), normalize(items_VD[item_index], dim=-1)
         return torch.bmm(items_BND, users_BD[:, :, None])[:, :, 0]
 
     return with_gradients(case, function)
@@ -105,13 +111,13 @@ def ways(case: Case, quick: bool) -> dict[str, Callable[[], object]]:
         "compiled": with_gradients(case, pair_scores),
         "sparse products of torch": sparse_products(case),
     }
-    if not quick or case.item_at_BN.numel() < 200_000:
+    if not quick or case.item_index_BN.numel() < 200_000:
         found["gather and multiply"] = with_gradients(case, pair_scores_reference)
         found["gather, normalise, multiply"] = normalised_pairs(case)
-    if case.item_at_BN.shape[1] > 1:
-        at_N = case.item_at_BN[0]
+    if case.item_index_BN.shape[1] > 1:
+        at_N = case.item_index_BN[0]
         found["shared by the batch"] = with_gradients(
-            case, lambda u, i, user_at, item_at_BN: shared_scores(u, i, user_at, item_at_BN[:, 0], at_N)[1]
+            case, lambda u, i, user_index, item_index_BN: shared_scores(u, i, user_index, item_index_BN[:, 0], at_N)[1]
         )
     return found
 
@@ -136,10 +142,10 @@ def floor(case: Case, bytes_s: float, products_s: float) -> float:
 
     As if every row that is asked for again still were in the cache.
     """
-    places, users, items = case.item_at_BN.nbytes, case.users_UD.nbytes, case.items_VD.nbytes
+    places, users, items = case.item_index_BN.nbytes, case.users_UD.nbytes, case.items_VD.nbytes
     scores = users + items + places + case.grad_BN.nbytes
     moved = 3 * scores  # a gradient reads one table and the places, and writes the other
-    return max(moved / bytes_s, 3 * case.item_at_BN.numel() * DIM / products_s) * 1e3
+    return max(moved / bytes_s, 3 * case.item_index_BN.numel() * DIM / products_s) * 1e3
 
 
 def of_setting(pairs: int, n: int, quick: bool, rates: tuple[float, float]) -> list[Row]:
@@ -166,7 +172,7 @@ def of_unit_rows(quick: bool) -> list[Row]:
         rows_VD.grad = None
         return lambda: function(rows_VD).backward(grad_VD)
 
-    given = {"compiled": unit_rows, "plain torch": unit_rows_reference}
+    given = {"compiled": l2_normalize, "plain torch": l2_normalize_reference}
     times: Times = rounds({way: lambda f=function: prepare(f) for way, function in given.items()}, 20 if quick else 100)
     return [bar_row(f"unit rows, {ITEMS:,}: {way}", values, "ms") for way, values in times.items()]
 
@@ -174,13 +180,15 @@ def of_unit_rows(quick: bool) -> list[Row]:
 def sparse_step(pairs: int, n: int) -> Callable[[], None]:
     """One step of sampled softmax on unique rows, from the look-up to the update, as the trainer takes it."""
     case, loss = make_case(pairs, n + 1), LossConfig()
-    tables = [Table(name, Plan(rows, 1, 1), 0, torch.randn(rows, DIM)) for name, rows in (("u", USERS), ("i", ITEMS))]
+    tables = [
+        Table(name, Partition(rows, 1, 1), 0, torch.randn(rows, DIM)) for name, rows in (("u", USERS), ("i", ITEMS))
+    ]
     optimizers = [SparseOptimizer(table, OptimConfig(), total_steps=10**6) for table in tables]
     local = [torch.arange(len(case.users_UD)), torch.arange(len(case.items_VD))]
 
     def work() -> None:
         rows = [table.read(ids).requires_grad_() for table, ids in zip(tables, local, strict=True)]
-        scores_BN = pair_scores(*map(unit_rows, rows), case.user_at_B, case.item_at_BN)
+        scores_BN = pair_scores(*map(l2_normalize, rows), case.user_index_B, case.item_index_BN)
         positive_B1, negative_BN = scores_BN.split([1, n], 1)
         losses["ssm"](Scores(positive_B1[:, 0], negative_BN), loss).mean().backward()
         for optimizer, ids, read in zip(optimizers, local, rows, strict=True):
@@ -219,15 +227,15 @@ def of_shared_softmax(pairs: int, n: int, count: int) -> list[Row]:
     compiled by torch, which needs a C++ compiler on the machine and its time at each start."""
     rows = [torch.randn(pairs, DIM).requires_grad_(), torch.randn(pairs + n, DIM).requires_grad_()]
     at = torch.arange(pairs, dtype=torch.int32)
-    negative_at, loss = torch.arange(pairs, pairs + n, dtype=torch.int32), LossConfig()
+    negative_index, loss = torch.arange(pairs, pairs + n, dtype=torch.int32), LossConfig()
 
     def ours(users_UD: torch.Tensor, items_UD: torch.Tensor) -> torch.Tensor:
-        scores = shared_scores(unit_rows(users_UD), unit_rows(items_UD), at, at, negative_at)
+        scores = shared_scores(l2_normalize(users_UD), l2_normalize(items_UD), at, at, negative_index)
         return losses["ssm"](Scores(*scores), loss).sum()
 
     def plain(users_UD: torch.Tensor, items_UD: torch.Tensor) -> torch.Tensor:
         users_BD, items_UD = normalize(users_UD, dim=1)[at], normalize(items_UD, dim=1)
-        negative_B = (users_BD @ items_UD[negative_at].T / loss.temperature).logsumexp(1)
+        negative_B = (users_BD @ items_UD[negative_index].T / loss.temperature).logsumexp(1)
         return torch.nn.functional.softplus(negative_B - (users_BD * items_UD[at]).sum(1) / loss.temperature).sum()
 
     def prepare(function: Callable[..., torch.Tensor]) -> Callable[[], object]:

@@ -26,7 +26,7 @@ from measure.floor import rate_rows
 from report import Row, arguments, heading, table, write
 
 from distrec.tracking.meters import PARTS
-from distrec.train.launch import ray_running
+from distrec.training.driver import ray_running
 
 CASES: dict[str, Callable[[Bench], list[Row]]] = {
     bpr.NAME: bpr.measure,

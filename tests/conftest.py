@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from distrec.config import parse
+from distrec.core.config import parse
 from distrec.data.dataset import Dataset
 from distrec.data.prepare import prepare
-from distrec.train.config import Config
+from distrec.training.config import Config
 
 
 @pytest.fixture(autouse=True)

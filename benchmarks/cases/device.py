@@ -13,10 +13,10 @@ from measure.floor import Floor, floor_rows, now, step_floor
 from report import Row, bar_row
 
 from cases import bpr, exact, softmax, wait
-from distrec.config import load
+from distrec.core.config import load
 from distrec.data.prepare import prepare
-from distrec.train.config import Config
-from distrec.train.trainer import Trainer
+from distrec.training.config import Config
+from distrec.training.trainer import Trainer
 
 _WARM, _STEPS, _BATCHES, _LOOPS = 10, 50, 16, 9
 _LARGE = 8192  # pairs of a step for a GPU, whose kernels are too short at 1024 for the host to keep up

@@ -11,8 +11,8 @@ from measure.floor import Floor, floor_rows
 from report import Row, bar_row, ratios
 
 from distrec.evaluation.ranking import Pairs, rank
-from distrec.plan import Plan
-from distrec.tables.exchange import Exchange
+from distrec.sharding.collectives import Exchange
+from distrec.sharding.partition import Partition
 
 _K, _MOST = 20, 1.0
 
@@ -22,8 +22,8 @@ def ours(bench: Bench) -> Callable[[], np.ndarray]:
     factors = np.load(bench.data.folder / "factors.npz")
     users_UD, items_VD = (torch.from_numpy(factors[name]).to(bench.device) for name in ("users", "items"))
     known = Pairs(bench.data.user.astype(np.int64), bench.data.item.astype(np.int64))
-    plan, exchange = Plan(len(items_VD), 64, 1), Exchange(bench.device)
-    return lambda: rank(users_UD, known, items_VD, plan, exchange, _K).numpy()
+    partition, exchange = Partition(len(items_VD), 64, 1), Exchange(bench.device)
+    return lambda: rank(users_UD, known, items_VD, partition, exchange, _K).numpy()
 
 
 def measure(bench: Bench) -> list[Row]:

@@ -12,11 +12,11 @@ from measure.bench import Bench
 from measure.floor import Floor, floor_rows
 from report import Row, bar_row
 
-from distrec.config import load
+from distrec.core.config import load
 from distrec.data.prepare import prepare
-from distrec.data.stream import stream
-from distrec.sampling.batches import BatchSource
-from distrec.train.config import Config
+from distrec.sampling.source import BatchSource
+from distrec.sampling.stream.ray import stream
+from distrec.training.config import Config
 
 _NEGATIVES, _BATCH, _STREAMS = 64, 8192, 2
 _POSITIVES = 12_000_000
@@ -27,7 +27,7 @@ _LEAST = {"false": 1.5e6, "true": 0.75e6}
 def receive(source: BatchSource, epochs: int, look_ahead_mib: int) -> list[tuple[float, int]]:
     """When each batch arrived, and its pairs of this worker."""
     batches = stream(source, 0, epochs, source.bytes_per_step, look_ahead_mib)
-    return [(time.time(), len(batch.user_at_B)) for batch in batches]
+    return [(time.time(), len(batch.user_index_B)) for batch in batches]
 
 
 def rate(bench: Bench, reject: str) -> float:

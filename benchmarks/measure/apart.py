@@ -9,11 +9,11 @@ from time import perf_counter
 
 import torch
 
-from distrec.config import load
+from distrec.core.config import load
 from distrec.data.prepare import prepare
-from distrec.data.stream import stream
-from distrec.train.config import Config
-from distrec.train.trainer import Trainer
+from distrec.sampling.stream.ray import stream
+from distrec.training.config import Config
+from distrec.training.trainer import Trainer
 
 _WARM, _STEPS = 8, 40
 

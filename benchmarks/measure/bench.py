@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from distrec.errors import UserError
+from distrec.core.errors import UserError
 from measure.data import Data, gather
 from measure.floor import Rates, measure_rates
 from measure.job import Job, run_job

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from distrec.config import load
+from distrec.core.config import load
 from distrec.data.dataset import Dataset, Part
 from distrec.data.prepare import prepare
-from distrec.train.config import Config
+from distrec.training.config import Config
 
 _ROOT = Path(__file__).parents[2]
 _FOLDER = Path(os.environ.get("DISTREC_DATA", _ROOT.parent / "shared" / "data"))
@@ -67,10 +67,10 @@ def gather(folder: Path, quick: bool) -> Data:
 
 def _coded(dataset: Dataset, part: Part) -> tuple[np.ndarray, np.ndarray]:
     """The interactions of a part by user, numbered without the users and items that nobody trains on."""
-    user_at, item_at = np.cumsum(dataset.user_degrees() > 0) - 1, np.cumsum(dataset.item_degrees() > 0) - 1
+    user_index, item_index = np.cumsum(dataset.user_degrees() > 0) - 1, np.cumsum(dataset.item_degrees() > 0) - 1
     user, item = dataset.interactions(part, range(dataset.manifest.buckets))
     order = np.lexsort((item, user))
-    return user_at[user[order]].astype(np.int32), item_at[item[order]].astype(np.int32)
+    return user_index[user[order]].astype(np.int32), item_index[item[order]].astype(np.int32)
 
 
 def _write_lightgcn(folder: Path, train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from report import Row
 
-from distrec.batch import Batch
+from distrec.sampling.batch import Batch
 
 _FLOAT = 4
 _TIMES = 7
@@ -60,7 +60,7 @@ def step_floor(batch: Batch, negatives: int, dim: int) -> Floor:
     arrays = [value for value in vars(batch).values() if isinstance(value, np.ndarray)]
     rows = len(batch.users_U) + len(batch.items_U)
     moved = sum(4 * len(array) for array in arrays) + rows * dim * _FLOAT * 3 * 2
-    return Floor(moved, 3.0 * len(batch.user_at_B) * (1 + negatives) * dim)
+    return Floor(moved, 3.0 * len(batch.user_index_B) * (1 + negatives) * dim)
 
 
 def floor_rows(name: str, floor: Floor, seconds: float, rates: Rates) -> list[Row]:

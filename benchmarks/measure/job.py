@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distrec.config import load
+from distrec.core.config import load
 from distrec.tracking.meters import PARTS
-from distrec.train.config import Config
-from distrec.train.launch import train
+from distrec.training.config import Config
+from distrec.training.driver import train
 from measure.watch import Memory, WorkerWatch
 
 

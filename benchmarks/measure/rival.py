@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from distrec.errors import UserError
+from distrec.core.errors import UserError
 
 
 class Rival:

@@ -5,7 +5,7 @@ import statistics
 from report import Row, bar_row
 
 from distrec.data.prepare import prepare
-from distrec.sampling.batches import BatchSource
+from distrec.sampling.source import BatchSource
 from measure.floor import Rates, floor_rows, step_floor
 from measure.job import Job
 

@@ -7,11 +7,11 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 
+from distrec.core.randomness import Purpose
 from distrec.data.dataset import Part
-from distrec.data.formats import Raw
+from distrec.data.readers.formats import Raw
 from distrec.data.split import hold_out
 from distrec.data.vocabulary import encode, unify, vocabulary
-from distrec.seeds import Purpose
 
 _NONE = np.empty(0, np.int64)
 

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from distrec.config import Section
+from distrec.core.config import Section
 
 PLANTED = "planted"
 LEAST_ACTIVITY = 2  # interactions of the least active planted user: one to train on and one that may be held out

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distrec.config import Section, parse
-from distrec.errors import UserError
+from distrec.core.config import Section, parse
+from distrec.core.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

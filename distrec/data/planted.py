@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distrec.core.randomness import Purpose, generator
 from distrec.data.config import LEAST_ACTIVITY, PlantedConfig
-from distrec.seeds import Purpose, generator
 
 _CELLS = 2**20  # user-item scores in memory at a time
 _PARAMETERS, _CHOICES = 0, 1  # streams of draws: one for all the parameters, one a user for the choices

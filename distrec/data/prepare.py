@@ -10,12 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from distrec.data import formats, planted, sources, store
+from distrec.core.errors import UserError
+from distrec.data import planted, source_files, writer
 from distrec.data.assemble import carve, code
 from distrec.data.config import PLANTED, DataConfig
 from distrec.data.dataset import FORMAT_VERSION, MANIFEST, Dataset, Manifest, Part
-from distrec.data.formats import Raw
-from distrec.errors import UserError
+from distrec.data.readers import formats
+from distrec.data.readers.formats import Raw
 
 Log = Callable[[str], None]
 
@@ -90,7 +91,7 @@ def _planted_job(config: DataConfig) -> _Job:
 
 
 def _file_job(config: DataConfig) -> _Job:
-    files = sources.find(config)
+    files = source_files.find(config)
     present = files.present()
 
     def read() -> dict[Part, Raw]:
@@ -113,8 +114,8 @@ def _build(job: _Job, config: DataConfig, folder: Path) -> None:
         if fraction:
             coded = carve(coded, part, fraction, config.split_seed)
     bad_lines = sum(raw.bad_lines for raw in parts.values())
-    with store.appearing(folder) as temporary:
-        store.write(
+    with writer.atomic_directory(folder) as temporary:
+        writer.write(
             temporary,
             coded,
             config.buckets,

@@ -7,7 +7,7 @@ not on the order of the lines, and not on how often anything was drawn before.
 
 import numpy as np
 
-from distrec.seeds import Purpose
+from distrec.core.randomness import Purpose
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _WORD = 2**64 - 1

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from distrec.config import Section
+from distrec.core.config import Section
 
 
 def _one_or_more(value: Any) -> Any:

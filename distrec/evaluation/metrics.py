@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distrec.errors import UserError
-from distrec.registry import Registry
+from distrec.core.errors import UserError
+from distrec.core.registry import Registry
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -56,7 +56,7 @@ class RankingSums:
 
 
 def ranking_sums(
-    ranked_UK: Ints, offsets: Ints, items: Ints, ks: Sequence[int], names: Sequence[str] = ("recall", "ndcg")
+    ranked_UK: Ints, indptr: Ints, items: Ints, ks: Sequence[int], names: Sequence[str] = ("recall", "ndcg")
 ) -> RankingSums:
     """Sums of metrics over users.
 
@@ -72,11 +72,11 @@ def ranking_sums(
     Raises:
         UserError: an unknown metric, or a cut-off below 1.
     """
-    assert ranked_UK.ndim == 2 and len(offsets) == len(ranked_UK) + 1, (ranked_UK.shape, offsets.shape)
-    assert offsets[0] == 0 and offsets[-1] == len(items), "offsets do not cover the items"
+    assert ranked_UK.ndim == 2 and len(indptr) == len(ranked_UK) + 1, (ranked_UK.shape, indptr.shape)
+    assert indptr[0] == 0 and indptr[-1] == len(items), "offsets do not cover the items"
     if any(k < 1 for k in ks):
         raise UserError(f"a cut-off must be at least 1; got {list(ks)}")
-    hits_UK, relevant_U = _hits(ranked_UK, offsets, items)
+    hits_UK, relevant_U = _hits(ranked_UK, indptr, items)
     kept_U = relevant_U > 0
     hits_UK, relevant_U = hits_UK[kept_U], relevant_U[kept_U]
     sums = {}
@@ -102,12 +102,12 @@ def ndcg(hits_UK: NDArray[np.bool_], relevant_U: Ints, k: int) -> Floats:
     return hits_UK @ discount_K[: hits_UK.shape[1]] / ideal_K[np.minimum(relevant_U, k) - 1]
 
 
-def _hits(ranked_UK: Ints, offsets: Ints, items: Ints) -> tuple[NDArray[np.bool_], Ints]:
+def _hits(ranked_UK: Ints, indptr: Ints, items: Ints) -> tuple[NDArray[np.bool_], Ints]:
     """Which places of each list hold a relevant item, and how many distinct relevant items each user has."""
     users, width = ranked_UK.shape
     # One number for each (user, item), so that one binary search answers for all users.
     stride = 1 + max(items.max(initial=0), ranked_UK.max(initial=0))
-    keys = np.unique(np.repeat(np.arange(users), np.diff(offsets)) * stride + items)
+    keys = np.unique(np.repeat(np.arange(users), np.diff(indptr)) * stride + items)
     relevant_U = np.bincount(keys // stride, minlength=users)
     if not len(keys):
         return np.zeros((users, width), bool), relevant_U

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from distrec.evaluation.topk import NO_ITEM, merge_topk, topk_block
-from distrec.plan import Plan
-from distrec.tables.exchange import Exchange
+from distrec.sharding.collectives import Exchange
+from distrec.sharding.partition import Partition
 
 _BLOCK_ITEMS = 2**16
 _SCORES = 2**23  # scores that plain torch holds at a time: 32 MiB
@@ -26,7 +26,7 @@ class Pairs:
     row: np.ndarray
     item: np.ndarray
 
-    def offsets(self, rows: int) -> np.ndarray:
+    def indptr(self, rows: int) -> np.ndarray:
         """Where each row starts, (rows + 1,)."""
         return np.searchsorted(self.row, np.arange(rows + 1))
 
@@ -43,7 +43,7 @@ class Pairs:
 
 @torch.no_grad()
 def rank(
-    users_UD: torch.Tensor, known: Pairs, own_items_VD: torch.Tensor, plan: Plan, exchange: Exchange, k: int
+    users_UD: torch.Tensor, known: Pairs, own_items_VD: torch.Tensor, partition: Partition, exchange: Exchange, k: int
 ) -> torch.Tensor:
     """The k best items of each user by dot product, known items left out.
 
@@ -63,9 +63,9 @@ def rank(
     assert k >= 1, k
     users, known = len(users_UD), known.ordered()
     best = (users_UD.new_full((users, k), -torch.inf), torch.full((users, k), NO_ITEM, device=users_UD.device))
-    owner, local = plan.owner(known.item), Pairs(known.row, plan.local(known.item))
-    for worker in range(plan.workers):
-        ids_V = torch.from_numpy(plan.rows_of(worker)).to(users_UD.device)
+    owner, local = partition.owner(known.item), Pairs(known.row, partition.local(known.item))
+    for worker in range(partition.workers):
+        ids_V = torch.from_numpy(partition.rows_of(worker)).to(users_UD.device)
         theirs = local.part(owner == worker)
         for first in range(0, len(ids_V), _BLOCK_ITEMS):
             last = min(first + _BLOCK_ITEMS, len(ids_V))
@@ -96,9 +96,9 @@ def add_block(
     """
     compiled = users_UD.device.type == "cpu" and users_UD.dtype in (torch.float32, torch.float64)
     if compiled and best[0].shape[1] <= _LONGEST:
-        from distrec.evaluation import tiles  # here, as importing numba takes a good part of a second
+        from distrec.kernels.numba import topk as tiles  # here, as importing numba takes a good part of a second
 
-        tiles.add_block(best, users_UD, items_VD, ids_V, (masked.offsets(len(users_UD)), masked.item))
+        tiles.add_block(best, users_UD, items_VD, ids_V, (masked.indptr(len(users_UD)), masked.item))
     else:
         add_block_reference(best, users_UD, items_VD, ids_V, masked)
 

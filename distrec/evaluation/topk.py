@@ -7,7 +7,7 @@ other rows, few in practice, are put right.
 import torch
 from torch import Tensor
 
-from distrec.errors import UserError
+from distrec.core.errors import UserError
 
 NO_ITEM = -1
 NAN_SCORE = "a score is NaN: the model has diverged; lower the learning rate or raise the temperature"

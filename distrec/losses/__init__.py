@@ -1,8 +1,8 @@
 """Scores in, one loss a pair out; losses over the whole catalogue see representations. Importing registers them all."""
 
-from distrec.losses import pairwise, softmax  # noqa: F401
-from distrec.losses.catalogue import catalogue_losses
-from distrec.losses.loss import Loss, Scores, losses
+from distrec.losses import pairwise, sampled_softmax  # noqa: F401
+from distrec.losses.base import Loss, Scores, losses
+from distrec.losses.exact_softmax import catalogue_losses
 
 TAKES_LOG_Q = ("ssm",)
 """Losses that can correct for how negatives are drawn."""

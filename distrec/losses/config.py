@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from distrec.config import Section
+from distrec.core.config import Section
 
 
 class LossConfig(Section):

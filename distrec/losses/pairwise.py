@@ -2,8 +2,8 @@
 
 import torch
 
+from distrec.losses.base import Scores, losses, softplus
 from distrec.losses.config import LossConfig
-from distrec.losses.loss import Scores, losses, softplus
 
 
 @losses.register("bpr")

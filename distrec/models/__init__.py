@@ -1,6 +1,6 @@
 """Rows in, representations and scores out. Importing the package registers every model."""
 
 from distrec.models import mf  # noqa: F401
-from distrec.models.model import Model, make_model, models
+from distrec.models.base import Model, make_model, models
 
 __all__ = ["Model", "make_model", "models"]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from distrec.config import Section
+from distrec.core.config import Section
 
 
 class ModelConfig(Section):

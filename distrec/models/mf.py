@@ -2,9 +2,9 @@
 
 import torch
 
+from distrec.models.base import models
 from distrec.models.config import ModelConfig
-from distrec.models.model import models
-from distrec.models.scores import unit_rows
+from distrec.models.scoring import l2_normalize
 
 
 @models.register("mf")
@@ -15,6 +15,6 @@ class MF:
         self.cosine = config.similarity == "cosine"
 
     def users(self, rows_UD: torch.Tensor) -> torch.Tensor:
-        return unit_rows(rows_UD) if self.cosine else rows_UD
+        return l2_normalize(rows_UD) if self.cosine else rows_UD
 
     items = users

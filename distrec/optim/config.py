@@ -4,8 +4,8 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from distrec.config import Section
-from distrec.errors import UserError
+from distrec.core.config import Section
+from distrec.core.errors import UserError
 from distrec.optim.rules import RULES
 
 

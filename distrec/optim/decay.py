@@ -15,13 +15,13 @@ import math
 
 import torch
 
-from distrec.optim.idle import Idle
-from distrec.optim.kernels.interface import Kernels
+from distrec.kernels.optimizer import Kernels
+from distrec.optim.deferred import DeferredUpdate
 
 _SMALLEST = 2.0**-60  # unit: stored rows are 2^60 times as large as they are, half of what float32 has room for
 
 
-class Left:
+class CumulativeLogDecay:
     """What decay leaves of a row that nobody touches: exp(L), kept on the host, so that a GPU is never waited for."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Left:
         return math.exp(total)
 
 
-class FullDecay(Idle):
+class FullDecay(DeferredUpdate):
     """Keeps the rows of one shard in units of what decay has left of them."""
 
     form = "closed form"
@@ -53,26 +53,26 @@ class FullDecay(Idle):
     def __init__(self, strength: float, kernels: Kernels) -> None:
         self._strength = strength
         self._kernels = kernels
-        self.mark_settled()
+        self.reset()
 
     @property
-    def owes(self) -> bool:
+    def has_pending(self) -> bool:
         return self._unit < 1
 
-    def begin(self, stored_VD: torch.Tensor, local_U: torch.Tensor, lr: float, t: int) -> float:
+    def prepare_step(self, stored_VD: torch.Tensor, local_U: torch.Tensor, lr: float, t: int) -> float:
         shrink = lr * self._strength
         if self._unit * (1 - shrink) < _SMALLEST:
-            self.settle_(stored_VD)
+            self.flush_(stored_VD)
         self._unit = self._left.advance(shrink)
         return self._unit
 
     def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor) -> torch.Tensor:
         return self._kernels.read(stored_VD, local_U, self._unit)
 
-    def settle_(self, stored_VD: torch.Tensor) -> None:
-        if self.owes:
+    def flush_(self, stored_VD: torch.Tensor) -> None:
+        if self.has_pending:
             self._kernels.scale_(stored_VD, self._unit)
-        self.mark_settled()
+        self.reset()
 
-    def mark_settled(self) -> None:
-        self._left, self._unit = Left(), 1.0
+    def reset(self) -> None:
+        self._left, self._unit = CumulativeLogDecay(), 1.0

@@ -8,15 +8,15 @@ digit of the row, the rest of the gap is one factor, so that a gap costs a few h
 
 import torch
 
-from distrec.optim.decay import Left
-from distrec.optim.idle import CatchUp, Steps
-from distrec.optim.kernels.interface import Kernels, Past
+from distrec.kernels.optimizer import Kernels, MissedSteps
+from distrec.optim.decay import CumulativeLogDecay
+from distrec.optim.deferred import PerRowDeferred, Steps
 from distrec.optim.rules import Rule
 
 _FOREVER = 2**31 - 1
 
 
-class Replay(CatchUp):
+class Replay(PerRowDeferred):
     """Implements `CatchUp` for any rule. Columns of `_steps`: exp(L), what decay keeps, the numbers of the rule."""
 
     form = "replay"
@@ -26,9 +26,9 @@ class Replay(CatchUp):
     ) -> None:
         super().__init__(len(stored_VD), stored_VD.device, kernels, strength, l2)
         self._rule = rule
-        self._left = Left()
-        self._steps = Steps(2 + len(rule.numbers(0.0, 1)))
-        self._steps.numbers_CS[0, 0] = 1.0
+        self._left = CumulativeLogDecay()
+        self._steps = Steps(2 + len(rule.coefficients(0.0, 1)))
+        self._steps.coefficients_CS[0, 0] = 1.0
         self._origin = 0
         # With l2 the row itself feeds the gradient, which never fades.
         self._span = _FOREVER if self._l2 else rule.fades_after(stored_VD.dtype) or _FOREVER
@@ -44,14 +44,14 @@ class Replay(CatchUp):
         self._steps.room_for(self._now)[:, self._now] = (
             self._left.advance(shrink),
             1 - shrink,
-            *self._rule.numbers(lr, t),
+            *self._rule.coefficients(lr, t),
         )
 
     def catch_up_(self, stored_VD: torch.Tensor, rows_K: torch.Tensor, since_K: torch.Tensor) -> None:
-        numbers_CS = torch.from_numpy(self._steps.numbers_CS)
-        past = Past(numbers_CS, self._now, self._span, self._l2, self._origin)
-        self._kernels.replay_(stored_VD, rows_K, since_K, past, self._rule)
+        coefficients_CS = torch.from_numpy(self._steps.coefficients_CS)
+        missed = MissedSteps(coefficients_CS, self._now, self._span, self._l2, self._origin)
+        self._kernels.replay_(stored_VD, rows_K, since_K, missed, self._rule)
 
-    def mark_settled(self) -> None:
-        super().mark_settled()
-        self._left = Left()
+    def reset(self) -> None:
+        super().reset()
+        self._left = CumulativeLogDecay()

@@ -11,8 +11,8 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from distrec.registry import Registry
-from distrec.tables.init import zeros
+from distrec.core.registry import Registry
+from distrec.sharding.initialization import zeros
 
 
 class Hyper(Protocol):
@@ -45,7 +45,7 @@ class Rule(ABC):
         self.slots: dict[str, torch.Tensor] = {}
 
     @abstractmethod
-    def numbers(self, lr: float, t: int) -> tuple[float, ...]:
+    def coefficients(self, lr: float, t: int) -> tuple[float, ...]:
         """What a step needs beside tensors, in the order in which `update` takes it.
 
         The row must move in proportion to `lr`, and accumulators must not depend on it.
@@ -57,7 +57,7 @@ class Rule(ABC):
 
     @abstractmethod
     def update(
-        self, local_U: torch.Tensor, rows_UD: torch.Tensor, grad_UD: torch.Tensor, *numbers: float
+        self, local_U: torch.Tensor, rows_UD: torch.Tensor, grad_UD: torch.Tensor, *coefficients: float
     ) -> torch.Tensor:
         """The touched rows after a step, in plain torch. Reads and writes the accumulators of these rows only.
 
@@ -96,7 +96,7 @@ class SGD(Rule):
 
     l2_is_decoupled = True
 
-    def numbers(self, lr: float, t: int) -> tuple[float, ...]:
+    def coefficients(self, lr: float, t: int) -> tuple[float, ...]:
         return (lr,)
 
     def update(self, local_U: torch.Tensor, rows_UD: torch.Tensor, grad_UD: torch.Tensor, lr: float) -> torch.Tensor:
@@ -113,7 +113,7 @@ class Momentum(Rule):
         self.momentum = hyper.momentum
         self.slots = {"buffer": _zeros(rows_VD, rows_VD.shape)}
 
-    def numbers(self, lr: float, t: int) -> tuple[float, ...]:
+    def coefficients(self, lr: float, t: int) -> tuple[float, ...]:
         return lr, self.momentum
 
     def update(
@@ -132,7 +132,7 @@ class Adagrad(Rule):
         self._eps = hyper.eps
         self.slots = {"sum": _zeros(rows_VD, rows_VD.shape)}
 
-    def numbers(self, lr: float, t: int) -> tuple[float, ...]:
+    def coefficients(self, lr: float, t: int) -> tuple[float, ...]:
         return lr, self._eps
 
     def update(
@@ -154,7 +154,7 @@ class RowwiseAdagrad(Rule):
         self._eps = hyper.eps
         self.slots = {"sum": _zeros(rows_VD, rows_VD.shape[:1])}
 
-    def numbers(self, lr: float, t: int) -> tuple[float, ...]:
+    def coefficients(self, lr: float, t: int) -> tuple[float, ...]:
         return lr, self._eps
 
     def update(
@@ -177,7 +177,7 @@ class LazyAdam(Rule):
         self.beta1, self.beta2, self._eps = hyper.beta1, hyper.beta2, hyper.eps
         self.slots = {name: _zeros(rows_VD, rows_VD.shape) for name in ("moment1", "moment2")}
 
-    def numbers(self, lr: float, t: int) -> tuple[float, ...]:
+    def coefficients(self, lr: float, t: int) -> tuple[float, ...]:
         step_size = lr * (1 - self.beta2**t) ** 0.5 / (1 - self.beta1**t)
         return step_size, self.beta1, self.beta2, self._eps
 
@@ -209,8 +209,8 @@ class Adam(LazyAdam):
 
     moves_idle = True
 
-    def numbers(self, lr: float, t: int) -> tuple[float, ...]:
-        step_size, beta1, beta2, eps = super().numbers(lr, t)
+    def coefficients(self, lr: float, t: int) -> tuple[float, ...]:
+        step_size, beta1, beta2, eps = super().coefficients(lr, t)
         return step_size, beta1, beta2, eps * (1 - beta2**t) ** 0.5
 
     def fades_after(self, dtype: torch.dtype) -> int | None:

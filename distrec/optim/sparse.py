@@ -2,18 +2,18 @@
 
 import torch
 
-from distrec.errors import UserError
+from distrec.core.errors import UserError
+from distrec.kernels.bfloat16 import Bfloat16Kernels
+from distrec.kernels.optimizer import Decay
+from distrec.kernels.optimizer_dispatch import kernels_for
 from distrec.optim.config import OptimConfig
 from distrec.optim.decay import FullDecay
-from distrec.optim.idle import Idle
-from distrec.optim.kernels.bfloat16 import Bfloat16Kernels
-from distrec.optim.kernels.choose import kernels_for
-from distrec.optim.kernels.interface import Decay
+from distrec.optim.deferred import DeferredUpdate
 from distrec.optim.momentum import MomentumForm
 from distrec.optim.replay import Replay
 from distrec.optim.rules import RULES, Momentum
 from distrec.optim.schedule import learning_rate
-from distrec.tables.table import Table
+from distrec.sharding.table import Table
 
 
 class SparseOptimizer:
@@ -41,10 +41,10 @@ class SparseOptimizer:
         self._strength = config.decay.strength_of(table.name)
         self._idle = self._make_idle()
         self._sweep = self._idle is not None and config.idle == "sweep"
-        assert table.lazy is None, f"table {table.name} already has an optimizer"
-        table.lazy = self._idle
+        assert table.deferred is None, f"table {table.name} already has an optimizer"
+        table.deferred = self._idle
 
-    def _make_idle(self) -> Idle | None:
+    def _make_idle(self) -> DeferredUpdate | None:
         """How idle rows catch up: by a closed form where there is one, else by replay; None: they do not move."""
         stored_VD, decay, rule = self._table.stored_VD, self._config.decay, self._rule
         strength, l2 = self._strength if decay.scope == "full" else 0.0, decay.coupling == "l2"
@@ -87,13 +87,13 @@ class SparseOptimizer:
         if isinstance(self._kernels, Bfloat16Kernels):
             self._kernels.step = self._t
         lr = learning_rate(self._config.schedule, self._config.lr, self._t, self._total_steps)
-        unit = None if self._idle is None else self._idle.begin(stored_VD, local_U, lr, self._t)
+        unit = None if self._idle is None else self._idle.prepare_step(stored_VD, local_U, lr, self._t)
         decay = self._decay(lr) if unit is None else Decay()
         if len(local_U) > 0:
-            numbers = self._rule.numbers(lr if unit is None else lr / unit, self._t)
-            self._kernels.step_(stored_VD, local_U, grad_UD, decay, self._rule, numbers)
+            coefficients = self._rule.coefficients(lr if unit is None else lr / unit, self._t)
+            self._kernels.step_(stored_VD, local_U, grad_UD, decay, self._rule, coefficients)
         if self._sweep:
-            self._table.settle()
+            self._table.flush()
 
     def _decay(self, lr: float) -> Decay:
         """How the touched rows, if they are up to date, decay at a step."""
@@ -111,7 +111,9 @@ class SparseOptimizer:
 
         The rows that go with it must be settled: call `table.settle()` first. Then decay has nothing to save.
         """
-        assert self._idle is None or not self._idle.owes, f"settle table {self._table.name} before saving its optimizer"
+        assert self._idle is None or not self._idle.has_pending, (
+            f"settle table {self._table.name} before saving its optimizer"
+        )
         return {"t": self._t, **self._rule.slots}
 
     @torch.no_grad()
@@ -133,4 +135,4 @@ class SparseOptimizer:
             slot.copy_(saved)
         self._t = int(state["t"])
         if self._idle is not None:
-            self._idle.mark_settled()
+            self._idle.reset()

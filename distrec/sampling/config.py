@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from distrec.config import Section
+from distrec.core.config import Section
 
 
 class SamplingConfig(Section):

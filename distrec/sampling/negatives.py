@@ -15,7 +15,7 @@ import numpy as np
 from distrec.sampling.config import SamplingConfig
 
 if TYPE_CHECKING:  # numba, only where pairs have negatives of their own
-    from distrec.sampling.loops import Cuts, Line, Stream
+    from distrec.kernels.numba.draws import CumulativeMass, ExcludedIntervals, Stream
 
 _KEY_BITS = 62  # user number and mass share one signed 64-bit search key
 HALVES_UP_TO = 2**18  # items of one mass: a draw of 32 bits is off by 2^-32, less than 1 / 16,000 of an item's chance
@@ -52,26 +52,26 @@ class NegativeSampler:
         self.total = int(self.edges[-1])
         self.even = bool((masses_V == 1).all())  # then the place on the line is the item
         self.halves = self.even and self.total <= HALVES_UP_TO
-        self.offsets: np.ndarray | None = None
+        self.indptr: np.ndarray | None = None
         if positives is not None:
             self._cut(*positives)
 
-    def _cut(self, offsets: np.ndarray, items: np.ndarray) -> None:
+    def _cut(self, indptr: np.ndarray, items: np.ndarray) -> None:
         """Precomputes where each user's cuts lie on the line that is left, and how much was cut by each of them."""
         removed = np.concatenate([[0], np.cumsum(self.masses_V[items])])
-        user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        before = removed[:-1] - removed[offsets[user]]  # mass cut from this user's line before each of its positives
-        self.free = self.total - (removed[offsets[1:]] - removed[offsets[:-1]])
+        user = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        before = removed[:-1] - removed[indptr[user]]  # mass cut from this user's line before each of its positives
+        self.free = self.total - (removed[indptr[1:]] - removed[indptr[:-1]])
         # To these users every item that can be drawn is known. They draw from the whole line; the batch masks it.
         self.saturated = self.free == 0
         place_P = np.where(self.saturated[user], self.total, self.edges[items] - before)
         self.place_P = place_P.astype(np.int32 if self.total < 2**31 else np.int64)
-        self.offsets, self.removed = offsets, removed
+        self.indptr, self.removed = indptr, removed
 
     @cached_property
     def _keys(self) -> np.ndarray:
         """User and place in one number, ascending: users in order, places in order within a user."""
-        user = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        user = np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))
         return user * (self.total + 1) + self.place_P
 
     def draw(self, uniforms: np.ndarray, user: np.ndarray | None) -> np.ndarray:
@@ -79,13 +79,13 @@ class NegativeSampler:
 
         Returns int32 items of that shape. `user` is None where nothing is excluded.
         """
-        if self.offsets is None or user is None:
+        if self.indptr is None or user is None:
             return self._item_at((uniforms * self.total).astype(np.int64))
         user = user.astype(np.int64)  # a search key needs more than 32 bits
         whole = self.saturated[user]
         place = (uniforms * np.where(whole, self.total, self.free[user])).astype(np.int64)
         cuts = np.searchsorted(self._keys, user * (self.total + 1) + place, side="right")
-        first = self.offsets[user]
+        first = self.indptr[user]
         shift = np.where(whole, 0, self.removed[cuts] - self.removed[first])
         return self._item_at(place + shift)
 
@@ -94,29 +94,29 @@ class NegativeSampler:
 
         The same as `draw` from `seeds.uniforms` (of halves where `self.halves`), compiled.
         """
-        from distrec.sampling import loops
+        from distrec.kernels.numba import draws as loops
 
         item_BN = np.empty((len(number_B), n), np.int32)
         loops.draw_for_pairs(stream, number_B, user_B, self._line, self._cuts, item_BN)
         return item_BN
 
     @cached_property
-    def _line(self) -> "Line":
-        from distrec.sampling.loops import Line
+    def _line(self) -> "CumulativeMass":
+        from distrec.kernels.numba.draws import CumulativeMass
 
         items = len(self.masses_V)
         shift = max(0, self.total.bit_length() - (2 * items).bit_length())  # two to four marks for each item
         marks = np.arange((self.total >> shift) + 1, dtype=np.int64) << shift
-        return Line(self.total, self.even, self.halves, self.edges, shift, self._item_at(marks))
+        return CumulativeMass(self.total, self.even, self.halves, self.edges, shift, self._item_at(marks))
 
     @cached_property
-    def _cuts(self) -> "Cuts":
-        from distrec.sampling.loops import Cuts
+    def _cuts(self) -> "ExcludedIntervals":
+        from distrec.kernels.numba.draws import ExcludedIntervals
 
-        if self.offsets is None:
+        if self.indptr is None:
             nothing = np.zeros(0, np.int64)
-            return Cuts(nothing, nothing, nothing, np.zeros(1, np.int64))
-        return Cuts(self.offsets, self.free, self.place_P, self.removed)
+            return ExcludedIntervals(nothing, nothing, nothing, np.zeros(1, np.int64))
+        return ExcludedIntervals(self.indptr, self.free, self.place_P, self.removed)
 
     def _item_at(self, place: np.ndarray) -> np.ndarray:
         if self.even:
@@ -126,7 +126,7 @@ class NegativeSampler:
     def log_q(self, items: np.ndarray, user: np.ndarray | None) -> np.ndarray:
         """log of the probability with which `draw` gives each of `items` (to that user), float32."""
         log_total = np.log(self.total)
-        if self.offsets is not None and user is not None:
+        if self.indptr is not None and user is not None:
             log_total = self._log_free_U[user]
         return (self._log_masses_V[items] - log_total).astype(np.float32)
 

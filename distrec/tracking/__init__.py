@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from distrec.tracking.base import Tracker
 from distrec.tracking.config import TrackingConfig
-from distrec.tracking.tracker import Tracker
 
 
 def open_tracker(

@@ -1,6 +1,6 @@
 """What is recorded, and where."""
 
-from distrec.config import Section
+from distrec.core.config import Section
 
 
 class TrackingConfig(Section):

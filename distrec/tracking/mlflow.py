@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from distrec.errors import UserError
+from distrec.core.errors import UserError
+from distrec.tracking.base import Tracker
 from distrec.tracking.config import TrackingConfig
 from distrec.tracking.environment import git_commit, versions
-from distrec.tracking.report import Row, markdown_table
-from distrec.tracking.store import artifact_folder, check_database, public_uri, tracking_uri
-from distrec.tracking.tracker import Tracker
+from distrec.tracking.result_table import Row, markdown_table
+from distrec.tracking.uri import artifact_folder, check_database, public_uri, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -72,7 +72,7 @@ class MlflowTracker(Tracker):
         """Opens the run: `config` as params and as `config.yaml`, `tags` with versions and commit.
 
         Args:
-            config: {dotted key: plain value}, see `distrec.config.flat`.
+            config: {dotted key: plain value}, see `distrec.core.config.flat`.
             tags: the caller's tags; they win over ours.
             run_name: ignored when a run continues.
 

@@ -4,10 +4,9 @@ import pickle
 
 import pytest
 
+from distrec.core.errors import UserError
 from distrec.data.dataset import Dataset, Part
-from distrec.errors import UserError
-
-from .files import SMALL, raw_pairs, run, write
+from tests.data.files import SMALL, raw_pairs, run, write
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from distrec.data import delimited, lightgcn
-from distrec.data.badlines import BadLines
-from distrec.errors import UserError
-
-from .files import SMALL, raw_pairs, run, write
+from distrec.core.errors import UserError
+from distrec.data.readers import delimited, lightgcn
+from distrec.data.readers.bad_lines import BadLines
+from tests.data.files import SMALL, raw_pairs, run, write
 
 BIG = 2**63
 

@@ -6,8 +6,7 @@ import pytest
 from distrec.data.config import PlantedConfig
 from distrec.data.dataset import Part
 from distrec.data.planted import make
-
-from .files import run
+from tests.data.files import run
 
 CONFIG = PlantedConfig(users=600, items=400, interactions=30_000)
 

@@ -7,15 +7,14 @@ import re
 import numpy as np
 import pytest
 
-from distrec.config import parse
+from distrec.core.config import parse
+from distrec.core.errors import UserError
 from distrec.data import prepare as prepare_module
-from distrec.data import store
+from distrec.data import writer as store
 from distrec.data.config import DataConfig
 from distrec.data.dataset import Dataset, Part
 from distrec.data.prepare import prepare
-from distrec.errors import UserError
-
-from .files import SMALL, raw_pairs, run, write
+from tests.data.files import SMALL, raw_pairs, run, write
 
 
 def test_codes_are_sorted_by_raw_id_over_all_parts(tmp_path):

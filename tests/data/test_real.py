@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from distrec.data.dataset import Part
-
-from .files import run
+from tests.data.files import run
 
 ROOT = Path(os.environ.get("DISTREC_DATA", Path(__file__).parents[3] / "shared/data"))
 

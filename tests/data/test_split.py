@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distrec.core.randomness import Purpose
 from distrec.data.split import hold_out
-from distrec.seeds import Purpose
 
 pairs = st.sets(st.tuples(st.integers(0, 8), st.integers(0, 40)), max_size=80).map(sorted)
 fractions = st.one_of(st.sampled_from([0.0, 0.1, 0.2, 0.25, 0.5, 0.999]), st.floats(0, 0.9999))

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distrec.errors import UserError
+from distrec.core.errors import UserError
 from distrec.evaluation.metrics import METRICS, RankingSums, ranking_sums
 
 
 def csr(relevant):
     """A list of each user's items as offsets and items."""
-    offsets = np.cumsum([0] + [len(r) for r in relevant])
-    return offsets, np.array([i for r in relevant for i in r], np.int64)
+    indptr = np.cumsum([0] + [len(r) for r in relevant])
+    return indptr, np.array([i for r in relevant for i in r], np.int64)
 
 
 def loop(ranked, relevant, ks):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from distrec.evaluation import ranking, tiles
-from distrec.plan import Plan
-from distrec.tables.exchange import Exchange
+from distrec.evaluation import ranking
+from distrec.kernels.numba import topk as tiles
+from distrec.sharding.collectives import Exchange
+from distrec.sharding.partition import Partition
 from distrec.testing.ranks import run_ranks
 
 USERS, ITEMS, DIM, BUCKETS = 23, 41, 4, 5
@@ -36,7 +37,7 @@ def rank_mine(k, block):
     ranking._BLOCK_ITEMS, tiles.USERS, tiles.ITEMS = block, 4, 35
     exchange = Exchange(torch.device("cpu"))
     users, items, known = world()
-    user_plan, item_plan = (Plan(rows, BUCKETS, exchange.workers) for rows in (USERS, ITEMS))
+    user_plan, item_plan = (Partition(rows, BUCKETS, exchange.workers) for rows in (USERS, ITEMS))
     mine = user_plan.rows_of(exchange.rank)
     own = torch.from_numpy(items[item_plan.rows_of(exchange.rank)]).float()
     pairs = ranking.Pairs(*np.nonzero(known[mine]))

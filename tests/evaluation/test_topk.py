@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distrec.errors import UserError
+from distrec.core.errors import UserError
 from distrec.evaluation.topk import _largest, merge_topk, topk_block
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from distrec.losses import catalogue
+from distrec.losses import exact_softmax as catalogue
 from distrec.losses.config import LossConfig
-from distrec.plan import Plan
-from distrec.tables.exchange import Exchange
+from distrec.sharding.collectives import Exchange
+from distrec.sharding.partition import Partition
 from distrec.testing.ranks import run_ranks
 
 B, V, D = 37, 50, 6
@@ -32,10 +32,10 @@ def sharded(temperature: float, scale: float, pairs_a_block: int):
     """What one worker of the group gets, and which items it has. One bucket more than workers: uneven shards."""
     catalogue._SCORES = pairs_a_block * V
     exchange = Exchange(torch.device("cpu"))
-    plan = Plan(V, exchange.workers + 1, exchange.workers)
+    partition = Partition(V, exchange.workers + 1, exchange.workers)
     users_BD, items_VD, positive_B = data(scale)
-    own = torch.from_numpy(plan.rows_of(exchange.rank))
-    mine_B = torch.where(plan.owner(positive_B) == exchange.rank, plan.local(positive_B), -1)
+    own = torch.from_numpy(partition.rows_of(exchange.rank))
+    mine_B = torch.where(partition.owner(positive_B) == exchange.rank, partition.local(positive_B), -1)
     config = LossConfig(name="softmax", temperature=temperature)
     return own, catalogue.softmax(users_BD, items_VD[own], mine_B, config, exchange)
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distrec.losses import Scores, losses
+from distrec.losses.base import log_sum_exp
 from distrec.losses.config import LossConfig
-from distrec.losses.loss import log_sum_exp
 
 
 def bpr(positive, negatives, t, log_q):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from distrec.optim.config import DecayConfig, OptimConfig, ScheduleConfig
 from distrec.optim.rules import RULES
 from distrec.optim.sparse import SparseOptimizer
-from distrec.plan import Plan
-from distrec.tables.table import Table
+from distrec.sharding.partition import Partition
+from distrec.sharding.table import Table
 
 MODES = [("none", "decoupled"), ("in_batch", "decoupled"), ("in_batch", "l2"), ("full", "decoupled"), ("full", "l2")]
 ALLOWED = [(rule, scope, coupling) for rule, (scope, coupling) in itertools.product(RULES, MODES)]
@@ -89,7 +89,7 @@ def runs(draw) -> Run:
 
 def table_of(rows_VD: torch.Tensor) -> Table:
     """A whole table on one worker, holding a copy of these rows."""
-    return Table("items", Plan(len(rows_VD), max(1, len(rows_VD)), 1), 0, rows_VD.clone())
+    return Table("items", Partition(len(rows_VD), max(1, len(rows_VD)), 1), 0, rows_VD.clone())
 
 
 def start(chosen: OptimConfig, rows_VD: torch.Tensor, total_steps: int = 100) -> tuple[Table, SparseOptimizer]:

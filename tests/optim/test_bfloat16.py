@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from distrec.optim.kernels.bfloat16 import round_
-from distrec.optim.reference import DenseReference
+from distrec.kernels.bfloat16 import round_
+from distrec.optim.dense_reference import DenseReference
 from distrec.optim.sparse import SparseOptimizer
-from distrec.plan import Plan
-from distrec.tables.table import Table
-
-from .cases import ALLOWED, KERNELS, config, start
+from distrec.sharding.partition import Partition
+from distrec.sharding.table import Table
+from tests.optim.cases import ALLOWED, KERNELS, config, start
 
 WIDE = 4096  # columns that are treated alike, so that their mean shows the mean of the rounding
 
@@ -59,7 +58,7 @@ def test_the_mean_of_many_columns_is_the_reference(rule, scope, coupling, kernel
         assert table.read(rows_U).dtype == torch.float32
         optimizer.step(rows_U, grad_U1.repeat(1, WIDE))
         reference.step(rows_U, grad_U1.double())
-    found_VD = table.settle()
+    found_VD = table.flush()
     assert found_VD.dtype == torch.bfloat16
     assert {slot.dtype for slot in optimizer._rule.slots.values()} <= {torch.float32}
     # A rounding is off by 2^-8 of the row at most; 25 of them, averaged over the columns, by a 64th of their root sum.
@@ -88,17 +87,17 @@ def test_the_worker_that_holds_a_row_does_not_matter(rule, scope, coupling):
     found = []
     rows_VD = torch.linspace(-1, 1, 60).view(6, 10).bfloat16()
     for workers in (1, 2, 3):
-        plan = Plan(6, 6, workers)
+        partition = Partition(6, 6, workers)
         whole_VD = torch.empty_like(rows_VD)
         for worker in range(workers):
-            mine = torch.from_numpy(plan.rows_of(worker))
-            table = Table("items", plan, worker, rows_VD[mine])
+            mine = torch.from_numpy(partition.rows_of(worker))
+            table = Table("items", partition, worker, rows_VD[mine])
             optimizer = SparseOptimizer(table, config(rule, scope, coupling, kernels="numba"), 10)
             for t in range(10):
                 rows_U = torch.tensor([t % 6, (t + 2) % 6])
-                owned = plan.owner(rows_U) == worker
-                optimizer.step(plan.local(rows_U[owned]), torch.full((int(owned.sum()), 10), 0.1 * t))
-            whole_VD[mine] = table.settle()
+                owned = partition.owner(rows_U) == worker
+                optimizer.step(partition.local(rows_U[owned]), torch.full((int(owned.sum()), 10), 0.1 * t))
+            whole_VD[mine] = table.flush()
         found.append(whole_VD)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 

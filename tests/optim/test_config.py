@@ -3,11 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
-from distrec.config import describe, parse
-from distrec.errors import UserError
+from distrec.core.config import describe, parse
+from distrec.core.errors import UserError
 from distrec.optim.config import DecayConfig, OptimConfig, refusal
-
-from .cases import ALLOWED, config
+from tests.optim.cases import ALLOWED, config
 
 
 def test_the_defaults_stand():

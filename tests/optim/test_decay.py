@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
+from distrec.kernels.optimizer_dispatch import kernels_for
 from distrec.optim.decay import FullDecay
-from distrec.optim.kernels.choose import kernels_for
 from distrec.optim.rules import RULES
-
-from .cases import DIM, KERNELS, batches, config, start, table_of
+from tests.optim.cases import DIM, KERNELS, batches, config, start, table_of
 
 pytestmark = pytest.mark.parametrize("kernels", KERNELS)
 NONE = torch.zeros(0, dtype=torch.int64)
@@ -21,7 +20,7 @@ def owing(strength: float, kernels: str) -> FullDecay:
 
 def advance(decay: FullDecay, lr: float) -> None:
     """A step that touches nothing, and must not visit a row either: there are none."""
-    decay.begin(torch.zeros(0, 1), NONE, lr, 1)
+    decay.prepare_step(torch.zeros(0, 1), NONE, lr, 1)
 
 
 def test_settling_the_shard_gives_exactly_what_a_read_gave(kernels):
@@ -31,9 +30,9 @@ def test_settling_the_shard_gives_exactly_what_a_read_gave(kernels):
             optimizer.step(rows_U, grad_UD)
         read = table.read(torch.arange(6))
         assert not torch.equal(read, table.stored_VD), "nothing was owed: the test would show nothing"
-        assert torch.equal(table.settle(), read)
+        assert torch.equal(table.flush(), read)
         assert torch.equal(table.read(torch.arange(6)), read)
-        assert torch.equal(table.settle(), read), "settling twice must change nothing"
+        assert torch.equal(table.flush(), read), "settling twice must change nothing"
 
 
 def test_reading_leaves_what_it_was_given(kernels):
@@ -50,8 +49,8 @@ def test_a_new_unit_forgets_the_steps_and_nothing_else(kernels):
     for k, lr in enumerate(rates):
         advance(decay, lr)
         if k % 7 == 6:
-            decay.settle_(rows_VD)
-            assert not decay.owes
+            decay.flush_(rows_VD)
+            assert not decay.has_pending
             assert torch.equal(decay.read(rows_VD, torch.arange(3)), rows_VD)
     expected = math.prod(1 - 0.5 * lr for lr in rates)
     torch.testing.assert_close(
@@ -65,7 +64,7 @@ def test_the_unit_never_gets_too_small_for_float32(kernels, shrink):
     decay, rows_VD, sweeps = owing(1.0, kernels), torch.ones(2, 1, dtype=torch.float64), 0
     for step in range(5000):
         stored_VD = rows_VD.clone()
-        unit = decay.begin(rows_VD, NONE, shrink, step + 1)
+        unit = decay.prepare_step(rows_VD, NONE, shrink, step + 1)
         assert 2.0**-60 <= unit < 1
         sweeps += int(not torch.equal(stored_VD, rows_VD))
         rows_VD.clamp_(min=1e-200)  # a row of zeros would not show a sweep

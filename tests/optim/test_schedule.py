@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from distrec.optim.config import ScheduleConfig
 from distrec.optim.schedule import learning_rate
-
-from .cases import SCHEDULES
+from tests.optim.cases import SCHEDULES
 
 
 def rates(total: int, **fields) -> list[float]:

@@ -4,16 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from distrec.errors import UserError
+from distrec.core.errors import UserError
 from distrec.optim.config import DecayConfig, OptimConfig, ScheduleConfig
-from distrec.optim.reference import DenseReference
+from distrec.optim.dense_reference import DenseReference
 from distrec.optim.replay import Replay
 from distrec.optim.rules import RULES
 from distrec.optim.sparse import SparseOptimizer
-from distrec.plan import Plan
-from distrec.tables.table import Table
-
-from .cases import ALLOWED, DIM, KERNELS, SHRINKS, Run, batches, config, runs, start
+from distrec.sharding.partition import Partition
+from distrec.sharding.table import Table
+from tests.optim.cases import ALLOWED, DIM, KERNELS, SHRINKS, Run, batches, config, runs, start
 
 # (where the shard is, what updates it)
 WAYS = [
@@ -49,7 +48,7 @@ def worst(run: Run, dtype: torch.dtype) -> float:
             continue
         if kind == "settle":
             rows_U = torch.arange(run.size)
-        shown_UD = table.settle() if kind == "settle" else table.read(rows_U)
+        shown_UD = table.flush() if kind == "settle" else table.read(rows_U)
         assert shown_UD.dtype == dtype
         error_UD = (shown_UD.double() - reference.rows_VD[rows_U]).abs() / scale_V[rows_U, None]
         found = max(found, error_UD.max().item() if len(rows_U) else 0.0)
@@ -80,7 +79,7 @@ def test_every_allowed_combination(rule, scope, coupling, device, kernels):
     for rows_U, grad_UD in batches(2, 30, 7):
         optimizer.step(rows_U.to(device), grad_UD.to(device))
         reference.step(rows_U, grad_UD)
-    torch.testing.assert_close(table.settle().cpu(), reference.rows_VD, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(table.flush().cpu(), reference.rows_VD, rtol=1e-12, atol=1e-12)
     compare_state(optimizer, reference)
 
 
@@ -107,7 +106,7 @@ def test_long_gaps(rule, scope, coupling, kernels):
         reference.step(rows_U, rows_VD[rows_U] + t)
         if t == 900:
             torch.testing.assert_close(table.read(rows_U), reference.rows_VD[rows_U], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(table.settle(), reference.rows_VD, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(table.flush(), reference.rows_VD, rtol=1e-12, atol=1e-12)
     compare_state(optimizer, reference)
 
 
@@ -120,7 +119,7 @@ def test_lazy_and_swept_are_the_same(rule, scope, coupling, kernels):
         table, optimizer = start(config(rule, scope, coupling, idle=idle, kernels=kernels), rows_VD)
         for rows_U, grad_UD in batches(2, 30, 7, torch.float32):
             optimizer.step(rows_U, grad_UD)
-        found[idle] = table.settle()
+        found[idle] = table.flush()
         replays = isinstance(optimizer._idle, Replay)
     torch.testing.assert_close(found["lazy"], found["sweep"], rtol=0 if replays else 1e-5, atol=0 if replays else 1e-6)
 
@@ -161,7 +160,7 @@ def test_a_row_first_touched_at_step_10000(rule, coupling, kernels):
         reference.step(torch.tensor([1]), rows_VD[1:])
     # Adaptive rules divide what is next to nothing by what is next to nothing: no digits are left then to compare.
     atol = 1e-14 if coupling == "l2" and rule not in ("sgd", "momentum") else 0
-    torch.testing.assert_close(table.settle(), reference.rows_VD, rtol=1e-12, atol=atol)
+    torch.testing.assert_close(table.flush(), reference.rows_VD, rtol=1e-12, atol=atol)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -205,7 +204,7 @@ def test_reading_changes_nothing_and_gives_copies(kernels):
 def test_a_step_visits_the_touched_rows_only(rule, scope, coupling, kernels):
     table, optimizer = start(config(rule, scope, coupling, kernels=kernels), torch.randn(4, DIM))
     optimizer.step(torch.arange(4), torch.randn(4, DIM))
-    table.settle()
+    table.flush()
     before = {name: slot.clone() for name, slot in optimizer._rule.slots.items()}
     stored_VD, grad_UD = table.stored_VD.clone(), torch.randn(2, DIM)
     given_UD = grad_UD.clone()
@@ -219,11 +218,11 @@ def test_a_step_visits_the_touched_rows_only(rule, scope, coupling, kernels):
 
 @pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
 def test_a_shard_without_rows(rule, scope, coupling):
-    table = Table("items", Plan(rows=1, buckets=2, workers=2), 1, torch.zeros(0, DIM))
+    table = Table("items", Partition(rows=1, buckets=2, workers=2), 1, torch.zeros(0, DIM))
     optimizer = SparseOptimizer(table, config(rule, scope, coupling), total_steps=3)
     for _ in range(3):
         optimizer.step(EMPTY, torch.zeros(0, DIM))
-    assert table.read(EMPTY).shape == table.settle().shape == (0, DIM)
+    assert table.read(EMPTY).shape == table.flush().shape == (0, DIM)
     assert optimizer.state()["t"] == 3
     optimizer.load(optimizer.state())
 
@@ -248,7 +247,7 @@ def test_how_idle_rows_catch_up():
     for rule, scope, coupling, shrink, how in cases:
         table, optimizer = start(config(rule, scope, coupling, shrink=shrink), torch.zeros(2, DIM))
         assert optimizer.idle_rows == how, (rule, scope, coupling, shrink)
-        assert (table.lazy is None) == (how == stay)
+        assert (table.deferred is None) == (how == stay)
     _, optimizer = start(config("adam", idle="sweep"), torch.zeros(2, DIM))
     assert optimizer.idle_rows == "are swept at each step"
 
@@ -258,13 +257,13 @@ def test_each_table_decays_at_its_own_strength(scope):
     rows_VD = torch.randn(4, DIM, dtype=torch.float64)
     chosen = OptimConfig(rule="adagrad", lr=0.1, decay=DecayConfig(scope=scope, strength=1.0, users=0.0, items=3.0))
     for name, strength in (("users", 0.0), ("items", 3.0), ("others", 1.0)):
-        table = Table(name, Plan(4, 4, 1), 0, rows_VD.clone())
+        table = Table(name, Partition(4, 4, 1), 0, rows_VD.clone())
         optimizer, reference = SparseOptimizer(table, chosen, 10), DenseReference(rows_VD, chosen, 10, name)
-        assert (table.lazy is not None) == (scope == "full" and strength > 0)
+        assert (table.deferred is not None) == (scope == "full" and strength > 0)
         for rows_U, grad_UD in batches(2, 10, 4):
             optimizer.step(rows_U, grad_UD)
             reference.step(rows_U, grad_UD)
-        torch.testing.assert_close(table.settle(), reference.rows_VD, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(table.flush(), reference.rows_VD, rtol=1e-12, atol=1e-12)
 
 
 def test_kernels_do_not_run_where_they_cannot():

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from distrec.errors import UserError
+from distrec.core.errors import UserError
 from distrec.optim.config import OptimConfig, ScheduleConfig
 from distrec.optim.sparse import SparseOptimizer
-from distrec.plan import Plan
-from distrec.tables.table import Table
-
-from .cases import ALLOWED, DIM, KERNELS, batches, config, start
+from distrec.sharding.partition import Partition
+from distrec.sharding.table import Table
+from tests.optim.cases import ALLOWED, DIM, KERNELS, batches, config, start
 
 SCHEDULE = ScheduleConfig(name="linear", warmup_steps=4)
 STEPS, CUT, V = 30, 13, 9
@@ -26,7 +25,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(rule, scope, coupling, dtype, 
     table, optimizer = start(chosen, torch.randn(V, DIM, dtype=dtype), STEPS)
     for batch in steps[:CUT]:
         optimizer.step(*batch)
-    saved_VD = table.settle().clone()
+    saved_VD = table.flush().clone()
     saved = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in optimizer.state().items()}
 
     other_table, other = start(chosen, torch.randn(V, DIM, dtype=dtype), STEPS)
@@ -37,7 +36,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(rule, scope, coupling, dtype, 
     for batch in steps[CUT:]:
         optimizer.step(*batch)
         other.step(*batch)
-    assert torch.equal(other_table.settle(), table.settle())
+    assert torch.equal(other_table.flush(), table.flush())
     assert optimizer.state().keys() == other.state().keys()
     for name, value in optimizer.state().items():
         assert torch.equal(torch.as_tensor(other.state()[name]), torch.as_tensor(value)), name
@@ -45,22 +44,22 @@ def test_resumed_equals_uninterrupted_bit_for_bit(rule, scope, coupling, dtype, 
 
 def shards(chosen: OptimConfig, rows_VD: torch.Tensor, workers: int) -> list[tuple[Table, SparseOptimizer]]:
     """The table over some workers, each with its optimizer."""
-    plan = Plan(V, 4, workers)
-    tables = [Table("items", plan, w, rows_VD[plan.rows_of(w)].clone()) for w in range(workers)]
+    partition = Partition(V, 4, workers)
+    tables = [Table("items", partition, w, rows_VD[partition.rows_of(w)].clone()) for w in range(workers)]
     return [(table, SparseOptimizer(table, chosen, STEPS)) for table in tables]
 
 
 def take(parts: list[tuple[Table, SparseOptimizer]], rows_U: torch.Tensor, grad_UD: torch.Tensor) -> None:
     """One step of all workers, each with the rows that it owns."""
     for table, optimizer in parts:
-        mine = table.plan.owner(rows_U) == table.worker
-        optimizer.step(table.plan.local(rows_U[mine]), grad_UD[mine])
+        mine = table.partition.owner(rows_U) == table.worker
+        optimizer.step(table.partition.local(rows_U[mine]), grad_UD[mine])
 
 
 def gather(parts: list[tuple[Table, SparseOptimizer]]) -> dict[str, torch.Tensor]:
     """Rows and per-row state of the whole table, in the order of its rows."""
-    order = torch.from_numpy(np.concatenate([table.plan.rows_of(table.worker) for table, _ in parts]))
-    local = [{"rows": table.settle(), **optimizer.state()} for table, optimizer in parts]
+    order = torch.from_numpy(np.concatenate([table.partition.rows_of(table.worker) for table, _ in parts]))
+    local = [{"rows": table.flush(), **optimizer.state()} for table, optimizer in parts]
     names = [name for name in local[0] if name != "t"]
     return {name: torch.cat([part[name] for part in local])[order.argsort()] for name in names}
 
@@ -79,7 +78,7 @@ def test_resharding_by_row_changes_nothing(rule, scope, coupling, before, after)
     whole = gather(old)
     new = shards(chosen, whole.pop("rows"), after)
     for table, optimizer in new:
-        mine = table.plan.rows_of(table.worker)
+        mine = table.partition.rows_of(table.worker)
         optimizer.load({"t": CUT, **{name: value[mine] for name, value in whole.items()}})
     for batch in steps[CUT:]:
         take(one, *batch)
@@ -94,7 +93,7 @@ def test_the_state_is_by_row_and_decay_owes_nothing_in_it():
     optimizer.step(torch.tensor([0]), torch.ones(1, DIM))
     with pytest.raises(AssertionError, match="settle table items"):
         optimizer.state()
-    table.settle()
+    table.flush()
     state = optimizer.state()
     assert {name: getattr(value, "shape", value) for name, value in state.items()} == {
         "t": 1,

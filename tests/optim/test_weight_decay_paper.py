@@ -15,13 +15,12 @@ from torch.nn.functional import normalize
 from distrec.data.dataset import Dataset, Part
 from distrec.data.prepare import prepare
 from distrec.losses import Scores, losses
-from distrec.sampling.batches import BatchSource
-from distrec.train.config import Config
-from distrec.train.trainer import Trainer
+from distrec.sampling.source import BatchSource
+from distrec.training.config import Config
+from distrec.training.trainer import Trainer
 from tests.conftest import changed
-
-from .cases import config as optim_config
-from .cases import start
+from tests.optim.cases import config as optim_config
+from tests.optim.cases import start
 
 CPU = torch.device("cpu")
 SCOPES = ["full", "in_batch", "none"]
@@ -54,8 +53,8 @@ def degree_groups(degree_V: np.ndarray, groups: int) -> list[np.ndarray]:
 def equation_1(rows: dict[str, torch.Tensor], batch, strength: float, scope: str, config: Config) -> torch.Tensor:
     """The loss as printed, dense: a sum over the batch. Scope in_batch and none cut down the rows of the second sum."""
     cosine_VV = normalize(rows["users"], dim=1) @ normalize(rows["items"], dim=1).T
-    user_B, item_B = batch.users_U[batch.user_at_B], batch.items_U[batch.positive_at_B]
-    negative_BN = cosine_VV[user_B][:, batch.items_U[batch.negative_at]]
+    user_B, item_B = batch.users_U[batch.user_index_B], batch.items_U[batch.positive_index_B]
+    negative_BN = cosine_VV[user_B][:, batch.items_U[batch.negative_index]]
     masked_BN = torch.zeros(negative_BN.shape, dtype=torch.bool)
     masked_BN.view(-1)[torch.from_numpy(batch.masked)] = True
     scores = Scores(cosine_VV[user_B, item_B], negative_BN.masked_fill(masked_BN, -torch.inf))
@@ -88,7 +87,7 @@ def test_the_trainer_descends_equation_1(small, dataset, scope, coupling):
             rows_VD.data -= lr / batch.pairs * gradient_VD
         trainer.step(batch)
     for name, rows_VD in rows.items():
-        found_VD = trainer.parts[name].table.settle().double()
+        found_VD = trainer.parts[name].table.flush().double()
         torch.testing.assert_close(found_VD, rows_VD.detach(), rtol=1e-5, atol=1e-5)
 
 
@@ -126,9 +125,9 @@ def observed_shares(source: BatchSource, epochs: int) -> tuple[dict[str, np.ndar
     for epoch in range(epochs):
         for batch in source.batches(epoch, 0, source.steps):
             share["users"][epoch, batch.users_U] += 1 / source.steps
-            share["items"][epoch, np.unique(batch.items_U[batch.positive_at_B])] += 1 / source.steps
+            share["items"][epoch, np.unique(batch.items_U[batch.positive_index_B])] += 1 / source.steps
             if epoch == 0:
-                user_B = batch.users_U[batch.user_at_B]
+                user_B = batch.users_U[batch.user_index_B]
                 size_SP[batch.step] = np.bincount(user_B % m.buckets, minlength=m.buckets)
     return share, size_SP
 
@@ -206,7 +205,7 @@ class Frozen:
         (-(normalize(rows_UD, dim=1)[at_B] * user_BD).sum()).backward()
         table, sgd = start(settings, self.items_VD)
         sgd.step(rows_U, rows_UD.grad)
-        return (table.settle() ** 2).sum(1) - (self.items_VD**2).sum(1)
+        return (table.flush() ** 2).sum(1) - (self.items_VD**2).sum(1)
 
     def expected(self, settings, f: float, printed: bool = False) -> torch.Tensor:
         """Theorem 3.1 and Corollary 1, (V,), if each interaction is in the step independently with probability f.
@@ -283,7 +282,7 @@ def trained(config: Config, dataset: Dataset) -> tuple[Frozen, BatchSource]:
     trainer = Trainer(config, dataset, CPU)
     for batch in trainer.source.batches(0, 0, trainer.source.steps):
         trainer.step(batch)
-    rows = {name: part.table.settle().double() for name, part in trainer.parts.items()}
+    rows = {name: part.table.flush().double() for name, part in trainer.parts.items()}
     pairs = {name: torch.from_numpy(ids).long() for name, ids in train_pairs(dataset).items()}
     return Frozen(rows["users"], rows["items"], pairs["users"], pairs["items"]), trainer.source
 
@@ -303,7 +302,7 @@ def test_theorem_over_the_batches_of_planted_data(small, dataset, scope):
     epochs = 5
     for epoch in range(1, epochs + 1):
         for batch in source.batches(epoch, 0, source.steps):
-            pairs = zip(batch.users_U[batch.user_at_B], batch.items_U[batch.positive_at_B], strict=True)
+            pairs = zip(batch.users_U[batch.user_index_B], batch.items_U[batch.positive_index_B], strict=True)
             mean_V += state.step(torch.tensor([number[pair] for pair in pairs]), settings) / (epochs * source.steps)
     expected_V, printed_V = state.expected(settings, f), state.expected(settings, f, printed=True)
     by_loss_V = state.expected(optim_config("sgd", "none", lr=1.0), f)
@@ -363,7 +362,7 @@ def encodings(popular, optim: dict, scope: str, norm: float, negatives: int = 16
             trainer.step(batch)
     degree = {"users": dataset.user_degrees(), "items": dataset.item_degrees()}
     return {
-        name: encoding(trainer.parts[name].table.settle(), degree[name], 1 / trainer.source.steps) for name in TABLES
+        name: encoding(trainer.parts[name].table.flush(), degree[name], 1 / trainer.source.steps) for name in TABLES
     }
 
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distrec.core.randomness import Purpose, uniforms
+from distrec.kernels.numba.draws import FEW, Stream
 from distrec.sampling.config import SamplingConfig
-from distrec.sampling.loops import FEW, Stream
 from distrec.sampling.negatives import HALVES_UP_TO, NegativeSampler, item_masses
-from distrec.seeds import Purpose, uniforms
 
 DRAWS = 200_000
 
@@ -17,9 +17,9 @@ def sampler(distribution, degrees, positives, beta=0.75):
     masses = item_masses(
         SamplingConfig(distribution=distribution, beta=beta), np.array(degrees), users=max(1, len(positives))
     )
-    offsets = np.concatenate([[0], np.cumsum([len(p) for p in positives])]).astype(np.int64)
+    indptr = np.concatenate([[0], np.cumsum([len(p) for p in positives])]).astype(np.int64)
     items = np.concatenate([np.array(p, np.int32) for p in positives] + [np.zeros(0, np.int32)])
-    return NegativeSampler(masses, (offsets, items))
+    return NegativeSampler(masses, (indptr, items))
 
 
 def assert_drawn_like(items, expected):

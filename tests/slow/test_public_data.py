@@ -31,7 +31,7 @@ def train(tmp_path_factory):
         if key not in results:
             words = [f"data.source={DATA / name}", f"train.workers={workers}", f"train.epochs={epochs}"]
             config = ROOT / "configs" / f"{name}_mf_ssm.yaml"
-            command = [sys.executable, "-m", "distrec.cli", "train", str(config), *words, f"run.dir={key}"]
+            command = [sys.executable, "-m", "distrec.cli.main", "train", str(config), *words, f"run.dir={key}"]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200)
             assert done.returncode == 0, done.stdout + done.stderr
             results[key] = json.loads((folder / key / "result.json").read_text())

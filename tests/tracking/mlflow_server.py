@@ -52,10 +52,10 @@ def _wait_for_health(server, uri, log, seconds=60):
 
 def _end(server):
     """Ends the server's own session (it starts worker processes) and sees it gone."""
-    for ask in (signal.SIGTERM, signal.SIGKILL):
+    for plan_lookup in (signal.SIGTERM, signal.SIGKILL):
         for pid in _session(server.pid):
             try:
-                os.kill(pid, ask)
+                os.kill(pid, plan_lookup)
             except ProcessLookupError:
                 continue
         deadline = time.monotonic() + 10

@@ -12,12 +12,11 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from distrec.errors import UserError
+from distrec.core.errors import UserError
 from distrec.tracking import open_tracker
+from distrec.tracking.base import Tracker
 from distrec.tracking.config import TrackingConfig
-from distrec.tracking.tracker import Tracker
-
-from .mlflow_server import free_port, mlflow_server
+from tests.tracking.mlflow_server import free_port, mlflow_server
 
 CONFIG = {
     "seed": 7,

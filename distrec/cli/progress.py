@@ -1,0 +1,179 @@
+"""The terminal: a bar where there is somebody to watch it, a line an epoch in a log file, and the table of results."""
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+import rich.progress
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Column, Table
+from rich.text import Text
+
+from distrec.tracking.result_table import Row, columns, is_numeric, markdown_table, texts
+
+Event = Mapping[str, Any]
+Mode = Literal["auto", "plain", "quiet"]
+
+
+class Progress:
+    """Shows training as it goes on. Fed from one place with plain events:
+
+        {"kind": "step", "epoch": 3, "epochs": 15, "step": 120, "steps": 396, "loss": 4.1, "interactions_per_s": 1.2e5}
+        {"kind": "epoch", "epoch": 3, "loss": 4.0, "seconds": 31.2, "metrics": {"recall@20": 0.15}}
+        {"kind": "note", "text": "..."}
+
+    `epoch` and `step` count from 1 and are those just done; `epochs` in an epoch event, and `metrics`, may be left out.
+    """
+
+    def __init__(self, mode: Mode = "auto", console: Console | None = None) -> None:
+        """
+        Args:
+            mode: `auto` draws a bar if the console is a terminal; `plain` never does; `quiet` shows no event at all.
+            console: standard output by default.
+        """
+        self._console = console or Console()
+        self._quiet = mode == "quiet"
+        self._bar = _Bar(self._console) if mode == "auto" and self._console.is_terminal else None
+        self._epochs: int | None = None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __call__(self, event: Event) -> None:
+        """Shows one event."""
+        if self._quiet:
+            return
+        match event["kind"]:
+            case "step":
+                self._epochs = event["epochs"]
+                if self._bar:
+                    self._bar.advance(event)
+            case "epoch":
+                self._line(epoch_line(event, self._epochs))
+            case "note":
+                self._line(event["text"])
+            case kind:
+                raise AssertionError(f"unknown event {kind!r}")
+
+    def close(self) -> None:
+        """Takes the bar away and gives the cursor back; call it before anything else is printed."""
+        if self._bar:
+            self._bar.close()
+
+    def _line(self, text: str) -> None:
+        # In a file a line stays a line: it can be grepped. The terminal wraps at words.
+        self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
+
+
+def epoch_line(event: Event, epochs: int | None = None) -> str:
+    """`epoch  3/15  loss 4.1030  31.2 s  recall@20 0.1590  ndcg@20 0.1362`, numbers aligned from line to line."""
+    epochs = event.get("epochs", epochs)
+    done = f"{event['epoch']:>{len(str(epochs))}}/{epochs}" if epochs else str(event["epoch"])
+    metrics = [f"{name} {value:.4f}" for name, value in (event.get("metrics") or {}).items()]
+    return "  ".join([f"epoch {done}", f"loss {_short(event['loss'])}", f"{event['seconds']:.1f} s", *metrics])
+
+
+def results_table(rows: Sequence[Row], title: str | None = None, console: Console | None = None) -> None:
+    """Prints a table of results: upright, on its side if that is too wide, as Markdown in a file or if nothing fits."""
+    console = console or Console()
+    if not rows:
+        return
+    unlimited = console.options.update(max_width=10_000)
+    for table in (_upright(rows, title), _sideways(rows, title)) if console.is_terminal else ():
+        if Measurement.get(console, unlimited, table).maximum <= console.width:
+            console.print(table)
+            return
+    if title:
+        console.print(Text(title), soft_wrap=True)
+    console.print(Text(markdown_table(rows)), soft_wrap=True)
+
+
+class _Bar:
+    """One bar for the whole training, drawn from the first step on."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("epoch {task.fields[epoch]}"),
+            rich.progress.BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
+            rich.progress.TextColumn("step {task.fields[step]}"),
+            rich.progress.TextColumn("loss {task.fields[loss]}"),
+            rich.progress.TextColumn("{task.fields[rate]}"),
+            rich.progress.TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+            expand=True,
+            refresh_per_second=5,
+        )
+        self._task: rich.progress.TaskID | None = None
+        self._began, self._done_before = 0.0, 0
+
+    def advance(self, event: Event) -> None:
+        total = event["epochs"] * event["steps"]
+        done = (event["epoch"] - 1) * event["steps"] + event["step"]
+        fields = {
+            "epoch": f"{event['epoch']:>{len(str(event['epochs']))}}/{event['epochs']}",
+            "step": f"{event['step']:>{len(str(event['steps']))}}/{event['steps']}",
+            "loss": _short(event["loss"]),
+            "rate": f"{_rate(event['interactions_per_s'])}/s",
+        }
+        now = time.monotonic()
+        if self._task is None:
+            # A resumed training starts in the middle: what was done before says nothing about the speed now.
+            self._began, self._done_before = now, done
+            self._task = self._progress.add_task("", total=total, completed=done, left="", **fields)
+            self._progress.start()
+            return
+        # Over the whole time so far, so that evaluation between epochs is in the estimate.
+        new = done - self._done_before
+        left = _clock((now - self._began) / new * (total - done)) if new > 0 else ""
+        self._progress.update(self._task, total=total, completed=done, left=left, **fields)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _upright(rows: Sequence[Row], title: str | None) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False, title_style="bold")
+    for name in columns(rows):
+        table.add_column(Text(name), justify="right" if is_numeric(rows, name) else "left", no_wrap=True)
+    for cells in zip(*(texts(rows, name) for name in columns(rows)), strict=True):
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _sideways(rows: Sequence[Row], title: str | None) -> Table:
+    table = Table(title=title, box=None, title_justify="left", pad_edge=False, title_style="bold", show_header=False)
+    table.add_column(style="dim")
+    for _ in rows:
+        table.add_column(justify="right")
+    for name in columns(rows):
+        table.add_row(Text(name), *map(Text, texts(rows, name)))
+    return table
+
+
+def _short(value: float) -> str:
+    """A loss with 4 decimals, or 4 digits where these would say nothing."""
+    return f"{value:.4f}" if 0.01 <= abs(value) < 1000 or value == 0 else f"{value:.4g}"
+
+
+def _rate(value: float) -> str:
+    """121k, 1.2M: at most 5 characters."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            scaled = value / size
+            return f"{scaled:.1f}{unit}" if scaled < 10 else f"{scaled:.0f}{unit}"
+    return f"{value:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} left" if hours else f"{minutes}:{rest:02} left"

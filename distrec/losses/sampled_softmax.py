@@ -1,0 +1,23 @@
+"""Losses that compare the positive with all its negatives at once."""
+
+import math
+
+import torch
+
+from distrec.losses.base import Scores, log_sum_exp, losses, softplus
+from distrec.losses.config import LossConfig
+
+
+@losses.register("ssm")
+def ssm(scores: Scores, config: LossConfig) -> torch.Tensor:
+    """-log( e^{s_ui/t} / (e^{s_ui/t} + sum_j e^{s_uj/t}) ), sampled softmax or InfoNCE (Wu et al., TOIS 2024).
+
+    With `log_q`, each negative stands for 1 / (N q_j) items: the sum is then an unbiased estimate of the one over all
+    negatives (Bengio and Senecal, 2008). Written as softplus(logsumexp - s_ui/t), which does not overflow.
+    """
+    negative_BN, t = scores.negative_BN, config.temperature
+    if negative_BN.shape[1] == 0:
+        return scores.positive_B * 0.0
+    if scores.log_q_BN is not None:
+        negative_BN = negative_BN - t * (scores.log_q_BN + math.log(negative_BN.shape[1]))
+    return softplus(log_sum_exp(negative_BN, t) - scores.positive_B / t)

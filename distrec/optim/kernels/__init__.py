@@ -1,1 +1,0 @@
-"""The passes over rows that steps and reads are made of: one interface, an implementation for each kind of device."""

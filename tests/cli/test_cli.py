@@ -1,0 +1,155 @@
+"""The command line as a user meets it: what it prints, its exit codes, mistakes without a traceback, Ctrl-C."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from distrec.cli.main import main
+
+SMALL = """data: {planted: {users: 300, items: 200, interactions: 6000}, buckets: 12}
+model: {dim: 16}
+sampling: {negatives: 20}
+optim: {lr: 0.01}
+train: {epochs: 30, batch_size: 256, device: cpu}
+"""
+
+
+def command(*words: str, cwd: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "distrec.cli.main", *words],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background job ignores Ctrl-C, and so would what it starts; a user's terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command run in this process."""
+    code = 0
+    try:
+        main(list(words))
+    except SystemExit as error:
+        code = error.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_teaches(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and all(name in out for name in ("train", "prepare", "evaluate", "info", "keys"))
+    assert "distrec train configs/" in run(capsys, "train", "--help")[1]
+    out = run(capsys, "keys")[1]
+    assert "optim.decay.strength=0.0" in out and "auto | cpu | cuda" in out and "eval.k=[20]" in out
+
+
+def test_help_needs_no_heavy_import():
+    loaded = (
+        "import sys, distrec.cli.main; print([m for m in ('torch', 'ray', 'mlflow', 'pandas') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "loss.temprature=2"], "distrec: unknown key 'loss.temprature'; nearest known: loss.temperature"),
+        (["train", "no.yaml"], "distrec: no configuration file no.yaml"),
+        (["train", "a.yaml", "b.yaml"], "one configuration file at a time"),
+        (["train", "data.source=nowhere"], "nowhere"),
+        (["train", "train.workers=100"], "more than the data's 64 buckets"),
+        (["train", "run.resume=true", "run.dir=nothing"], "nothing holds no run"),
+        (
+            ["train", "tracking.uri=http://127.0.0.1:9", "data.planted.users=20", "data.planted.interactions=99"],
+            "MLflow",
+        ),
+        (["info", "nowhere"], "there is no nowhere"),
+        (["train", "mine.csv"], "mine.csv is no configuration file; to train on it: data.source=mine.csv"),
+        (["train", "--quiet", "optim.lr=0"], "optim.lr: Input should be greater than 0"),
+        (["train", "optim.lr=1", "--quiet", "loss.name=bprr"], "unknown loss 'bprr'"),
+        (["evaluate", "nowhere"], "nowhere is no run folder"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *words)
+    assert code == 2 and message in err
+    assert "Traceback" not in out + err
+
+
+def test_a_broken_line_is_shown_and_can_be_skipped(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.csv").write_text("user,item\nana,tea\nana\nbob,tea\nbob,rum\n")
+    code, _, err = run(capsys, "prepare", "data.source=mine.csv", "data.test_fraction=0.5")
+    assert code == 2 and "mine.csv" in err and "line 3" in err and "ana" in err
+    code, out, _ = run(capsys, "prepare", "data.source=mine.csv", "data.test_fraction=0.5", "data.on_bad_line=skip")
+    assert code == 0 and re.search(r"bad lines left out +1", out)
+    folder = out.strip().splitlines()[-1]
+    code, out, _ = run(capsys, "info", folder)
+    assert code == 0 and re.search(r"users +2 ", out) and re.search(r"density", out)
+
+
+def processes_of(session: int) -> list[str]:
+    """Command lines of the processes that a session still has."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append((stat.parent / "cmdline").read_text().replace("\0", " "))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def figures_of(text: str) -> list[tuple[str, str]]:
+    """(metric, figure) of the test part in a printed table."""
+    return re.findall(r"(test/\w+@20)\s+\|\s+(0\.\d{4})", text)
+
+
+@pytest.mark.timeout(280)
+def test_ctrl_c_resume_evaluate_info(tmp_path, capsys):
+    """A run stopped by Ctrl-C says how to go on, leaves nothing behind, and ends as if it had not been stopped."""
+    (tmp_path / "small.yaml").write_text(SMALL)
+    stopped = command("train", "small.yaml", cwd=tmp_path)
+    for line in stopped.stdout:
+        if line.startswith("epoch  3/30"):
+            os.kill(stopped.pid, signal.SIGINT)
+            break
+    out, err = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, err
+    folder = tmp_path / "runs" / "small"
+    hint = (
+        f"distrec: stopped. Go on from the last checkpoint:\ndistrec train small.yaml run.dir={folder} run.resume=true"
+    )
+    assert hint in err
+    assert "Traceback" not in err
+    deadline = time.monotonic() + 20
+    while (left := processes_of(stopped.pid)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+
+    resumed = command("train", "small.yaml", "run.resume=true", cwd=tmp_path)
+    whole = command("train", "small.yaml", "run.dir=whole", "--quiet", cwd=tmp_path)
+    out, err = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0, err
+    assert "resumed after epoch" in out and "epoch  1/30" not in out and "epoch 30/30" in out
+    out_whole, err = whole.communicate(timeout=200)
+    assert whole.returncode == 0, err
+    assert "epoch" not in out_whole
+    figures = figures_of(out)
+    assert len(figures) == 2 and figures == figures_of(out_whole)
+
+    code, out, _ = run(capsys, "evaluate", str(folder), "eval.k=[20]")
+    assert code == 0 and figures == figures_of(out) and "checkpoint after epoch 30 of 30" in out
+    assert run(capsys, "evaluate", str(folder), "optim.lr=3")[0] == 2
+    assert "run folder of mf with ssm on planted" in run(capsys, "info", str(folder))[1]

@@ -1,0 +1,40 @@
+"""Compiles the Triton programs for scores of pairs for a GPU that need not be there, and looks at the machine code. Run
+as a script, as it puts another driver into Triton: `python -m tests.kernels.compile_pair_scores 90` for compute capability 9.0."""
+
+import re
+import sys
+
+import torch
+
+from distrec.kernels.triton.pair_scores import CHUNK, PairScores
+from tests.kernels.absent_gpu import arithmetic_is_exact, compile_for
+
+NAMES = {"scores", "first_chunks", "later_chunks", "add_chunks"}
+
+
+def call_all(dim: int, dtype: torch.dtype, index: torch.dtype) -> None:
+    """Scores and gradients, with more places than one program adds. Programs that are compiled only leave no result."""
+    users, items = (torch.ones(9, dim, dtype=dtype, requires_grad=True) for _ in range(2))
+    user_index, item_index = torch.zeros(10, dtype=index), torch.zeros(10, CHUNK, dtype=index)
+    PairScores.apply(users, items, user_index, item_index).sum().backward()
+
+
+def check(kernel) -> None:
+    """IEEE arithmetic that is not fused, sums in one order, places checked, a cubin made."""
+    name, ptx = kernel.metadata.name, kernel.asm["ptx"]
+    arithmetic_is_exact(name, ptx)
+    assert not re.findall(r"\b(?:atom|red)\.", ptx), f"{name} adds in an order that is not fixed"
+    assert name != "scores" or "__assertfail" in ptx, f"{name} does not check places"
+    assert kernel.asm["cubin"], name
+
+
+if __name__ == "__main__":
+    made = compile_for(int(sys.argv[1]))
+    call_all(64, torch.float32, torch.int32)
+    call_all(300, torch.float32, torch.int64)
+    call_all(3, torch.float64, torch.int32)
+    for kernel in made:
+        check(kernel)
+    found = {kernel.metadata.name for kernel in made}
+    assert found == NAMES, found
+    print(len(made), "launches;", ", ".join(sorted(found)))

@@ -1,0 +1,131 @@
+"""The Triton kernels: in the interpreter, as machine code for a GPU that is not there, and on one where there is."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from distrec.core.errors import UserError
+from distrec.kernels import optimizer_dispatch as choose
+from distrec.kernels.optimizer_dispatch import kernels_for
+from distrec.optim.rules import RULES
+from tests.kernels.gpu import INTERPRETING, compiling, installed, interpreted, on_gpu, python, running, to_interpret
+from tests.optim.cases import ALLOWED, batches, config, start, table_of
+
+
+@to_interpret
+def test_a_part_of_the_shared_tests_in_the_interpreter():
+    """All of them: make test-triton. A process of its own, as Triton looks at the variable when it is imported."""
+    gaps, loops = "(long_gaps and adam and full and not lazy_adam)", "(compiled_loops and float32 and full)"
+    chosen = f"every_allowed or {gaps} or {loops} or not_there"
+    files = [f"{name}.py" for name in ("tests/optim/test_sparse", "tests/kernels/test_triton_optimizer")]
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *files, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout
+
+
+@compiling
+def test_every_program_compiles_for_a_gpu(tmp_path):
+    done = python("-m", "tests.kernels.compile_optimizer", "90", TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stdout
+
+
+@installed
+def test_every_rule_has_its_program():
+    from distrec.kernels.triton.optimizer import _STEPS
+
+    assert set(_STEPS) == {RULES[name] for name in RULES}
+
+
+def rows_and_slots(rule, scope, coupling, dtype, kernels, device) -> list[torch.Tensor]:
+    """What a run leaves that has gaps, a settling in between, and rows that are touched late or never."""
+    rows_VD = torch.linspace(-1, 1, 35, dtype=dtype).view(7, 5).to(device)
+    table, optimizer = start(config(rule, scope, coupling, kernels=kernels), rows_VD)
+    for step, (rows_U, grad_UD) in enumerate(batches(3, 40, 6, dtype)):
+        if 10 < step < 30:
+            rows_U, grad_UD = rows_U[:1], grad_UD[:1]
+        optimizer.step(rows_U.to(device), grad_UD.to(device))
+        if step == 20:
+            table.flush()
+    return [tensor.cpu() for tensor in (table.flush(), *optimizer._rule.slots.values())]
+
+
+@running
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+def test_equal_to_the_compiled_loops_digit_by_digit(rule, scope, coupling, dtype):
+    expected = rows_and_slots(rule, scope, coupling, dtype, "numba", "cpu")
+    found = rows_and_slots(rule, scope, coupling, dtype, "triton", "cpu" if INTERPRETING else "cuda")
+    # A sum over a row has another order here, so its last digit may differ.
+    tolerance = 40 * torch.finfo(dtype).eps if rule == "rowwise_adagrad" else 0
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@interpreted
+@pytest.mark.parametrize("row", [-1, 4])
+def test_a_row_that_is_not_there_is_an_error(row):
+    table, optimizer = start(config(scope="full", kernels="triton"), torch.zeros(4, 5))
+    with pytest.raises(IndexError):
+        optimizer.step(torch.tensor([0, row]), torch.zeros(2, 5))
+    with pytest.raises(IndexError):
+        table.read(torch.tensor([0, row]))
+
+
+@on_gpu
+@pytest.mark.parametrize("rule", ["sgd", "adagrad", "rowwise_adagrad", "lazy_adam"])
+def test_a_step_does_not_wait_for_the_gpu(rule):
+    _, optimizer = start(config(rule, "full", kernels="triton"), torch.ones(7, 5, device="cuda"))
+    rows_U, grad_UD = torch.arange(3, device="cuda"), torch.ones(3, 5, device="cuda")
+    optimizer.step(rows_U, grad_UD)  # compiles, which may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step(rows_U, grad_UD)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@on_gpu
+@pytest.mark.parametrize("row", [-1, 4])
+def test_a_row_that_is_not_there_stops_the_gpu(row):
+    """As an index error of torch does, and like it in a process of its own: none of the GPU is left to the others."""
+    script = f"""
+import torch
+from tests.optim.cases import config, start
+table, optimizer = start(config(scope="full", kernels="triton"), torch.zeros(4, 5, device="cuda"))
+optimizer.step(torch.tensor([0, {row}], device="cuda"), torch.zeros(2, 5, device="cuda"))
+torch.cuda.synchronize()
+"""
+    done = python("-c", script)
+    assert done.returncode != 0
+    assert "a row number that the shard does not have" in done.stdout
+
+
+@on_gpu
+def test_more_elements_than_32_bits_can_count():
+    rows, dim = 2**31 // 64 + 10, 64
+    if torch.cuda.mem_get_info()[0] < 12 * rows * dim:
+        pytest.skip("needs 26 GB of GPU memory")
+    table, optimizer = start(config(scope="full", kernels="triton"), torch.ones(rows, dim, device="cuda"))
+    local_U = torch.tensor([5, rows - 1], device="cuda")
+    optimizer.step(local_U, torch.ones(2, dim, device="cuda"))
+    assert torch.equal(table.read(local_U)[0], table.read(local_U)[1])
+    assert not torch.equal(table.read(local_U), table.read(local_U - 1))
+
+
+@pytest.mark.skipif(INTERPRETING, reason="the interpreter takes tables on CPUs")
+@installed
+def test_triton_is_for_gpus_and_their_default():
+    assert type(choose._for_device("auto", torch.device("cuda"))).__name__ == "TritonKernels"
+    with pytest.raises(UserError, match="triton runs on GPUs, but the tables are on cpu; use auto or reference"):
+        kernels_for("triton", table_of(torch.zeros(2, 5)))
+
+
+@pytest.mark.parametrize(
+    ("module", "lacking"),
+    [(None, "the package triton, which is not installed"), ("3.5.1", "triton 3.6 or newer, not 3.5.1")],
+)
+def test_without_a_fitting_triton_gpus_get_the_reference(module, lacking, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", module and SimpleNamespace(__version__=module))
+    assert type(choose._for_device("auto", torch.device("cuda"))).__name__ == "ReferenceKernels"
+    with pytest.raises(UserError, match=f"triton needs {lacking}; use auto or reference"):
+        kernels_for("triton", table_of(torch.zeros(2, 5)))

@@ -1,0 +1,217 @@
+"""The batches are a pure function of (seed, epoch, step): the same for any number of workers and any cut into runs."""
+
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from distrec.data.dataset import Part
+from distrec.data.prepare import prepare
+from distrec.sampling.source import BatchSource
+from distrec.sharding.partition import Partition
+from tests.conftest import changed
+
+EPOCH, FIRST, LAST = 1, 3, 9
+
+
+def source(config, dataset, worker=0, workers=1, log_q=False):
+    return BatchSource(dataset, config.sampling, config.run.seed, config.train.batch_size, worker, workers, log_q)
+
+
+def decoded(batch, source):
+    """(users, positives, negatives, masked pairs) of one worker's batch as global ids."""
+    m = source.dataset.manifest
+    users, items = (Partition(rows, m.buckets, source.workers) for rows in (m.users, m.items))
+    owner = np.repeat(np.arange(source.workers), batch.item_splits_W)
+    ids = np.array([items.rows_of(w)[k] for w, k in zip(owner, batch.items_U, strict=True)])
+    assert len(set(ids.tolist())) == len(ids)
+    user = users.rows_of(source.worker)[batch.users_U][batch.user_index_B]
+    return (
+        user,
+        ids[batch.positive_index_B],
+        ids[batch.negative_index].reshape(-1, source.config.negatives),
+        batch.masked,
+    )
+
+
+def whole_step(config, dataset, workers, step):
+    """The step over all workers, in the order of the buckets: (user, positive, negatives) of each pair."""
+    pairs, sizes = [], set()
+    for worker in range(workers):
+        src = source(config, dataset, worker, workers)
+        batch = src.batch(EPOCH, step)
+        user, positive, negative, masked = decoded(batch, src)
+        sizes.add(batch.pairs)
+        if config.sampling.shared:
+            mask = np.zeros(len(user) * config.sampling.negatives, bool)
+            mask[masked] = True
+            negative = np.where(mask.reshape(len(user), -1), -1, negative[0])
+        pairs += zip(user.tolist(), positive.tolist(), negative.tolist(), strict=True)
+    assert sizes == {len(pairs)}  # every worker knows the size of the whole step
+    return sorted(pairs, key=lambda pair: pair[0] % dataset.manifest.buckets)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("reject", [True, False])
+@pytest.mark.parametrize("distribution", ["uniform", "popularity", "mixture"])
+def test_bit_equal_for_any_number_of_workers(small, dataset, shared, reject, distribution):
+    config = changed(small, sampling={"shared": shared, "reject": reject, "distribution": distribution})
+    for step in (0, 5):
+        one = whole_step(config, dataset, 1, step)
+        for workers in (2, 3, 4, 12):
+            assert whole_step(config, dataset, workers, step) == one
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_run_of_steps_equals_its_steps_one_by_one(small, dataset, shared):
+    config = changed(small, sampling={"shared": shared})
+    together = source(config, dataset, 1, 3).batches(EPOCH, FIRST, LAST)
+    for step, batch in zip(range(FIRST, LAST), together, strict=True):
+        alone = source(config, dataset, 1, 3).batch(EPOCH, step)
+        assert all(np.array_equal(getattr(batch, name), getattr(alone, name)) for name in vars(batch))
+
+
+def test_an_epoch_uses_every_interaction_once_in_steps_of_even_size(small, dataset):
+    src = source(small, dataset)
+    seen, sizes = Counter(), []
+    for batch in src.batches(EPOCH, 0, src.steps):
+        user, positive, _, _ = decoded(batch, src)
+        seen.update(zip(user.tolist(), positive.tolist(), strict=True))
+        sizes.append(len(user))
+    users, items = dataset.interactions(Part.TRAIN, range(dataset.manifest.buckets))
+    assert seen == Counter(zip(users.tolist(), items.tolist(), strict=True))
+    assert sum(sizes) == dataset.manifest.train
+    assert max(sizes) - min(sizes) <= dataset.manifest.buckets
+
+
+@pytest.mark.parametrize(("users", "items_each", "batch_size"), [(64, 5, 16), (400, 5, 32), (64, 1, 1)])
+def test_steps_are_even_when_buckets_are_alike(small, users, items_each, batch_size):
+    """Equal buckets must not all give their pairs in the same steps: a phase of each spreads them."""
+    steps = -(-users * items_each // batch_size)
+
+    class Even(BatchSource):
+        _bucket_sizes_P = np.bincount(np.arange(users) % 64, minlength=64) * items_each
+        steps = property(lambda self: -(-users * items_each // batch_size))
+
+    even = Even(None, small.sampling, 0, batch_size, 0, 1)
+    sizes = np.diff(even._cuts(0, steps), axis=0).sum(1)
+    assert sizes.sum() == users * items_each
+    assert sizes.max() - sizes.min() <= 2
+
+
+def test_epochs_and_seeds_differ(small, dataset):
+    steps = [whole_step(changed(small, run={"seed": seed}), dataset, 1, 0) for seed in (0, 1)]
+    assert steps[0] != steps[1]
+    src = source(small, dataset)
+    assert not np.array_equal(src.batch(0, 0).users_U, src.batch(1, 0).users_U)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_negatives_differ_between_steps_epochs_and_seeds(small, dataset, shared):
+    config = changed(small, sampling={"shared": shared, "reject": False})
+    drawn = [decoded(source(config, dataset).batch(*at), source(config, dataset))[2] for at in ((0, 0), (0, 1), (1, 0))]
+    other = source(changed(config, run={"seed": 1}), dataset)
+    drawn.append(decoded(other.batch(0, 0), other)[2])
+    heads = [tuple(negatives[0]) for negatives in drawn]
+    assert len(set(heads)) == 4
+
+
+def test_any_epoch_can_be_asked_for_in_any_order(small, dataset):
+    src = source(small, dataset)
+    for epoch in (5, 6, 3, 5, 0, 3):
+        assert np.array_equal(src.batch(epoch, 0).users_U, source(small, dataset).batch(epoch, 0).users_U)
+
+
+def test_a_user_to_whom_everything_is_known_has_no_negatives(small, tmp_path):
+    """User 0 knows every item that popularity can draw: all its negatives are masked, in both ways of drawing."""
+    (tmp_path / "train.txt").write_text("0 0 1 2\n1 0 1\n2 2\n")
+    (tmp_path / "test.txt").write_text("1 3\n")  # item 3 has no training interaction, and so is never drawn
+    for shared in (True, False):
+        config = changed(
+            small,
+            data={"source": str(tmp_path), "valid_fraction": 0},
+            sampling={"shared": shared, "negatives": 5, "distribution": "popularity"},
+        )
+        src = source(config, prepare(config.data))
+        for batch in src.batches(0, 0, src.steps):
+            masked = np.zeros(len(batch.user_index_B) * 5, bool)
+            masked[batch.masked] = True
+            user, _, _, _ = decoded(batch, src)
+            assert masked.reshape(-1, 5)[user == 0].all()
+            if not shared:
+                assert not masked.reshape(-1, 5)[user != 0].any()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_known_positives_are_rejected(small, dataset, shared):
+    config = changed(small, sampling={"shared": shared, "negatives": 60})
+    known = {u: set() for u in range(dataset.manifest.users)}
+    for u, i in zip(*dataset.interactions(Part.TRAIN, range(12)), strict=True):
+        known[int(u)].add(int(i))
+    hits = 0
+    for step in range(4):
+        for user, _, negatives in whole_step(config, dataset, 2, step):
+            assert not known[user] & set(negatives)
+            hits += negatives.count(-1)
+    assert (hits > 0) == shared  # shared negatives are masked, so some must have been known positives
+
+
+def test_the_mask_is_every_known_pair_also_when_an_item_is_drawn_twice(small, dataset):
+    src = source(changed(small, sampling={"negatives": 300}), dataset)  # of 200 items: repeats are certain
+    indptr, items = src._positives
+    batch = src.batch(0, 0)
+    user, _, negatives, masked = decoded(batch, src)
+    expected = [
+        pair * 300 + place
+        for pair, u in enumerate(user)
+        for place, item in enumerate(negatives[0])
+        if item in items[indptr[u] : indptr[u + 1]]
+    ]
+    assert masked.tolist() == expected
+
+
+def test_log_q_of_pairs(small, dataset):
+    src = source(changed(small, sampling={"shared": False, "distribution": "uniform"}), dataset, log_q=True)
+    batch = src.batch(0, 0)
+    user, _, negatives, _ = decoded(batch, src)
+    free = dataset.manifest.items - dataset.user_degrees()[user]
+    assert np.allclose(batch.log_q.reshape(negatives.shape), -np.log(free)[:, None], rtol=1e-6)
+
+
+def test_the_processes_of_the_stream_start_without_torch():
+    script = "import sys, distrec.sampling.source, distrec.kernels.numba.draws; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("reject", [True, False])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_in_batch_negatives_are_the_positives_of_the_other_pairs(small, dataset, workers, reject):
+    config = changed(small, sampling={"distribution": "in_batch", "reject": reject})
+    m, step = dataset.manifest, 4
+    known = set(zip(*(ids.tolist() for ids in dataset.interactions(Part.TRAIN, range(m.buckets))), strict=True))
+    found, expected = [], None
+    for worker in range(workers):
+        src = source(config, dataset, worker, workers, log_q=True)
+        batch = src.batches(EPOCH, step - 1, step + 2)[1]
+        owner = np.repeat(np.arange(workers), batch.item_splits_W)
+        ids = np.array(
+            [Partition(m.items, m.buckets, workers).rows_of(w)[k] for w, k in zip(owner, batch.items_U, strict=True)]
+        )
+        user = Partition(m.users, m.buckets, workers).rows_of(worker)[batch.users_U][batch.user_index_B]
+        negatives = ids[batch.negative_index]
+        masked = np.zeros((len(user), len(negatives)), bool)
+        masked.flat[batch.masked] = True
+        if reject:
+            assert all(masked[b, n] == ((u, i) in known) for b, u in enumerate(user) for n, i in enumerate(negatives))
+        else:
+            assert (masked.sum(1) == 1).all()
+            assert np.array_equal(negatives[masked.argmax(1)], ids[batch.positive_index_B])
+            found += masked.argmax(1).tolist()
+        expected = negatives.tolist() if expected is None else expected
+        assert negatives.tolist() == expected and len(negatives) == batch.pairs
+        degrees = dataset.item_degrees()
+        assert np.allclose(batch.log_q, np.log(degrees[negatives] / degrees.sum()), atol=1e-6)
+    if not reject:
+        assert sorted(found) == list(range(len(expected))), "each place is some pair's own, once"

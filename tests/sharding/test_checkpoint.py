@@ -1,0 +1,43 @@
+"""Shards written by any number of workers are read back by any other, bit for bit."""
+
+import pytest
+import torch
+
+from distrec.core.errors import UserError
+from distrec.sharding.checkpoint import load_shard, save_shard
+from distrec.sharding.partition import Partition
+
+SHAPES = {"users": (23, 8), "items": (31, 8)}
+
+
+def partitions(workers):
+    return {name: Partition(*shape, workers) for name, shape in SHAPES.items()}
+
+
+def tables(workers, worker):
+    """Rows that name themselves: the row's id times 10 plus the column."""
+    ids = {name: torch.from_numpy(partition.rows_of(worker)) for name, partition in partitions(workers).items()}
+    return {n: {"rows": i[:, None] * 10.0 + torch.arange(3), "optim.count": i.int()} for n, i in ids.items()}
+
+
+@pytest.mark.parametrize("saved", [1, 2, 3, 8])
+@pytest.mark.parametrize("loaded", [1, 2, 5])
+def test_resharding(tmp_path, saved, loaded):
+    for worker in range(saved):
+        save_shard(tmp_path, worker, partitions(saved), tables(saved, worker), {"epoch": 3})
+    for worker in range(loaded):
+        rows, meta = load_shard(tmp_path, worker, partitions(loaded))
+        assert meta == {"epoch": 3}
+        for name, expected in tables(loaded, worker).items():
+            assert all(torch.equal(rows[name][key], expected[key]) for key in expected)
+
+
+def test_what_cannot_be_loaded_is_said(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint in"):
+        load_shard(tmp_path, 0, partitions(1))
+    save_shard(tmp_path, 0, partitions(2), tables(2, 0), {})
+    with pytest.raises(UserError, match="holds 1 of 2 shards"):
+        load_shard(tmp_path, 0, partitions(1))
+    save_shard(tmp_path, 1, partitions(2), tables(2, 1), {})
+    with pytest.raises(UserError, match="not for this data set"):
+        load_shard(tmp_path, 0, {"users": Partition(24, 8, 1), "items": Partition(31, 8, 1)})

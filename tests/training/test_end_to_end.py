@@ -1,0 +1,216 @@
+"""Whole runs on a small Ray cluster of this machine: the same for any number of workers, and when interrupted."""
+
+import contextlib
+import json
+import signal
+from os import getpid, kill
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+
+from distrec.core.config import flat, parse
+from distrec.core.errors import UserError, WorkerLost
+from distrec.data.dataset import Part
+from distrec.training.config import Config
+from distrec.training.driver import ray_running, train
+from tests.conftest import changed
+
+pytestmark = pytest.mark.timeout(240)
+
+EPOCHS = 15
+
+
+@pytest.fixture(scope="module")
+def ray():
+    with ray_running(workers=4):
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def run_config(small, runs, name, workers=2, **sections):
+    run = {"dir": str(runs / name), **sections.pop("run", {})}
+    return changed(
+        small, run=run, train={"workers": workers, "epochs": EPOCHS, **sections.pop("train", {})}, **sections
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(ray, small, runs):
+    """An uninterrupted run on two workers, and the events it told."""
+    events = []
+    return train(run_config(small, runs, "whole"), on_event=events.append), events
+
+
+def test_the_result(whole, dataset):
+    result, events = whole
+    assert json.loads((result.folder / "result.json").read_text())["metrics"] == result.metrics
+    assert set(result.metrics) == {"valid/recall@20", "valid/ndcg@20", "test/recall@20", "test/ndcg@20"}
+    assert (result.workers, result.epochs, result.interactions) == (2, EPOCHS, dataset.manifest.train)
+    assert result.fingerprint == dataset.manifest.fingerprint
+    test_users = np.unique(dataset.interactions(Part.TEST, range(dataset.manifest.buckets))[0])
+    assert (result.test_users, result.left_out_users) == (len(test_users), dataset.manifest.users - len(test_users))
+    timing = result.timing
+    assert len(timing.epoch_s) == EPOCHS and timing.train_s == sum(timing.epoch_s) > 0
+    assert timing.total_s > timing.train_s + timing.eval_s + timing.first_batch_s > 0
+    assert result.loss[0] > result.loss[1] > result.loss[-1]
+    assert result.versions["torch"] == torch.__version__
+
+
+def test_the_run_folder_and_the_events(whole, small, runs):
+    result, events = whole
+    saved = parse(Config, yaml.safe_load((result.folder / "config.yaml").read_text()))
+    assert saved == run_config(small, runs, "whole")
+    epochs = [event for event in events if event["kind"] == "epoch"]
+    assert [event["epoch"] for event in epochs] == list(range(1, EPOCHS + 1))
+    assert tuple(event["loss"] for event in epochs) == result.loss
+    assert all(set(event["split"]) == {"wait", "look_up", "compute", "update"} for event in epochs)
+    assert any(event["kind"] == "step" for event in events)
+
+
+def test_mlflow_has_it_all(whole):
+    result, _ = whole
+    client = MlflowClient(f"sqlite:///{result.folder.parent / 'mlflow.db'}")
+    facts = json.loads((result.folder / "run.json").read_text())
+    run = client.get_run(facts["mlflow_run"])
+    saved = flat(parse(Config, yaml.safe_load((result.folder / "config.yaml").read_text())))
+    assert run.data.params == {key: str(value) for key, value in saved.items()}
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["fingerprint"] == result.fingerprint
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.name == "planted" and result.fingerprint.startswith(data.dataset.digest)
+    assert json.loads(data.dataset.profile)["train"] == result.interactions
+    assert run.data.tags["version.ray"] == result.versions["ray"]
+    assert [m.value for m in client.get_metric_history(facts["mlflow_run"], "train/loss")] == list(result.loss)
+    assert run.data.metrics["test/ndcg_at_20"] == result.metrics["test/ndcg@20"]
+    assert {"train/interactions_per_s", "time/wait_s", "time/look_up_s", "time/compute_s", "time/update_s"} <= set(
+        run.data.metrics
+    )
+    assert {a.path for a in client.list_artifacts(facts["mlflow_run"])} == {"config.yaml", "results.md", "result.json"}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_other_numbers_of_workers_give_the_same(ray, whole, small, runs, workers):
+    stream = "ray" if workers == 1 else "thread"
+    result = train(run_config(small, runs, f"workers-{workers}", workers, train={"stream": stream}))
+    assert result.metrics == pytest.approx(whole[0].metrics, abs=5e-4)
+    assert result.loss == pytest.approx(whole[0].loss, rel=1e-5)
+
+
+def workers_of_ray() -> list[int]:
+    """Processes of the workers of Ray Train, of the Ray that this process has started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if (
+                b"RayTrainWorker" in (process / "cmdline").read_bytes()
+                and parent(parent(int(process.name))) == getpid()
+            ):
+                found.append(int(process.name))
+    return found
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def kill_a_worker():
+    workers = workers_of_ray()
+    assert len(workers) == 2
+    kill(max(workers), signal.SIGKILL)
+
+
+# Of the last epoch, who is killed may have told before its checkpoint was in its place.
+@pytest.mark.parametrize(
+    ("stop", "error", "message", "least"),
+    [(interrupt, KeyboardInterrupt, None, 2), (kill_a_worker, WorkerLost, "a worker was lost", 1)],
+)
+def test_an_interrupted_run_goes_on_to_the_same_end(ray, whole, small, runs, stop, error, message, least):
+    folder = runs / f"stopped by {stop.__name__}"
+    config = run_config(small, runs, folder.name)
+
+    def stop_after_two(event):
+        if event["kind"] == "epoch" and event["epoch"] == 2:
+            stop()
+
+    with pytest.raises(error, match=message) as stopped:
+        train(config, on_event=stop_after_two)
+    assert getattr(stopped.value, "folder", str(stopped.value)) == str(folder)
+    assert not (folder / "result.json").exists()
+    with pytest.raises(UserError, match="holds a run already: go on with run.resume=true"):
+        train(config)
+    notes = []
+    # Epochs take a tenth of a second here: some more may have passed before the interruption came.
+    assert list((folder / "checkpoints").glob("checkpoint_*"))
+    resumed = changed(config, run={"resume": True})
+    result = train(resumed, on_event=notes.append)
+    (text,) = [e["text"] for e in notes if e["kind"] == "note" and "resumed" in e["text"]]
+    assert least <= int(text.removeprefix("resumed after epoch ")) < EPOCHS
+    assert (result.metrics, result.loss) == (whole[0].metrics, whole[0].loss)
+    assert len(result.timing.epoch_s) == EPOCHS
+    assert train(resumed) == result  # it has ended: nothing is done twice
+    with pytest.raises(UserError, match=r"another configuration: optim.lr was 0.01, is 0.5"):
+        train(changed(resumed, optim={"lr": 0.5}))
+
+
+def test_a_user_mistake_in_a_worker_comes_back_as_such(ray, small, runs):
+    config = run_config(
+        small, runs, "diverged", optim={"rule": "sgd", "lr": 1e30}, model={"similarity": "dot"}, loss={"name": "bpr"}
+    )
+    with pytest.raises(UserError, match="loss of epoch . is .*lower optim.lr"):
+        train(config)
+
+
+def test_what_does_not_fit_is_refused_before_it_starts(ray, small, runs, tmp_path):
+    with pytest.raises(UserError, match=r"train.device=cuda needs a GPU for each of 2 workers; the Ray cluster has 0"):
+        train(run_config(small, runs, "cuda", train={"device": "cuda"}))
+    with pytest.raises(UserError, match=r"train.workers=12 needs 18 CPUs .* the Ray cluster has 6"):
+        train(run_config(small, runs, "many", workers=12))
+    (tmp_path / "pairs.csv").write_text("user,item\n1,2\n1,3\n2,3\n")
+    with pytest.raises(UserError, match="has no test part: hold out .* with data.test_fraction=0.2"):
+        train(run_config(small, runs, "no-test", data={"source": str(tmp_path / "pairs.csv")}))
+
+
+def test_the_smallest_data_there_is(ray, small, runs, tmp_path):
+    """One training interaction, one test interaction, three workers: two of them own no user at all."""
+    (tmp_path / "train.txt").write_text("0 0\n")
+    (tmp_path / "test.txt").write_text("0 1\n")
+    data = {"source": str(tmp_path), "valid_fraction": 0}
+    result = train(run_config(small, runs, "smallest", 3, data=data, train={"epochs": 2}))
+    assert result.metrics == {"test/recall@20": 1.0, "test/ndcg@20": 1.0}  # the known item is hidden, one is left
+    assert result.interactions == 1
+
+
+def test_a_user_with_every_item_and_users_without_training(ray, small, runs, tmp_path):
+    (tmp_path / "train.txt").write_text("0 0 1 2 3\n1 0 1\n3 3\n")
+    (tmp_path / "test.txt").write_text("1 2\n2 1\n3 4 0\n")  # user 2 and item 4 are in the test part alone
+    data = {"source": str(tmp_path), "valid_fraction": 0}
+    result = train(run_config(small, runs, "odd", 2, data=data, train={"epochs": 2, "stream": "thread"}))
+    assert (result.test_users, result.left_out_users) == (2, 2)
+    assert result.metrics["test/recall@20"] == 1.0
+
+
+def test_held_out_users_without_training_are_refused_before_training(ray, small, runs, tmp_path):
+    (tmp_path / "train.txt").write_text("0 0 1\n")
+    (tmp_path / "test.txt").write_text("1 0\n2 1\n")
+    with pytest.raises(UserError, match="no user has both training interactions and a test part"):
+        train(run_config(small, runs, "cold", data={"source": str(tmp_path), "valid_fraction": 0}))
+
+
+def test_a_prepared_folder_is_trained_on_and_split_keys_are_refused(ray, small, dataset, runs):
+    words = {"source": str(dataset.path)}
+    with pytest.raises(UserError, match=r"is prepared already: leave data.test_fraction out"):
+        train(run_config(small, runs, "again", data={**words, "test_fraction": 0.5}))
+    with pytest.raises(UserError, match="train.workers=13 is more than the data's 12 buckets"):
+        train(run_config(small, runs, "again", 13, data=words))

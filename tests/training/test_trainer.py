@@ -1,0 +1,216 @@
+"""One worker in this process: every loss finds planted structure, and a checkpoint carries everything."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distrec.data import planted
+from distrec.data.dataset import Part
+from distrec.data.prepare import prepare
+from distrec.evaluation.metrics import ranking_sums
+from distrec.losses import catalogue_losses, losses
+from distrec.optim.dense_reference import DenseReference
+from distrec.sharding.checkpoint import load_shard
+from distrec.sharding.partition import Partition
+from distrec.testing.ranks import run_ranks
+from distrec.training.trainer import Trainer
+from tests.conftest import changed
+
+# Where a loss needs other settings than the defaults to do well.
+SETTINGS = {
+    "bpr": {"model": {"similarity": "dot", "init_std": 0.1}, "sampling": {"shared": False, "negatives": 4}},
+    "ssm": {"sampling": {"negatives": 256}},
+}
+
+
+@pytest.fixture(scope="module")
+def taste(small):
+    """More data than `small`, and the truth behind them: what the best and the popular recommendations reach."""
+    config = changed(
+        small,
+        data={"planted": {"users": 600, "items": 400, "interactions": 30_000}},
+        model={"dim": 32},
+        train={"epochs": 8, "batch_size": 1024},
+    )
+    dataset = prepare(config.data, log=lambda text: None)
+    truth = planted.make(config.data.planted)
+    users, items = (np.array(ids.to_pylist()).astype(int) for ids in (dataset.user_ids(), dataset.item_ids()))
+    popularity = np.tile(dataset.item_degrees().astype(float), (len(users), 1))
+    return config, dataset, ndcg_of(dataset, truth.scores(users)[:, items]), ndcg_of(dataset, popularity)
+
+
+def ndcg_of(dataset, scores_UV):
+    """NDCG@20 on the test part of a full matrix of scores: plain numpy, the whole matrix sorted."""
+    known, test = np.zeros(scores_UV.shape, bool), np.zeros(scores_UV.shape, bool)
+    for part in Part:
+        (test if part == Part.TEST else known)[dataset.interactions(part, range(dataset.manifest.buckets))] = True
+    ranked_UK = np.argsort(np.where(known, np.inf, -scores_UV), axis=1, kind="stable")[:, :20]
+    row, item = np.nonzero(test)
+    indptr = np.searchsorted(row, np.arange(len(test) + 1))
+    return ranking_sums(ranked_UK, indptr, item, (20,)).means()["ndcg@20"]
+
+
+@pytest.mark.parametrize("name", [*losses, *catalogue_losses])
+def test_every_loss_finds_the_planted_taste(taste, name):
+    config, dataset, best, popular = taste
+    trainer = Trainer(changed(config, loss={"name": name}, **SETTINGS.get(name, {})), dataset, torch.device("cpu"))
+    for epoch in range(config.train.epochs):
+        for batch in trainer.source.batches(epoch, 0, trainer.source.steps):
+            trainer.step(batch)
+    found = trainer.evaluate(Part.TEST).means()["ndcg@20"]
+    assert 1.4 * popular < found < best
+
+
+def test_evaluation_against_the_whole_matrix(taste):
+    """The same NDCG from sorting the whole matrix of scores; the test part hides validation items too."""
+    config, dataset, _, _ = taste
+    trainer = Trainer(config, dataset, torch.device("cpu"))
+    trainer.step(trainer.source.batch(0, 0))
+    users, items = (torch.nn.functional.normalize(p.table.flush(), dim=1) for p in trainer.parts.values())
+    whole = ndcg_of(dataset, (users @ items.T).numpy())
+    assert trainer.evaluate(Part.TEST).means()["ndcg@20"] == pytest.approx(whole, abs=1e-6)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_hardest_negatives_are_those_with_the_highest_scores(small, dataset, shared):
+    drawn = {"sampling": {"shared": shared, "negatives": 12, "hardest": 3}, "loss": {"name": "bpr"}}
+    trainer = Trainer(changed(small, **drawn), dataset, torch.device("cpu"))
+    batch = trainer.source.batch(0, 0)
+    users, items = (part.table.stored_VD for part in trainer.parts.values())
+    users_BD = torch.nn.functional.normalize(users[torch.from_numpy(batch.users_U[batch.user_index_B]).long()], dim=1)
+    items_UD = torch.nn.functional.normalize(items[torch.from_numpy(batch.items_U).long()], dim=1)
+    index_BN = torch.from_numpy(batch.negative_index).long().view(-1, 12).expand(len(users_BD), 12)
+    scores_BN = torch.einsum("bd,bnd->bn", users_BD, items_UD[index_BN])
+    scores_BN.view(-1)[torch.from_numpy(batch.masked)] = -torch.inf
+    seen = trainer._scores(batch, trainer.model.users(users[torch.from_numpy(batch.users_U).long()]), items_UD)
+    expected = scores_BN.sort(dim=1, descending=True).values[:, :3]
+    torch.testing.assert_close(seen.negative_BN.sort(dim=1, descending=True).values, expected)
+    assert torch.isfinite(trainer.step(batch))
+
+
+DECAY = {"optim": {"decay": {"scope": "full", "strength": 0.5}, "schedule": {"name": "linear"}}}
+HALF, END = 10, 20
+
+
+def run_steps(config, dataset, first, last, load, save):
+    """Steps `first` .. `last`, and a checkpoint on the way. One worker returns its tables."""
+    trainer = Trainer(config, dataset, torch.device("cpu"))
+    if load:
+        assert trainer.load(Path(load)) == {"half": True, "optim": {"users": {"t": first}, "items": {"t": first}}}
+    for k in range(first, last):
+        trainer.step(trainer.source.batch(*divmod(k, trainer.source.steps)))
+        if k + 1 == HALF:  # an uninterrupted run has its checkpoint here too
+            trainer.save(Path(save), {"half": True})
+    if trainer.exchange.workers == 1:
+        return {name: part.table.flush().clone() for name, part in trainer.parts.items()}
+
+
+def test_a_checkpoint_carries_everything(small, dataset, tmp_path):
+    config = changed(small, **DECAY)
+    whole = run_steps(config, dataset, 0, END, None, tmp_path)
+    resumed = run_steps(config, dataset, HALF, END, tmp_path, None)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_checkpoint_goes_to_another_number_of_workers(small, dataset, tmp_path):
+    config = changed(small, **DECAY)
+    (tmp_path / "three").mkdir()
+    run_ranks(3, run_steps, config, dataset, 0, HALF, None, tmp_path / "three")
+    resumed = run_steps(config, dataset, HALF, END, tmp_path / "three", None)
+    whole = run_steps(config, dataset, 0, END, None, tmp_path)
+    assert all(torch.allclose(whole[name], resumed[name], rtol=1e-5, atol=1e-5) for name in whole)
+
+
+def test_full_decay_reaches_rows_no_batch_touched(small, dataset):
+    """A row that no step touched is its initial value times the product of the decays."""
+    config = changed(small, optim={"lr": 0.1, "decay": {"scope": "full", "strength": 0.5}}, sampling={"negatives": 1})
+    trainer = Trainer(config, dataset, torch.device("cpu"))
+    items = trainer.parts["items"].table
+    before, touched = items.stored_VD.clone(), set()
+    for step in range(3):
+        batch = trainer.source.batch(0, step)
+        touched |= set(batch.items_U.tolist())
+        trainer.step(batch)
+    idle = [row for row in range(len(before)) if row not in touched]
+    assert idle
+    assert torch.allclose(items.read(torch.tensor(idle)), before[idle] * 0.95**3, rtol=1e-6)
+
+
+FULL = {
+    "closed form of decay": ("lazy_adam", "decoupled"),
+    "closed form of momentum": ("momentum", "l2"),
+    "replay of moments": ("adam", "decoupled"),
+    "replay of accumulators": ("rowwise_adagrad", "l2"),
+}
+
+
+@pytest.mark.parametrize("case", FULL)
+def test_every_door_shows_settled_rows(small, dataset, tmp_path, case, monkeypatch):
+    """Look-up, evaluation, checkpoint, reshard, resume: each read shows what a sweep at each step would have left."""
+    rule, coupling = FULL[case]
+    decay = {"scope": "full", "coupling": coupling, "strength": 0.02}
+    config = changed(small, optim={"rule": rule, "lr": 0.05, "decay": decay}, sampling={"negatives": 8})
+    trainer = Trainer(config, dataset, torch.device("cpu"))
+    swept = {name: follow(part, config, monkeypatch) for name, part in trainer.parts.items()}
+
+    def check(door, name, rows_VD):
+        error = (rows_VD.double() - swept[name].rows_VD).abs().max().item()
+        assert error < 2e-5, (door, name, error)
+
+    for step in range(15):
+        trainer.step(trainer.source.batch(0, step))
+        trainer.parts["items"].table.read(torch.tensor([step]))
+    for name, part in trainer.parts.items():
+        assert (part.table.stored_VD.double() - swept[name].rows_VD).abs().max() > 1e-3, "nothing is owed"
+        every = torch.arange(len(part.table.stored_VD))
+        check("read", name, part.table.read(every))
+        lookup = trainer.exchange.plan_lookup(every.int().numpy(), [len(every)]).result()
+        check("look-up", name, trainer.exchange.fetch(lookup, part.table.read(lookup.rows_R)))
+    trainer.step(trainer.source.batch(0, 15))
+    seen = {"users": [], "items": []}
+    monkeypatch.setattr(trainer.model, "users", lambda rows: seen["users"].append(rows) or rows)
+    monkeypatch.setattr(trainer.model, "items", lambda rows: seen["items"].append(rows) or rows)
+    trainer.evaluate(Part.TEST)
+    assert [len(seen[name]) for name in seen] == [1, 1]
+    check("evaluation", "items", seen["items"][0])
+    held_out, _, users = trainer._held_out(Part.TEST)
+    assert (seen["users"][0].double() - swept["users"].rows_VD[users]).abs().max() < 2e-5
+    monkeypatch.undo()
+    trainer.parts["users"].table.read(torch.tensor([0]))
+    swept = {name: follow(part, config, monkeypatch, swept[name]) for name, part in trainer.parts.items()}
+    trainer.step(trainer.source.batch(0, 16))
+    trainer.save(tmp_path, {})
+    doors_of_a_checkpoint(tmp_path, config, dataset, check)
+
+
+def follow(part, config, monkeypatch, reference=None):
+    """A dense reference that takes each step which the optimizer takes."""
+    reference = reference or DenseReference(part.table.stored_VD.double(), config.optim, 10**6, part.table.name)
+    step = part.optimizer.step
+    reference.total_steps = part.optimizer._total_steps
+
+    def both(local_U, grad_UD):
+        reference.step(local_U, grad_UD.double())
+        step(local_U, grad_UD)
+
+    monkeypatch.setattr(part.optimizer, "step", both)
+    return reference
+
+
+def doors_of_a_checkpoint(folder, config, dataset, check):
+    """Read by one worker, by three, and by a trainer that resumes."""
+    m = dataset.manifest
+    for workers in (1, 3):
+        partitions = {"users": Partition(m.users, m.buckets, workers), "items": Partition(m.items, m.buckets, workers)}
+        shards = [load_shard(folder, worker, partitions)[0] for worker in range(workers)]
+        for name, partition in partitions.items():
+            whole = torch.empty(partition.rows, config.model.dim)
+            for worker in range(workers):
+                whole[torch.from_numpy(partition.rows_of(worker))] = shards[worker][name]["rows"]
+            check(f"checkpoint for {workers}", name, whole)
+    resumed = Trainer(config, dataset, torch.device("cpu"))
+    resumed.load(folder)
+    for name, part in resumed.parts.items():
+        check("resumed", name, part.table.read(torch.arange(len(part.table.stored_VD))))
