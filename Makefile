@@ -7,26 +7,36 @@ INSTALLED := $(VENV)/.installed
 RIVALS := .venv-rivals
 RIVALS_INSTALLED := $(RIVALS)/.installed
 
-.PHONY: train test test-slow test-triton bench lint clean
+.PHONY: train check lint typecheck test test-slow test-triton format bench clean
 
 train: $(INSTALLED)
 	$(BIN)/distrec train
 
+check: lint typecheck test test-triton
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check distrec tests benchmarks examples
+	$(BIN)/ruff format --check distrec tests benchmarks examples
+
+typecheck: $(INSTALLED)
+	$(BIN)/mypy
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-test-triton: $(INSTALLED)  # the tests of the kernels for GPUs, in Triton's interpreter
+test-triton: $(INSTALLED)  # the GPU kernels, in Triton's interpreter on the CPU
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels tests/optim -k "triton or float64_equals or roundings_a_step"
+
+format: $(INSTALLED)
+	$(BIN)/ruff format distrec tests benchmarks examples
+	$(BIN)/ruff check --fix distrec tests benchmarks examples
 
 bench: $(INSTALLED) $(RIVALS_INSTALLED)
 	$(BIN)/python benchmarks/speed.py --rivals $(RIVALS)/bin/python
 	$(BIN)/python benchmarks/optimizer.py
-
-lint: $(INSTALLED)
-	$(BIN)/ruff check distrec tests benchmarks
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

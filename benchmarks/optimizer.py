@@ -1,9 +1,9 @@
-"""What full-table weight decay costs: a step, by scope and size of the table, beside torch's own optimizers.
+"""The cost of full-table weight decay: a step, by scope and size of the table, beside torch's own optimizers.
 
     python benchmarks/optimizer.py --plot optimizer.png
 
-All scopes work in turn on one table with one pair of moments, so that they find the same memory in the same state and
-a busy machine disturbs them alike. Ratios are medians over rounds of the ratio within a round.
+The scopes are interleaved on one table with one pair of moments, so that they find the same memory in the same state,
+and load by other processes affects them alike. Ratios are medians over rounds of the ratio within a round.
 """
 
 import gc
@@ -12,7 +12,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -27,29 +29,34 @@ from distrec.sharding.partition import Partition
 from distrec.sharding.table import Table
 
 TOUCHED, DIM = 6000, 64
-SCOPES = ("none", "in_batch", "full")
+Scope = Literal["none", "in_batch", "full"]
+Coupling = Literal["decoupled", "l2"]
+SCOPES: tuple[Scope, ...] = ("none", "in_batch", "full")
 Times = dict[str, list[float]]
 
 
-def rounds(ways: dict[str, Callable[[], Callable[[], object]]], count: int) -> Times:
-    """Milliseconds of each way in each round, in an order drawn anew. A way prepares its input, and gives what to time.
+def rounds(variants: dict[str, Callable[[], Callable[[], object]]], count: int) -> Times:
+    """Return the milliseconds of each variant in each round; the order within a round is random.
 
-    The first rounds, which compile and warm up, are left out.
+    Args:
+        variants: by name, a function that prepares the input and returns the function to time.
+        count: number of rounds, after 5 more that compile and warm up.
     """
-    found: Times = {name: [] for name in ways}
-    for turn in range(count + 5):
-        for name in random.sample(list(ways), len(ways)):
-            work = ways[name]()
+    found: Times = {name: [] for name in variants}
+    for turn in range(-5, count):
+        for name in random.sample(list(variants), len(variants)):
+            work = variants[name]()
             start = time.perf_counter()
             work()
-            if turn >= 5:
+            if turn >= 0:
                 found[name].append((time.perf_counter() - start) * 1e3)
     return found
 
 
-def optimizers(rows: int, scopes: Sequence[str] = SCOPES) -> dict[str, SparseOptimizer]:
-    """One for each scope, all of one table and one pair of moments."""
-    partition, found = Partition(rows, 1, 1), {}
+def optimizers(rows: int, scopes: Sequence[Scope] = SCOPES) -> dict[str, SparseOptimizer]:
+    """Return an optimizer for each scope, all sharing one table and one pair of moments."""
+    partition = Partition(rows, 1, 1)
+    found: dict[str, SparseOptimizer] = {}
     rows_VD = normal_rows(0, "items", partition, 0, DIM, 0.1)
     for scope in scopes:
         decay = DecayConfig(scope=scope, strength=0.0 if scope == "none" else 0.1)
@@ -57,12 +64,12 @@ def optimizers(rows: int, scopes: Sequence[str] = SCOPES) -> dict[str, SparseOpt
         found[scope] = SparseOptimizer(table, OptimConfig(decay=decay), total_steps=10**6)
         found[scope]._rule = found[scopes[0]]._rule
     for slot in found[scopes[0]]._rule.slots.values():
-        slot.fill_(1e-3)  # a page that nobody has written to is not there yet, and costs the first step that touches it
+        slot.fill_(1e-3)  # map all pages now: the first write to a page would cost the step that makes it
     return found
 
 
 def sparse_steps(rows: int) -> dict[str, Callable[[], Callable[[], object]]]:
-    """A step of each scope, with random unique rows, ascending as training gives them."""
+    """Return a step of each scope on random unique rows, ascending as in training."""
     grad_UD = torch.randn(TOUCHED, DIM)
 
     def prepare(optimizer: SparseOptimizer) -> Callable[[], object]:
@@ -70,10 +77,10 @@ def sparse_steps(rows: int) -> dict[str, Callable[[], Callable[[], object]]]:
         local_U = local_U[torch.randperm(len(local_U))[:TOUCHED]].sort().values
         return lambda: optimizer.step(local_U, grad_UD[: len(local_U)])
 
-    return {scope: (lambda o=optimizer: prepare(o)) for scope, optimizer in optimizers(rows).items()}
+    return {scope: partial(prepare, optimizer) for scope, optimizer in optimizers(rows).items()}
 
 
-IDLE_RULES = [
+IDLE_RULES: list[tuple[str, Coupling]] = [
     ("momentum", "decoupled"),
     ("adam", "decoupled"),
     ("adam", "l2"),
@@ -82,8 +89,12 @@ IDLE_RULES = [
 ]
 
 
-def idle_steps(rows: int, rule: str, coupling: str, idle: str, count: int) -> list[float]:
-    """Look-up and step of a rule whose idle rows move, once gaps are as long as they get on average."""
+def idle_steps(rows: int, rule: str, coupling: Coupling, idle: Literal["lazy", "sweep"], count: int) -> list[float]:
+    """Return the milliseconds of a lookup and step of a rule that updates idle rows.
+
+    Only the second half of `count` steps is returned: by then the gaps between the steps that touch a row have reached
+    their stationary length.
+    """
     table = Table("items", Partition(rows, 1, 1), 0, normal_rows(0, "items", Partition(rows, 1, 1), 0, DIM, 0.1))
     decay = DecayConfig(scope="full", coupling=coupling, strength=0.01)
     optimizer = SparseOptimizer(table, OptimConfig(rule=rule, idle=idle, decay=decay), total_steps=10**6)
@@ -100,7 +111,7 @@ def idle_steps(rows: int, rule: str, coupling: str, idle: str, count: int) -> li
 
 
 def idle_rules(rows: int) -> list[Row]:
-    """What putting off the steps of idle rows gives, rule by rule."""
+    """Return the rows that compare deferred updates of idle rows with a sweep at each step, by rule."""
     found = []
     steps = max(100, 4 * rows // TOUCHED)
     for rule, coupling in IDLE_RULES:
@@ -115,7 +126,7 @@ def idle_rules(rows: int) -> list[Row]:
 
 
 def torch_sparse_adam(rows: int) -> Callable[[], Callable[[], object]]:
-    """A step of torch.optim.SparseAdam, which is spared the sorting of its gradient."""
+    """Return a step of torch.optim.SparseAdam, on a gradient that is coalesced already."""
     weight, grad_UD = torch.randn(rows, DIM).requires_grad_(), torch.randn(TOUCHED, DIM)
     rival = torch.optim.SparseAdam([weight])
 
@@ -130,15 +141,15 @@ def torch_sparse_adam(rows: int) -> Callable[[], Callable[[], object]]:
 
 
 def dense_adam(rows: int, count: int) -> list[float]:
-    """Steps of torch.optim.Adam(fused=True), which sweeps the table."""
+    """Return the milliseconds of steps of torch.optim.Adam(fused=True), which updates every row."""
     weight = torch.randn(rows, DIM).requires_grad_()
     weight.grad = torch.randn(rows, DIM)
     rival = torch.optim.Adam([weight], fused=True)
     return rounds({"adam": lambda: rival.step}, count)["adam"]
 
 
-def settling(rows: int, count: int) -> Times:
-    """Settling of a whole table, and a copy of it."""
+def flushes(rows: int, count: int) -> Times:
+    """Return the milliseconds of flushing a whole table, and of copying it."""
     optimizer = optimizers(rows, ("full",))["full"]
     table, grad_UD = optimizer._table, torch.randn(TOUCHED, DIM)
     copy_VD = table.stored_VD.clone()
@@ -147,40 +158,42 @@ def settling(rows: int, count: int) -> Times:
         optimizer.step(torch.randperm(rows)[:TOUCHED], grad_UD)
         return table.flush
 
-    return rounds({"settle": prepare, "copy": lambda: lambda: copy_VD.copy_(table.stored_VD)}, count)
+    return rounds({"flush": prepare, "copy": lambda: lambda: copy_VD.copy_(table.stored_VD)}, count)
 
 
 def state(rule: str) -> Row:
-    """Bytes a row that full decay keeps beside the rows and the rule's own accumulators."""
+    """Return the bytes a row that full decay stores beside the rows and the accumulators of the rule."""
     rows_VD = torch.zeros(1000, 1)
     table = Table("items", Partition(1000, 1, 1), 0, rows_VD)
     decay = DecayConfig(scope="full", strength=0.1)
     optimizer = SparseOptimizer(table, OptimConfig(rule=rule, decay=decay), total_steps=10**6)
-    kept = [value for value in vars(optimizer._idle).values() if isinstance(value, torch.Tensor) and len(value) == 1000]
+    kept = [
+        value for value in vars(optimizer._deferred).values() if isinstance(value, torch.Tensor) and len(value) == 1000
+    ]
     size = float(sum(value.element_size() for value in kept))
     return Row(f"state of full decay, {rule}", size, "bytes a row", bar="<= 8", holds=size <= 8)
 
 
 def room_for(arrays: int, rows: int) -> bool:
-    """Whether so many arrays of that many rows fit into the memory that is free now, with a reserve."""
+    """Return whether arrays of this many rows fit into the available memory, with a reserve."""
     free = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")]
     return int(free[0].split()[1]) * 1024 > 1.2 * arrays * rows * DIM * 4 + 2**30
 
 
 def measure(quick: bool) -> tuple[list[Row], Times]:
-    """All rows, and the curves of the plot: medians by size."""
+    """Return all rows, and the curves of the plot: medians by size of the table."""
     found: list[Row] = []
     curves: Times = {name: [] for name in (*SCOPES, "dense")}
     sizes = [70_000, 1_000_000] + ([] if quick else [10_000_000])
     for rows in sizes:
-        ways, name = sparse_steps(rows), f"{rows:,} rows"
-        times = rounds(ways, 100 if quick else 400)
+        steps, name = sparse_steps(rows), f"{rows:,} rows"
+        times = rounds(steps, 100 if quick else 400)
         rivals: Times = {}
-        if rows == sizes[0]:  # in rounds of its own, as it leaves nothing in the caches
-            pair = {"full": ways["full"], "SparseAdam": torch_sparse_adam(rows)}
+        if rows == sizes[0]:  # in separate rounds, as SparseAdam evicts everything from the caches
+            pair = {"full": steps["full"], "SparseAdam": torch_sparse_adam(rows)}
             rivals = rounds(pair, 30 if quick else 100)
             pair.clear()
-        ways.clear()
+        steps.clear()
         gc.collect()
         found += [bar_row(f"{name}: decay {scope}", times[scope], "ms") for scope in SCOPES]
         for scope in SCOPES:
@@ -201,15 +214,15 @@ def measure(quick: bool) -> tuple[list[Row], Times]:
     )
     for rows in [] if quick else sizes[:2]:
         found += idle_rules(rows)
-    times, name = settling(1_000_000, 10 if quick else 50), "1,000,000 rows"
-    found += [bar_row(f"{name}: settling", times["settle"], "ms"), bar_row(f"{name}: copy", times["copy"], "ms")]
-    found.append(bar_row(f"{name}: settling / copy", ratios(times["settle"], times["copy"]), "x", 3))
+    times, name = flushes(1_000_000, 10 if quick else 50), "1,000,000 rows"
+    found += [bar_row(f"{name}: flush", times["flush"], "ms"), bar_row(f"{name}: copy", times["copy"], "ms")]
+    found.append(bar_row(f"{name}: flush / copy", ratios(times["flush"], times["copy"]), "x", 3))
     found += [state(rule) for rule in ("lazy_adam", "adam")]
     return found, {"rows": [float(size) for size in sizes], **curves}
 
 
 def plot(curves: Times, file: Path) -> None:
-    """Step time by size of the table."""
+    """Save the step time by size of the table as a picture."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -226,11 +239,12 @@ def plot(curves: Times, file: Path) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0])
+    """Run the benchmark by the command line."""
+    parser = arguments("Measure the cost of full-table weight decay.")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="save the step time by size of the table as a picture"
     )
-    parser.add_argument("--threads", type=int, help="of torch and numba (default: all); 1 suffers least from others")
+    parser.add_argument("--threads", type=int, help="threads of torch and numba (default: all); 1 is least disturbed")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -238,7 +252,7 @@ def main() -> None:
     torch.manual_seed(0)
     rows, curves = measure(given.quick)
     threads = torch.get_num_threads()
-    title = f"lazy_adam unless said otherwise, {TOUCHED:,} touched rows of D = {DIM}, float32, {threads} threads"
+    title = f"lazy_adam if not stated otherwise, {TOUCHED:,} touched rows of D = {DIM}, float32, {threads} threads"
     report(rows, title, given.json)
     if given.plot:
         plot(curves, given.plot)

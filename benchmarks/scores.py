@@ -1,9 +1,9 @@
-"""Scores of pairs with their gradients: the ways to get them, side by side, beside what memory and arithmetic allow.
+"""Scores of pairs with their gradients: implementations side by side, beside the bounds of memory and arithmetic.
 
     python benchmarks/scores.py --threads 1
 
-The ways take turns in an order drawn anew each round, so that a busy machine disturbs them alike. Several threads
-suffer most from others: where the machine is shared, compare with one.
+The implementations are interleaved, in a random order each round, so that other load affects them alike. Measurements
+with several threads suffer most from it: on a shared machine, compare with one thread.
 """
 
 import shutil
@@ -42,7 +42,7 @@ ITEMS, USERS = 40_981, 29_858  # rows of the tables of Gowalla
 
 
 class Case(NamedTuple):
-    """Random pairs, numbered by their unique rows as batches are, and a gradient of the scores."""
+    """Random pairs, as indices into unique rows like in a batch, and a gradient of the scores."""
 
     users_UD: torch.Tensor
     items_VD: torch.Tensor
@@ -59,7 +59,7 @@ def make_case(pairs: int, n: int) -> Case:
 
 
 def with_gradients(case: Case, function: Callable[..., torch.Tensor]) -> Callable[[], None]:
-    """Scores and the gradients of both rows."""
+    """Return a function that computes the scores and the gradients of both rows."""
 
     def work() -> None:
         case.users_UD.grad = case.items_VD.grad = None
@@ -69,7 +69,7 @@ def with_gradients(case: Case, function: Callable[..., torch.Tensor]) -> Callabl
 
 
 def sparse_products(case: Case) -> Callable[[], None]:
-    """The same from torch's products of sparse and dense matrices. The transpose is sorted anew, as in each step."""
+    """Return the same by torch's sparse-dense matrix products. The transpose is sorted each time, as in each step."""
     users_UD, items_VD = case.users_UD.detach(), case.items_VD.detach()
     pairs, n = case.item_index_BN.shape
     item_index_P, user_index_B = case.item_index_BN.reshape(-1), case.user_index_B
@@ -94,7 +94,7 @@ def sparse_products(case: Case) -> Callable[[], None]:
 
 
 def normalised_pairs(case: Case) -> Callable[[], None]:
-    """What public research code does: gather the rows of every place, normalise them, multiply."""
+    """Return the same as in public research code: gather the rows of every pair, normalise them, multiply."""
 
     def function(
         users_UD: torch.Tensor, items_VD: torch.Tensor, user_index: torch.Tensor, item_index: torch.Tensor
@@ -105,8 +105,8 @@ def normalised_pairs(case: Case) -> Callable[[], None]:
     return with_gradients(case, function)
 
 
-def ways(case: Case, quick: bool) -> dict[str, Callable[[], object]]:
-    """All of one setting. The slow ones, which build (B, N, D), only where there is time for them."""
+def implementations(case: Case, quick: bool) -> dict[str, Callable[[], object]]:
+    """Return the implementations to compare. With `quick`, large cases leave out those that build (B, N, D)."""
     found = {
         "compiled": with_gradients(case, pair_scores),
         "sparse products of torch": sparse_products(case),
@@ -115,15 +115,15 @@ def ways(case: Case, quick: bool) -> dict[str, Callable[[], object]]:
         found["gather and multiply"] = with_gradients(case, pair_scores_reference)
         found["gather, normalise, multiply"] = normalised_pairs(case)
     if case.item_index_BN.shape[1] > 1:
-        at_N = case.item_index_BN[0]
+        shared_N = case.item_index_BN[0]
         found["shared by the batch"] = with_gradients(
-            case, lambda u, i, user_index, item_index_BN: shared_scores(u, i, user_index, item_index_BN[:, 0], at_N)[1]
+            case, lambda u, i, user_index, item_index: shared_scores(u, i, user_index, item_index[:, 0], shared_N)[1]
         )
     return found
 
 
 def bandwidth(quick: bool) -> float:
-    """Bytes a second, read and written, of copying a table like those above."""
+    """Return the bytes read and written per second when copying an item table."""
     table = torch.randn(ITEMS, DIM)
     copy = torch.empty_like(table)
     times = rounds({"copy": lambda: lambda: copy.copy_(table)}, 20 if quick else 100)["copy"]
@@ -131,28 +131,25 @@ def bandwidth(quick: bool) -> float:
 
 
 def arithmetic(quick: bool) -> float:
-    """Multiply-adds a second of a matrix product."""
+    """Return the multiply-adds per second of a matrix product."""
     a = torch.randn(1024, 1024)
     times = rounds({"product": lambda: lambda: a @ a}, 10 if quick else 50)["product"]
     return 1024**3 / (statistics.median(times) / 1e3)
 
 
 def floor(case: Case, bytes_s: float, products_s: float) -> float:
-    """Milliseconds: the arithmetic of the scores and both gradients, or touching every array once in each of the three.
-
-    As if every row that is asked for again still were in the cache.
-    """
-    places, users, items = case.item_index_BN.nbytes, case.users_UD.nbytes, case.items_VD.nbytes
-    scores = users + items + places + case.grad_BN.nbytes
-    moved = 3 * scores  # a gradient reads one table and the places, and writes the other
+    """Return a lower bound in milliseconds: the arithmetic of the scores and both gradients, or accessing every array
+    once in each of the three, whichever is larger. Repeated reads of a row count as cached."""
+    scores = sum(tensor.nbytes for tensor in (case.users_UD, case.items_VD, case.item_index_BN, case.grad_BN))
+    moved = 3 * scores  # a gradient reads one table and the indices, and writes the other
     return max(moved / bytes_s, 3 * case.item_index_BN.numel() * DIM / products_s) * 1e3
 
 
-def of_setting(pairs: int, n: int, quick: bool, rates: tuple[float, float]) -> list[Row]:
+def measure_setting(pairs: int, n: int, quick: bool, rates: tuple[float, float]) -> list[Row]:
     case, name = make_case(pairs, n), f"B = {pairs:,}, N = {n}"
-    given = ways(case, quick)
-    times = rounds({way: lambda w=work: w for way, work in given.items()}, 10 if quick else 30)
-    found = [bar_row(f"{name}: {way}", values, "ms") for way, values in times.items()]
+    given = implementations(case, quick)
+    times = rounds({which: lambda w=work: w for which, work in given.items()}, 10 if quick else 30)
+    found = [bar_row(f"{name}: {which}", values, "ms") for which, values in times.items()]
     found.append(
         bar_row(
             f"{name}: compiled / sparse products", ratios(times["compiled"], times["sparse products of torch"]), "x", 1
@@ -164,8 +161,8 @@ def of_setting(pairs: int, n: int, quick: bool, rates: tuple[float, float]) -> l
     return found
 
 
-def of_unit_rows(quick: bool) -> list[Row]:
-    """Rows of length 1 and their gradient, compiled and not."""
+def measure_normalize(quick: bool) -> list[Row]:
+    """L2 normalisation and its gradient, compiled and in plain torch."""
     rows_VD, grad_VD = torch.randn(ITEMS, DIM).requires_grad_(), torch.randn(ITEMS, DIM)
 
     def prepare(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], object]:
@@ -173,12 +170,14 @@ def of_unit_rows(quick: bool) -> list[Row]:
         return lambda: function(rows_VD).backward(grad_VD)
 
     given = {"compiled": l2_normalize, "plain torch": l2_normalize_reference}
-    times: Times = rounds({way: lambda f=function: prepare(f) for way, function in given.items()}, 20 if quick else 100)
-    return [bar_row(f"unit rows, {ITEMS:,}: {way}", values, "ms") for way, values in times.items()]
+    times: Times = rounds(
+        {which: lambda f=function: prepare(f) for which, function in given.items()}, 20 if quick else 100
+    )
+    return [bar_row(f"L2 normalisation, {ITEMS:,} rows: {which}", values, "ms") for which, values in times.items()]
 
 
 def sparse_step(pairs: int, n: int) -> Callable[[], None]:
-    """One step of sampled softmax on unique rows, from the look-up to the update, as the trainer takes it."""
+    """Return one training step of sampled softmax on unique rows, from the look-up to the update."""
     case, loss = make_case(pairs, n + 1), LossConfig()
     tables = [
         Table(name, Partition(rows, 1, 1), 0, torch.randn(rows, DIM)) for name, rows in (("u", USERS), ("i", ITEMS))
@@ -198,7 +197,7 @@ def sparse_step(pairs: int, n: int) -> Callable[[], None]:
 
 
 def naive_step(pairs: int, n: int) -> Callable[[], None]:
-    """The same as public research code takes it: every place gathered and normalised, dense gradients, dense Adam."""
+    """Return the same step as in public research code: rows of every pair, dense gradients, dense Adam."""
     tables = [torch.nn.Embedding(rows, DIM) for rows in (USERS, ITEMS)]
     adam = torch.optim.Adam([table.weight for table in tables])
     user_B, item_BN = torch.randint(USERS, (pairs,)), torch.randint(ITEMS, (pairs, n + 1))
@@ -213,42 +212,42 @@ def naive_step(pairs: int, n: int) -> Callable[[], None]:
     return work
 
 
-def of_steps(pairs: int, n: int, count: int) -> list[Row]:
-    """Whole steps of sampled softmax."""
+def measure_steps(pairs: int, n: int, count: int) -> list[Row]:
+    """Whole steps of sampled softmax, and the ratio of ours to the naive one."""
     given = {"naive": naive_step(pairs, n), "step": sparse_step(pairs, n)}
-    times = rounds({way: lambda w=work: w for way, work in given.items()}, count)
-    name, share = f"B = {pairs:,}, N = {n}, sampled softmax", ratios(times["step"], times["naive"])
+    times = rounds({which: lambda w=work: w for which, work in given.items()}, count)
+    name, ratio = f"B = {pairs:,}, N = {n}, sampled softmax", ratios(times["step"], times["naive"])
     found = [bar_row(f"{name}: whole step", times["step"], "ms"), bar_row(f"{name}: naive step", times["naive"], "ms")]
-    return [*found, bar_row(f"{name}: whole step / naive step", share, "x", 1 / 25)]
+    return [*found, bar_row(f"{name}: whole step / naive step", ratio, "x", 1 / 25)]
 
 
-def of_shared_softmax(pairs: int, n: int, count: int) -> list[Row]:
-    """Softmax with negatives shared by the batch, from unique rows to their gradients: ours, plain torch, and that
-    compiled by torch, which needs a C++ compiler on the machine and its time at each start."""
+def measure_shared_softmax(pairs: int, n: int, count: int) -> list[Row]:
+    """Softmax with negatives shared by the batch, from unique rows to their gradients: ours, plain torch, and
+    torch.compile, which needs a C++ compiler on the machine and compiles at each start."""
     rows = [torch.randn(pairs, DIM).requires_grad_(), torch.randn(pairs + n, DIM).requires_grad_()]
-    at = torch.arange(pairs, dtype=torch.int32)
+    index = torch.arange(pairs, dtype=torch.int32)
     negative_index, loss = torch.arange(pairs, pairs + n, dtype=torch.int32), LossConfig()
 
     def ours(users_UD: torch.Tensor, items_UD: torch.Tensor) -> torch.Tensor:
-        scores = shared_scores(l2_normalize(users_UD), l2_normalize(items_UD), at, at, negative_index)
+        scores = shared_scores(l2_normalize(users_UD), l2_normalize(items_UD), index, index, negative_index)
         return losses["ssm"](Scores(*scores), loss).sum()
 
     def plain(users_UD: torch.Tensor, items_UD: torch.Tensor) -> torch.Tensor:
-        users_BD, items_UD = normalize(users_UD, dim=1)[at], normalize(items_UD, dim=1)
+        users_BD, items_UD = normalize(users_UD, dim=1)[index], normalize(items_UD, dim=1)
         negative_B = (users_BD @ items_UD[negative_index].T / loss.temperature).logsumexp(1)
-        return torch.nn.functional.softplus(negative_B - (users_BD * items_UD[at]).sum(1) / loss.temperature).sum()
+        return torch.nn.functional.softplus(negative_B - (users_BD * items_UD[index]).sum(1) / loss.temperature).sum()
 
     def prepare(function: Callable[..., torch.Tensor]) -> Callable[[], object]:
         for rows_UD in rows:
             rows_UD.grad = None
         return lambda: function(*rows).backward()
 
-    compiled, began = torch.compile(plain), time.perf_counter()
+    compiled, start = torch.compile(plain), time.perf_counter()
     prepare(compiled)()
-    warm_s, given = time.perf_counter() - began, {"ours": ours, "plain torch": plain, "torch.compile": compiled}
-    times = rounds({way: lambda f=function: prepare(f) for way, function in given.items()}, count)
+    warm_s, given = time.perf_counter() - start, {"ours": ours, "plain torch": plain, "torch.compile": compiled}
+    times = rounds({which: lambda f=function: prepare(f) for which, function in given.items()}, count)
     name = f"B = {pairs:,}, N = {n}, shared softmax"
-    found = [bar_row(f"{name}: {way}", values, "ms") for way, values in times.items()]
+    found = [bar_row(f"{name}: {which}", values, "ms") for which, values in times.items()]
     return [*found, Row(f"{name}: torch.compile, first call", warm_s, "s")]
 
 
@@ -265,11 +264,11 @@ def main() -> None:
         Row("matrix product", rates[1] / 1e9, "G multiply-adds/s"),
     ]
     for pairs, n in SETTINGS:
-        found += of_setting(pairs, n, given.quick, rates)
-    found += of_unit_rows(given.quick)
-    if shutil.which("c++"):  # torch compiles by it
-        found += of_shared_softmax(*SETTINGS[0], 10 if given.quick else 100)
-    found += of_steps(*((256, 200) if given.quick else SETTINGS[0]), 10)
+        found += measure_setting(pairs, n, given.quick, rates)
+    found += measure_normalize(given.quick)
+    if shutil.which("c++"):  # needed by torch.compile
+        found += measure_shared_softmax(*SETTINGS[0], 10 if given.quick else 100)
+    found += measure_steps(*((256, 200) if given.quick else SETTINGS[0]), 10)
     title = f"scores and gradients, D = {DIM}, items of {ITEMS:,}, float32, {torch.get_num_threads()} threads"
     report(found, title, given.json)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts and stops the Ray cluster that distrec runs on; `start.sh --help` says how, README.md says the rest.
-# Everything stands in functions, called by the last line: `up` and `down` feed this file to `bash -s` on the other machines.
+# Starts and stops a Ray cluster for distrec. Usage: `start.sh --help` and README.md.
+# All code is in functions and runs from the last line, because `up` and `down` pipe this file to `bash -s` on each machine.
 set -euo pipefail
 
 usage() {
@@ -9,23 +9,23 @@ usage: cluster/start.sh COMMAND [options] [-- options of `ray start`]
 
 by hand, or as a step of Slurm:
   head                     start the head on this machine; prints RAY_ADDRESS=ip:port
-  worker HEAD[:PORT]       join this machine to that head
-  status [HEAD[:PORT]]     list the nodes; run it on one of them
-  stop                     stop what head or worker started on this machine, and nothing else
+  worker HEAD[:PORT]       join this machine to the cluster of a head
+  status [HEAD[:PORT]]     list the nodes; to be run on one of them
+  stop                     stop what head or worker started on this machine, and no other Ray
 over ssh (without a password; the same python path everywhere):
-  up HEAD WORKER...        head on the first machine, worker on the others
-  down HEAD WORKER...      stop on each of them, the head last
+  up HEAD WORKER...        run head on the first machine and worker on the others
+  down HEAD WORKER...      run stop on each of them, on the head last
 
 options:
-  --port N                 the head's port, and the first of eight (default 6379; a second cluster needs another)
-  --worker-ports MIN-MAX   for the processes that Ray starts (default 10100-10999)
-  --ip IP                  this machine's address, where it has several (up: the head's)
-  --cpus N                 logical CPUs of a machine (default: what it has); distrec needs 1.5 a worker
-  --object-store GIB       memory for Ray's object store on a machine (default: 30 % of it)
-  --temp-dir DIR           Ray's logs and sockets, on a local disk (default /tmp/ray)
-  --python PATH            the interpreter that has distrec (default: $PYTHON, the .venv beside cluster/, python3)
-  --no-dashboard           the head's dashboard is otherwise on, at its port 8265, for this machine and with Ray's token
-  --block                  head, worker: stay in the foreground, and stop with the terminal or the Slurm step
+  --port N                 port of the head, the first of eight ports (default 6379; a second cluster needs another)
+  --worker-ports MIN-MAX   ports of the processes that Ray starts (default 10100-10999)
+  --ip IP                  address of this machine, if it has several (up: of the head)
+  --cpus N                 logical CPUs of a machine (default: all); distrec needs 1.5 a worker
+  --object-store GIB       size of Ray's object store on a machine (default: 30 % of its memory)
+  --temp-dir DIR           folder of Ray's logs and sockets, on a local disk (default /tmp/ray)
+  --python PATH            interpreter that has distrec (default: $PYTHON, the .venv beside cluster/, python3)
+  --no-dashboard           no dashboard on the head (default: port 8265, reachable from the head alone, with Ray's token)
+  --block                  head, worker: stay in the foreground, and stop when the terminal or the Slurm step ends
 HELP
 }
 
@@ -60,16 +60,16 @@ main() {
       *) hosts+=("$1"); shift ;;
     esac
   done
-  [[ $worker_ports =~ ^[0-9]+-[0-9]+$ ]] || die "--worker-ports takes MIN-MAX, for instance 10100-10999"
-  address="" state=$HOME/.cache/distrec-cluster/$(hostname)-$port  # the home may be shared between machines
+  [[ $worker_ports =~ ^[0-9]+-[0-9]+$ ]] || die "--worker-ports needs MIN-MAX, for instance 10100-10999"
+  address="" state=$HOME/.cache/distrec-cluster/$(hostname)-$port  # machines may share a home folder
   local n=${#hosts[@]}
   case $command in
-    head) ((n == 0)) || die "head takes no host: run it on the head, or use 'up ${hosts[*]}'"; start_head ;;
-    worker) ((n == 1)) || die "worker takes the head's address: worker HEAD[:PORT]"; start_worker "${hosts[0]}" ;;
-    status) ((n <= 1)) || die "status takes one address at most"; status "${hosts[0]:-}" ;;
-    stop) ((n == 0)) || die "stop takes no host: run it on each machine, or use 'down ${hosts[*]}'"; stop ;;
-    up) ((n >= 1)) || die "up takes the head and the workers: up HEAD WORKER..."; up "${hosts[@]}" ;;
-    down) ((n >= 1)) || die "down takes the head and the workers: down HEAD WORKER..."; down "${hosts[@]}" ;;
+    head) ((n == 0)) || die "head has no host argument: run it on the head, or use 'up ${hosts[*]}'"; start_head ;;
+    worker) ((n == 1)) || die "worker needs the head's address: worker HEAD[:PORT]"; start_worker "${hosts[0]}" ;;
+    status) ((n <= 1)) || die "status has at most one address argument"; status "${hosts[0]:-}" ;;
+    stop) ((n == 0)) || die "stop has no host argument: run it on each machine, or use 'down ${hosts[*]}'"; stop ;;
+    up) ((n >= 1)) || die "up needs the head and the workers: up HEAD WORKER..."; up "${hosts[@]}" ;;
+    down) ((n >= 1)) || die "down needs the head and the workers: down HEAD WORKER..."; down "${hosts[@]}" ;;
   esac
 }
 
@@ -80,8 +80,8 @@ start_head() {
   keep_given_token
   ensure_token
   [[ -n $ip ]] || ip=$(own_ip 8.8.8.8)
-  [[ $ip != 127.* ]] || die "found no address of this machine that others can reach: name it with --ip"
-  # Without the dashboard Ray never gives back the CPUs of a run whose `distrec train` was killed.
+  [[ $ip != 127.* ]] || die "found no address of this machine that others can reach: set it with --ip"
+  # Without the dashboard Ray never releases the CPUs of a run whose `distrec train` was killed.
   start --head --port "$port" --ray-client-server-port $((port + 6)) --include-dashboard "$dashboard" --disable-usage-stats
   say_address
   finish
@@ -102,7 +102,7 @@ start_worker() {
   finish
 }
 
-# Finds the interpreter, and what names the version: the number, and a digest of the sources, which tells two check-outs apart.
+# Sets `python` to the interpreter and `version` to distrec's version with a digest of its sources, which differs between checkouts.
 need_environment() {
   local here candidate
   here=$(dirname -- "${BASH_SOURCE[0]:-.}")/..
@@ -119,12 +119,12 @@ print(f"{distrec.__version__}-{digest.hexdigest()[:8]}")
 PYTHON
     )
     [[ -z $version ]] || { python=$(command -v "$candidate"); return 0; }
-    [[ $candidate != "$python" ]] || break  # one that was asked for, and no other
+    [[ $candidate != "$python" ]] || break  # an interpreter given by --python or PYTHON has no substitute
   done
-  die "no distrec on $(hostname) for '$candidate': install it there (make train), or name the interpreter with --python"
+  die "no distrec on $(hostname) for '$candidate': install it there (make train), or set the interpreter with --python"
 }
 
-keep_given_token() {  # what `on` sent, for Ray and for whoever runs distrec here later
+keep_given_token() {  # stores the token that `on` sent, for Ray and for later runs of distrec on this machine
   local file=$HOME/.ray/auth_token
   [[ -n ${given_token:-} ]] || return 0
   if ! [[ -s $file ]]; then (umask 077 && mkdir -p "$HOME/.ray" && printf %s "$given_token" >"$file"); fi
@@ -144,7 +144,7 @@ need_reach() {
     die "cannot reach $1:$2 from $(hostname): is the head started, and port $2 open to this machine?"
 }
 
-own_ip() {  # the address from which this machine reaches $1; nothing is sent
+own_ip() {  # prints the address from which this machine reaches $1, without sending a packet
   "$python" -c 'import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 try:
@@ -159,13 +159,13 @@ interface_of() {
 print(next((name for name, has in psutil.net_if_addrs().items() if any(a.address == sys.argv[1] for a in has)), ""))' "$1"
 }
 
-start() {  # starts Ray in the background as our child, waits until it runs, compares the versions
+start() {  # starts Ray in the background as a child process, polls until it runs, compares the versions
   ! running || die "already started on $(hostname) (process $(<"$state.pid")): cluster/start.sh stop --port $port"
   mkdir -p "$(dirname "$state")"
   export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
-  # Processes of torch otherwise look up the host's own name, which many machines answer with 127.0.1.1.
+  # Otherwise torch resolves the host's own name, which is 127.0.1.1 on many machines.
   export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$(interface_of "$ip")}
-  [[ -n $GLOO_SOCKET_IFNAME ]] || die "no interface of $(hostname) has the address $ip: give one that it has with --ip"
+  [[ -n $GLOO_SOCKET_IFNAME ]] || die "no interface of $(hostname) has the address $ip: set another with --ip"
   local options=(
     "$@" --block --node-ip-address "$ip" --labels "distrec=$version"
     --node-manager-port $((port + 1)) --object-manager-port $((port + 2)) --runtime-env-agent-port $((port + 3))
@@ -175,7 +175,7 @@ start() {  # starts Ray in the background as our child, waits until it runs, com
   [[ -z $cpus ]] || options+=(--num-cpus "$cpus")
   [[ -z $temp_dir ]] || options+=(--temp-dir "$temp_dir")
   [[ -z $object_store ]] || options+=(--object-store-memory $((object_store << 30)))
-  # In a session of its own: the end of a terminal or of ssh is not the end of the cluster.
+  # In a session of its own, so that the cluster outlives the terminal or the ssh connection.
   setsid "$python" -m ray.scripts.scripts start "${options[@]}" ${ray_options[@]+"${ray_options[@]}"} \
     </dev/null >"$state.log" 2>&1 &
   echo $! >"$state.pid"
@@ -190,12 +190,12 @@ start() {  # starts Ray in the background as our child, waits until it runs, com
   if ! running || ((tries == 240)); then
     stop_quietly
     tail -n 20 "$state.log" >&2
-    die "Ray did not start on $(hostname); all it said is in $state.log. A 'Version mismatch' means another Ray or Python than" \
+    die "Ray did not start on $(hostname); its output is in $state.log. 'Version mismatch' means that Ray or Python differs from" \
       "the head's: install the head's versions here (pip install -c constraints.txt)"
   fi
   if ! nodes "$address" "$version"; then
     stop_quietly
-    die "$(hostname) was not joined: bring distrec there to the head's state (git pull, pip install), and start it again"
+    die "$(hostname) did not join: update distrec there to the head's version (git pull, pip install), and start it again"
   fi
 }
 
@@ -211,7 +211,7 @@ finish() {
   wait "$(<"$state.pid")" || die "Ray ended; see $state.log"
 }
 
-running() {  # not a zombie, which a container without an init keeps, nor another's process under an old number
+running() {  # false for a zombie, which a container without an init keeps, and for an unrelated process with a reused id
   [[ -s $state.pid ]] && grep -qsa ray.scripts.scripts "/proc/$(<"$state.pid")/cmdline"
 }
 
@@ -230,7 +230,7 @@ stop_quietly() {
       running || break
       sleep 0.5
     done
-    # What outlived it: `start` gave Ray a session of its own, so this ends nobody else's processes.
+    # Kill what is left of Ray's session, which `start` created: it contains no other processes.
     for stat in /proc/[0-9]*/stat; do
       { read -r left <"$stat"; } 2>/dev/null || continue
       read -ra fields <<<"${left##*) }"
@@ -242,14 +242,14 @@ stop_quietly() {
 
 status() {
   need_environment
-  [[ -n ${1:-} || -s $state.address ]] || die "nothing started on $(hostname) with port $port: name the head"
-  local at=${1:-$(<"$state.address")}
-  [[ $at == *:* ]] || at=$at:$port
-  need_reach "${at%:*}" "${at##*:}"
-  nodes "$at" ""
+  [[ -n ${1:-} || -s $state.address ]] || die "nothing started on $(hostname) with port $port: give the address of the head"
+  local target=${1:-$(<"$state.address")}
+  [[ $target == *:* ]] || target=$target:$port
+  need_reach "${target%:*}" "${target##*:}"
+  nodes "$target" ""
 }
 
-# Prints the nodes of the cluster at $1; fails if the head's distrec is not $2.
+# Prints the nodes of the cluster at $1; fails if the version of distrec on the head is not $2.
 nodes() {
   RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} timeout 120 "$python" - "$@" <<'PYTHON'
 import logging, sys
@@ -262,11 +262,11 @@ total = {}
 for node in alive:
     has = node["Resources"]
     head = "node:__internal_head__" in has
-    of = node["Labels"].get("distrec", "unknown")
-    print(f'{node["NodeManagerAddress"]:<15} {"head" if head else "worker":<6} distrec {of}  '
+    found = node["Labels"].get("distrec", "unknown")
+    print(f'{node["NodeManagerAddress"]:<15} {"head" if head else "worker":<6} distrec {found}  '
           f'{has.get("CPU", 0):g} CPUs  {has.get("GPU", 0):g} GPUs', file=sys.stderr)
-    if head and version and of != version:
-        sys.exit(f"the head has distrec {of}, this machine {version}")
+    if head and version and found != version:
+        sys.exit(f"the head has distrec {found}, this machine {version}")
 ray.shutdown()
 PYTHON
 }
@@ -274,10 +274,10 @@ PYTHON
 # ---- many machines, over ssh
 
 up() {
-  local head=$1 host options=() said
+  local head=$1 host options=() output
   shift
   [[ -z $python ]] || PYTHON=$python
-  need_environment  # the same path is used everywhere
+  need_environment  # the same path is used on all machines
   ensure_token
   options=(--python "$python" --port "$port" --worker-ports "$worker_ports")
   [[ -z $cpus ]] || options+=(--cpus "$cpus")
@@ -286,11 +286,11 @@ up() {
   local head_options=()
   [[ -z $ip ]] || head_options+=(--ip "$ip")
   $dashboard || head_options+=(--no-dashboard)
-  said=$(on "$head" head "${options[@]}" ${head_options[@]+"${head_options[@]}"} -- ${ray_options[@]+"${ray_options[@]}"})
-  address=$(sed -n 's/^RAY_ADDRESS=//p' <<<"$said")
+  output=$(on "$head" head "${options[@]}" ${head_options[@]+"${head_options[@]}"} -- ${ray_options[@]+"${ray_options[@]}"})
+  address=$(sed -n 's/^RAY_ADDRESS=//p' <<<"$output")
   for host in "$@"; do
     on "$host" worker "$address" "${options[@]}" -- ${ray_options[@]+"${ray_options[@]}"} ||
-      die "$host did not join; the others run: mend it and call worker there, or take all down: cluster/start.sh down $head $*"
+      die "$host did not join; the others run: fix it and run worker there, or stop all: cluster/start.sh down $head $*"
   done
   echo "RAY_ADDRESS=$address"
 }
@@ -302,7 +302,7 @@ down() {
   return $failed
 }
 
-# Runs a command of this file on a machine. The token goes through the pipe, where no list of processes shows it.
+# Runs a command of this file on a machine. The token goes through the pipe, so that no process list shows it.
 on() {
   local host=$1 token=${RAY_AUTH_TOKEN:-}
   shift

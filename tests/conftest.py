@@ -1,6 +1,8 @@
-"""What several test folders share: a small planted data set, prepared once."""
+"""Fixtures of several test folders: a small planted data set, prepared once, and one Ray for all cluster tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,47 +10,88 @@ import torch
 from distrec.core.config import parse
 from distrec.data.dataset import Dataset
 from distrec.data.prepare import prepare
+from distrec.testing.ranks import close_groups
 from distrec.training.config import Config
+from distrec.training.run_folder import Result
+
+EPOCHS = 15
+SMALL: dict[str, dict[str, Any]] = {
+    "data": {
+        "buckets": 12,
+        "valid_fraction": 0.1,
+        "planted": {"users": 300, "items": 200, "interactions": 6000},
+    },
+    "model": {"dim": 16},
+    "sampling": {"negatives": 20},
+    "optim": {"lr": 0.01},
+    "train": {"epochs": 2, "batch_size": 256, "workers": 1, "device": "cpu"},
+}
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Random tensors of a test do not depend on which tests ran before it."""
+    """Seed torch, so that the random tensors of a test do not depend on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def process_groups() -> Iterator[None]:
+    """End the process groups of `run_ranks` after the last test, and check their exit codes."""
+    yield
+    close_groups()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Start one Ray with room for four workers, 6 logical CPUs; `train` uses a Ray that is running."""
+    from distrec.training.cluster import ray_running
+
+    with ray_running(workers=4):
+        yield
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
+    """Return the folder of the prepared data sets."""
     return tmp_path_factory.mktemp("prepared")
 
 
 @pytest.fixture(scope="session")
 def small(cache) -> Config:
-    """A configuration that trains in seconds: 300 users, 200 items, 6,000 interactions, 12 buckets."""
-    return parse(
-        Config,
-        {
-            "data": {
-                "buckets": 12,
-                "cache": str(cache),
-                "valid_fraction": 0.1,
-                "planted": {"users": 300, "items": 200, "interactions": 6000},
-            },
-            "model": {"dim": 16},
-            "sampling": {"negatives": 20},
-            "optim": {"lr": 0.01},
-            "train": {"epochs": 2, "batch_size": 256, "workers": 1, "device": "cpu"},
-        },
-    )
+    """Return a configuration that trains in seconds: 300 users, 200 items, 6,000 interactions, 12 buckets."""
+    return changed(parse(Config, SMALL), data={"cache": str(cache)})
 
 
 @pytest.fixture(scope="session")
 def dataset(small) -> Dataset:
+    """Return the prepared data of `small`."""
     return prepare(small.data, log=lambda text: None)
 
 
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> Path:
+    """Return the folder of the run folders."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def whole(ray_cluster, small, runs) -> tuple[Result, list[dict[str, Any]]]:
+    """Train `small` on two workers without an interruption; return the result and the events."""
+    from distrec.training.driver import train
+
+    events: list[dict[str, Any]] = []
+    return train(run_config(small, runs, "whole"), on_event=events.append), events
+
+
+def run_config(small: Config, runs: Path, name: str, workers: int = 2, **sections: dict) -> Config:
+    """Return the configuration of a run of `EPOCHS` epochs in the folder `runs`/`name`."""
+    run = {"dir": str(runs / name), **sections.pop("run", {})}
+    train = {"workers": workers, "epochs": EPOCHS, **sections.pop("train", {})}
+    return changed(small, run=run, train=train, **sections)
+
+
 def changed(config: Config, **sections: dict) -> Config:
-    """A configuration with some keys changed: `changed(config, loss={"name": "bpr"})`."""
+    """Return a configuration with some keys changed: `changed(config, loss={"name": "bpr"})`."""
     tree = config.model_dump(mode="json")
     for section, values in sections.items():
         for key, value in values.items():

@@ -1,4 +1,4 @@
-"""The interactions that are measured on: Gowalla where it is found, otherwise made data of its size."""
+"""The interactions of the benchmarks: Gowalla where available, else synthetic data of its size."""
 
 import os
 from collections.abc import Sequence
@@ -7,53 +7,60 @@ from pathlib import Path
 
 import numpy as np
 
-from distrec.core.config import load
 from distrec.data.dataset import Dataset, Part
 from distrec.data.prepare import prepare
-from distrec.training.config import Config
+from distrec.training.config import load_config
 
 _ROOT = Path(__file__).parents[2]
 _FOLDER = Path(os.environ.get("DISTREC_DATA", _ROOT.parent / "shared" / "data"))
-_MADE = ("data.planted.users=29858", "data.planted.items=40981", "data.planted.interactions=1012660")
+_SYNTHETIC = ["data.planted.users=29858", "data.planted.items=40981", "data.planted.interactions=1012660"]
 
 
 @dataclass(frozen=True)
 class Data:
-    """The training interactions, in the forms that ours and theirs read."""
+    """The training interactions, in the formats of distrec and of the rivals."""
 
     name: str
     folder: Path
     """Holds train.npz (user, item) for the rivals."""
     whole: Path
-    """A LightGCN folder with all training interactions. Its test part is one pair: nobody is measured at evaluating."""
+    """LightGCN folder with all training interactions. Its test part is one pair, as evaluation is not measured."""
     thin: Path
-    """The same with so few interactions as still name every user and every item: short epochs, tables of full size."""
+    """A slice with just enough interactions to contain every user and item: short epochs, tables of full size."""
     user: np.ndarray
     item: np.ndarray
     interactions: int
-    """Of the whole, also where `whole` is only the slice."""
+    """Of the whole data, also if `whole` is only the slice."""
 
     @property
     def users(self) -> int:
+        """Number of users."""
         return int(self.user.max()) + 1
 
     @property
     def items(self) -> int:
+        """Number of items."""
         return int(self.item.max()) + 1
 
     def steps(self, batch_size: int) -> int:
-        """Of an epoch of the whole."""
+        """Return the steps of an epoch of the whole data."""
         return -(-self.interactions // batch_size)
 
 
-def gather(folder: Path, quick: bool) -> Data:
-    """Reads the data and writes those forms into `folder`. A quick look has the slice in place of the whole."""
+def source_settings() -> tuple[str, list[str]]:
+    """Return the name and the settings of the data: of Gowalla if its folder exists, else of synthetic data."""
     gowalla = _FOLDER / "gowalla"
-    words = [f"data.source={gowalla}", "data.valid_fraction=0"] if gowalla.is_dir() else [*_MADE]
-    dataset = prepare(load(Config, None, [*words, f"data.cache={folder}/raw"]).data)
-    user, item = _coded(dataset, Part.TRAIN)
-    test = [array[:1] for array in _coded(dataset, Part.TEST)]
-    name = "Gowalla" if gowalla.is_dir() else "made data of Gowalla's size (DISTREC_DATA names the folder of the real)"
+    if gowalla.is_dir():
+        return "Gowalla", [f"data.source={gowalla}", "data.valid_fraction=0"]
+    return "synthetic data of Gowalla's size (DISTREC_DATA names the folder of the real data)", list(_SYNTHETIC)
+
+
+def prepare_data(folder: Path, quick: bool) -> Data:
+    """Write the data in all formats into `folder`. With `quick`, the slice takes the place of the whole."""
+    name, settings = source_settings()
+    dataset = prepare(load_config(None, [*settings, f"data.cache={folder}/raw"]).data)
+    user, item = _dense_ids(dataset, Part.TRAIN)
+    test = [array[:1] for array in _dense_ids(dataset, Part.TEST)]
     interactions = len(user)
     kept = np.union1d(np.unique(user, return_index=True)[1], np.unique(item, return_index=True)[1])
     _write_lightgcn(folder / "thin", (user[kept], item[kept]), test)
@@ -65,8 +72,8 @@ def gather(folder: Path, quick: bool) -> Data:
     return Data(name, folder, folder / ("thin" if quick else "whole"), folder / "thin", user, item, interactions)
 
 
-def _coded(dataset: Dataset, part: Part) -> tuple[np.ndarray, np.ndarray]:
-    """The interactions of a part by user, numbered without the users and items that nobody trains on."""
+def _dense_ids(dataset: Dataset, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (user, item) pairs of a part, ordered by user, renumbered without rows that have no training pair."""
     user_index, item_index = np.cumsum(dataset.user_degrees() > 0) - 1, np.cumsum(dataset.item_degrees() > 0) - 1
     user, item = dataset.interactions(part, range(dataset.manifest.buckets))
     order = np.lexsort((item, user))
@@ -74,7 +81,7 @@ def _coded(dataset: Dataset, part: Part) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_lightgcn(folder: Path, train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> None:
-    """One line a user; pairs are ordered by user."""
+    """Write one line a user. Pairs are ordered by user."""
     folder.mkdir()
     for name, (user, item) in (("train.txt", train), ("test.txt", test)):
         users, starts = np.unique(user, return_index=True)

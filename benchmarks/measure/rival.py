@@ -1,9 +1,9 @@
-"""A rival in a process and an environment of its own, which answers when asked: see `rivals/serve.py`."""
+"""A rival in a process of its own, which runs one repetition on request: the client of `rivals/serve.py`."""
 
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,22 +12,30 @@ from distrec.core.errors import UserError
 
 
 class Rival:
-    """Starts with the block and ends with it. `versions` names what it runs on."""
+    """A context manager that starts and ends the process. `versions` lists the packages that the rival uses."""
 
-    def __init__(self, python: Path, script: Path, words: Sequence[str]) -> None:
-        self._command = [str(python), "-W", "ignore", str(script), *words]
-        self._folder = Path(words[0])
+    def __init__(
+        self, python: Path, script: Path, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
+        """
+        Args:
+            python: interpreter of the rival's virtual environment.
+            script: a script that calls `serve`.
+            arguments: of the script. The first is a folder: its working directory, which also gets its log.
+            environment: variables set beside those of this process; PYTHONPATH is not inherited.
+        """
+        self._command = [str(python), "-W", "ignore", str(script), *arguments]
+        self._folder = Path(arguments[0])
+        self._environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        self._environment |= environment or {}
         self.versions: dict[str, str] = {}
 
     def __enter__(self) -> "Rival":
-        # implicit wants one BLAS thread beside its own; the others bring their own way to count threads.
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        environment["OPENBLAS_NUM_THREADS"] = "1"
         with (self._folder / "rival.log").open("a") as log:
             self._process = subprocess.Popen(
                 self._command,
                 cwd=self._folder,
-                env=environment,
+                env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -40,18 +48,19 @@ class Rival:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait(60)
+        self._process.communicate(timeout=60)  # closes its standard input, which ends it
 
     def seconds(self) -> float:
-        """Of one more repetition."""
+        """Run one more repetition and return its duration."""
+        assert self._process.stdin is not None
         self._process.stdin.write("\n")
         return float(self._answer()["seconds"])
 
     def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             tail = (self._folder / "rival.log").read_text()[-2000:]
-            raise UserError(f"{self._command[-2]} ended early:\n{tail}")
-        return json.loads(line)
+            raise UserError(f"{self._command[3]} ended early:\n{tail}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer

@@ -1,4 +1,4 @@
-"""An epoch of implicit's BPR, known positives rejected, after one that is not counted.
+"""An epoch of implicit's BPR with rejection of known positives, after a warm-up epoch.
 
 python implicit_bpr.py FOLDER       FOLDER holds train.npz (user, item)
 """
@@ -18,22 +18,22 @@ _EPOCHS = 5
 
 
 def start() -> Callable[[], dict[str, Any]]:
-    """Reads the data."""
+    """Read the data."""
     pairs = np.load(Path(sys.argv[1]) / "train.npz")
     matrix = csr_matrix((np.ones(len(pairs["user"]), np.float32), (pairs["user"], pairs["item"])))
 
     def repeat() -> dict[str, Any]:
-        """A few epochs; the first one pays for the start of the fit."""
+        """Fit a few epochs and return the median duration. The first includes the setup of the fit, and is left out."""
         ends: list[float] = []
         model = BayesianPersonalizedRanking(
-            factors=63,  # and a bias: 64 numbers a row
+            factors=63,  # with the bias: rows of 64
             iterations=_EPOCHS + 1,
             num_threads=2,
             verify_negative_samples=True,
             random_state=0,
             use_gpu=False,
         )
-        model.fit(matrix, show_progress=False, callback=lambda *told: ends.append(time.perf_counter()))
+        model.fit(matrix, show_progress=False, callback=lambda *_: ends.append(time.perf_counter()))
         return {"seconds": float(np.median(np.diff(ends)))}
 
     return repeat

@@ -1,6 +1,6 @@
-"""implicit's ranking of all items for every user, training items left out.
+"""implicit's ranking of all items for every user, training items excluded.
 
-python implicit_rank.py FOLDER K    FOLDER holds train.npz (user, item), and takes the factors and the lists
+python implicit_rank.py FOLDER K    FOLDER holds train.npz (user, item); factors.npz is written to it
 """
 
 import sys
@@ -16,7 +16,7 @@ from serve import serve
 
 
 def start() -> Callable[[], dict[str, Any]]:
-    """Learns factors with two rounds of alternating least squares, and writes them and the first lists."""
+    """Learn factors by two iterations of alternating least squares; write them and their top-K lists."""
     folder, k = Path(sys.argv[1]), int(sys.argv[2])
     pairs = np.load(folder / "train.npz")
     matrix = csr_matrix((np.ones(len(pairs["user"]), np.float32), (pairs["user"], pairs["item"])))
@@ -30,9 +30,9 @@ def start() -> Callable[[], dict[str, Any]]:
     np.savez(folder / "factors.npz", users=model.user_factors, items=model.item_factors, lists=lists())
 
     def repeat() -> dict[str, Any]:
-        began = time.perf_counter()
+        start_s = time.perf_counter()
         lists()
-        return {"seconds": time.perf_counter() - began}
+        return {"seconds": time.perf_counter() - start_s}
 
     return repeat
 

@@ -1,4 +1,4 @@
-"""A step of sampled softmax as public research code writes it: dense tables, dense gradients, dense Adam.
+"""A step of sampled softmax as in common research code: dense tables, dense gradients, dense Adam.
 
 python plain_torch.py FOLDER BATCH NEGATIVES        FOLDER holds train.npz (user, item)
 """
@@ -18,7 +18,7 @@ _DIM, _TEMPERATURE = 64, 0.1
 
 
 def start() -> Callable[[], dict[str, Any]]:
-    """Makes the tables. Negatives are drawn uniformly, for each pair, and none is rejected."""
+    """Initialise the tables. Negatives are drawn uniformly for each pair, without rejection."""
     torch.manual_seed(0)
     pairs, (batch, negatives) = np.load(Path(sys.argv[1]) / "train.npz"), map(int, sys.argv[2:])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,10 +27,10 @@ def start() -> Callable[[], dict[str, Any]]:
     optimizer = torch.optim.Adam([*users.parameters(), *items.parameters()], lr=1e-3)
 
     def step() -> float:
-        at = torch.randint(len(user), (batch,), device=device)
-        drawn = torch.randint(items.num_embeddings, (batch, negatives), device=device)
-        chosen_BND = normalize(items(torch.cat([item[at, None], drawn], 1)), dim=2)
-        user_BD = normalize(users(user[at]), dim=1)
+        pair_B = torch.randint(len(user), (batch,), device=device)
+        negative_BN = torch.randint(items.num_embeddings, (batch, negatives), device=device)
+        chosen_BND = normalize(items(torch.cat([item[pair_B, None], negative_BN], 1)), dim=2)
+        user_BD = normalize(users(user[pair_B]), dim=1)
         scores_BN = torch.bmm(chosen_BND, user_BD[:, :, None]).squeeze(2) / _TEMPERATURE
         loss = cross_entropy(scores_BN, torch.zeros(batch, dtype=torch.long, device=device))
         optimizer.zero_grad()
@@ -39,9 +39,9 @@ def start() -> Callable[[], dict[str, Any]]:
         return loss.item()
 
     def repeat() -> dict[str, Any]:
-        began = time.perf_counter()
+        start_s = time.perf_counter()
         loss = step()
-        return {"seconds": time.perf_counter() - began, "loss": loss}
+        return {"seconds": time.perf_counter() - start_s, "loss": loss}
 
     return repeat
 

@@ -1,6 +1,6 @@
-"""An epoch of RecBole's BPR: its own configuration, data set, loaders, model and training loop.
+"""An epoch of RecBole's BPR, with RecBole's configuration, data set, loaders, model and training loop.
 
-python recbole_bpr.py FOLDER        FOLDER holds train.npz (user, item), and takes the atomic files
+python recbole_bpr.py FOLDER        FOLDER holds train.npz (user, item); the atomic files are written to it
 """
 
 import sys
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from serve import serve
 
-_DROPPED = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}  # names that numpy 2 no longer has
+_DROPPED = {"float_": "float64", "complex_": "complex128", "unicode_": "str_"}  # names that numpy 2 removed
 for _name, _now in _DROPPED.items():
     setattr(np, _name, getattr(np, _now))
 
@@ -25,17 +25,17 @@ from recbole.utils import init_seed  # noqa: E402
 
 
 def write_atomic(folder: Path) -> None:
-    """Writes the pairs as RecBole reads them. It wants all parts: validation and test get the first pair."""
+    """Write the pairs as RecBole's atomic files. Validation and test, which it requires, get the first pair."""
     pairs = np.load(folder / "train.npz")
     lines = [f"{user}\t{item}" for user, item in zip(pairs["user"], pairs["item"], strict=True)]
     (folder / "pairs").mkdir(exist_ok=True)
-    for part, of_part in (("train", lines), ("valid", lines[:1]), ("test", lines[:1])):
-        text = "\n".join(["user_id:token\titem_id:token", *of_part])
+    for part, content in (("train", lines), ("valid", lines[:1]), ("test", lines[:1])):
+        text = "\n".join(["user_id:token\titem_id:token", *content])
         (folder / "pairs" / f"pairs.{part}.inter").write_text(text + "\n")
 
 
 def start() -> Callable[[], dict[str, Any]]:
-    """Prepares a training like RecBole's `quick_start`, which does not start itself because of the Ray it imports."""
+    """Prepare a training as in RecBole's `quick_start`, which would import Ray."""
     folder = Path(sys.argv[1])
     write_atomic(folder)
     settings = {
@@ -58,9 +58,9 @@ def start() -> Callable[[], dict[str, Any]]:
     epochs = iter(range(10**9))
 
     def repeat() -> dict[str, Any]:
-        began = time.perf_counter()
+        start_s = time.perf_counter()
         loss = trainer._train_epoch(train_data, next(epochs))
-        return {"seconds": time.perf_counter() - began, "loss": loss / len(train_data)}
+        return {"seconds": time.perf_counter() - start_s, "loss": loss / len(train_data)}
 
     return repeat
 

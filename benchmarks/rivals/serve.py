@@ -1,7 +1,7 @@
-"""The rivals' end of the conversation: a line on standard input asks for one repetition, a line of JSON answers.
+"""The server loop of a rival: for each line on standard input it runs one repetition and answers with a line of JSON.
 
-So the benchmark can take turns between rivals, and each keeps its data and its state. No other module of this folder
-is shared, and none imports distrec: the rivals live in an environment without it.
+A benchmark can thus interleave rivals that keep their data and state. The rivals share this module alone, and import
+nothing of distrec's benchmarks: most run in an environment without distrec.
 """
 
 import importlib.metadata
@@ -13,12 +13,14 @@ from typing import Any
 
 
 def serve(start: Callable[[], Callable[[], dict[str, Any]]], packages: Sequence[str]) -> None:
-    """Calls `start` once, which prepares and gives what to repeat; answers until standard input ends.
+    """Prepare once, then run repetitions until standard input ends.
 
-    The first line that is written holds the versions of `packages`.
+    Args:
+        start: does the preparation, and returns the function to repeat.
+        packages: distributions whose versions the first line of the output lists.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a rival prints is not an answer
+    os.dup2(2, 1)  # keep the output of a rival apart from the answers
     repeat = start()
     answers.write(json.dumps({name: importlib.metadata.version(name) for name in packages}) + "\n")
     for _ in sys.stdin:

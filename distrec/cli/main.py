@@ -1,4 +1,4 @@
-"""The command line: loads a configuration and calls one function. Heavy imports wait until a command needs them."""
+"""Command line: each command loads a configuration and calls one function, and imports heavy modules only then."""
 
 import argparse
 import shlex
@@ -15,48 +15,46 @@ if TYPE_CHECKING:
     from distrec.training.config import Config
     from distrec.training.run_folder import Result
 
-_WORDS = "a configuration file (YAML) and overrides like optim.lr=0.01; both may be left out"
+_WORDS = "a configuration file (YAML) and overrides such as optim.lr=0.01, both optional"
 _TRAIN_EXAMPLES = """\
 examples:
-  distrec train                                        planted data, 2 workers: a first look
+  distrec train                                        synthetic data, 2 workers: a first look
   distrec train configs/gowalla_mf_ssm.yaml data.source=path/to/gowalla
   distrec train data.source=mine.csv data.test_fraction=0.2 train.workers=4
   distrec train configs/gowalla_mf_ssm.yaml data.source=path/to/gowalla run.resume=true
 
-`distrec keys` lists every key with its default and what it does.
+`distrec keys` lists all keys with type, default and description.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 0, 1 (a fault of ours, or a lost worker), 2 (a mistake to put right) or 130 (Ctrl-C)."""
+    """Run a command. Exits with 0, 1 (internal error or lost worker), 2 (user error) or 130 (Ctrl-C)."""
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
     if not argv:
         parser.print_help()
         sys.exit(2)
-    arguments, late = parser.parse_known_args(argv)
-    if late:  # argparse takes no more words once an option has come: --quiet optim.lr=0.1
-        if not hasattr(arguments, "words") or any(word.startswith("-") or "=" not in word for word in late):
-            parser.error(
-                f"{arguments.command}: cannot make sense of {' '.join(late)}; see distrec {arguments.command} -h"
-            )
-        arguments.words += late
+    arguments, rest = parser.parse_known_args(argv)
+    if rest:  # argparse does not collect overrides that follow an option: --quiet optim.lr=0.1
+        if not hasattr(arguments, "words") or any(word.startswith("-") or "=" not in word for word in rest):
+            parser.error(f"{arguments.command}: unknown arguments {' '.join(rest)}; see distrec {arguments.command} -h")
+        arguments.words += rest
     try:
         arguments.function(arguments)
     except UserError as error:
         print(f"distrec: {error}", file=sys.stderr)
         sys.exit(2)
     except WorkerLost as lost:
-        print(f"distrec: {lost}\n{_how_to_go_on(argv, lost.folder)}", file=sys.stderr)
+        print(f"distrec: {lost}\n{_resume_hint(argv, lost.folder)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as stop:
-        hint = f" {_how_to_go_on(argv, stop.args[0])}" if stop.args else ""
+        hint = f" {_resume_hint(argv, stop.args[0])}" if stop.args else ""
         print(f"\ndistrec: stopped.{hint}", file=sys.stderr)
         sys.exit(130)
 
 
-def _how_to_go_on(argv: Sequence[str], folder: str) -> str:
-    """The command that resumes the run that another command has begun."""
+def _resume_hint(argv: Sequence[str], folder: str) -> str:
+    """Return the command that resumes the run that the command `argv` started."""
     again = [word for word in argv if not word.startswith(("run.dir=", "run.resume="))]
     return f"Go on from the last checkpoint:\ndistrec {shlex.join([*again, f'run.dir={folder}', 'run.resume=true'])}"
 
@@ -68,35 +66,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"distrec {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    command = _add(commands, "train", _train, "prepare the data if need be, train, and evaluate on the test part")
+    command = _add(commands, "train", _train, "prepare the data if necessary, train, and evaluate on the test part")
     command.epilog = _TRAIN_EXAMPLES
     command.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=_WORDS)
     loudness = command.add_mutually_exclusive_group()
-    loudness.add_argument("--quiet", action="store_true", help="print the result alone")
-    loudness.add_argument("--verbose", action="store_true", help="also print what Ray and the workers log")
+    loudness.add_argument("--quiet", action="store_true", help="print only the result")
+    loudness.add_argument("--verbose", action="store_true", help="also print the logs of Ray and of the workers")
 
-    command = _add(commands, "prepare", _prepare, "turn raw interactions into a prepared folder, and print where it is")
+    command = _add(commands, "prepare", _prepare, "prepare raw interactions for training, and print the folder")
     command.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=_WORDS)
 
     command = _add(commands, "evaluate", _evaluate, "evaluate the last checkpoint of a run, in this process")
     command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     command.add_argument("words", nargs="*", metavar="key=value", help="overrides, for instance eval.k=10,20,50")
-    command.add_argument(
-        "--part", choices=("test", "valid"), default="test", help="what to evaluate on (default: test)"
-    )
+    command.add_argument("--part", choices=("test", "valid"), default="test", help="part of the data (default: test)")
 
-    command = _add(
-        commands, "info", _info, "print counts, density and degree quantiles of a data set, or what a run is"
-    )
+    text = "print counts, density and degree quantiles of a data set, or the result of a run"
+    command = _add(commands, "info", _info, text)
     command.add_argument("path", type=Path, metavar="PATH", help="raw data, a prepared folder, or a run folder")
-    command.add_argument("words", nargs="*", metavar="key=value", help="how to read raw data, as for prepare")
+    command.add_argument("words", nargs="*", metavar="key=value", help="overrides for reading raw data, as for prepare")
 
-    command = _add(commands, "keys", _keys, "list the keys of the configuration with their defaults and what they do")
-    command.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="only keys that begin so, e.g. optim")
+    command = _add(commands, "keys", _keys, "list the configuration keys with type, default and description")
+    command.add_argument(
+        "prefix", nargs="?", default="", metavar="PREFIX", help="only keys with this prefix, for instance optim"
+    )
     return parser
 
 
-def _add(commands: argparse._SubParsersAction, name: str, function: object, text: str) -> argparse.ArgumentParser:
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, function: object, text: str
+) -> argparse.ArgumentParser:
     command = commands.add_parser(
         name,
         help=text,
@@ -108,9 +107,8 @@ def _add(commands: argparse._SubParsersAction, name: str, function: object, text
 
 
 def _load(words: Sequence[str]) -> tuple["Config", str]:
-    """The configuration that the words of a command line describe, and its name."""
-    from distrec.core.config import load
-    from distrec.training.config import Config
+    """Load the configuration that the words of a command line name; return it and its name."""
+    from distrec.training.config import load_config
 
     files = [word for word in words if "=" not in word]
     if files and Path(files[0]).suffix in (".csv", ".tsv", ".txt", ".inter", ".parquet"):
@@ -118,15 +116,15 @@ def _load(words: Sequence[str]) -> tuple["Config", str]:
     if len(files) > 1:
         raise UserError(f"one configuration file at a time; got {', '.join(files)}")
     path = Path(files[0]) if files else None
-    return load(Config, path, [word for word in words if "=" in word]), path.stem if path else "distrec"
+    return load_config(path, [word for word in words if "=" in word]), path.stem if path else "distrec"
 
 
 def _train(arguments: argparse.Namespace) -> None:
     config, name = _load(arguments.words)
-    from distrec.cli.progress import Progress
+    from distrec.cli.progress import Mode, Progress
     from distrec.training.driver import train
 
-    mode = "quiet" if arguments.quiet else "plain" if arguments.verbose else "auto"
+    mode: Mode = "quiet" if arguments.quiet else "plain" if arguments.verbose else "auto"
     with Progress(mode) as progress:
         result = train(config, name, progress, verbose=arguments.verbose)
     _show(result, quiet=arguments.quiet)
@@ -155,13 +153,13 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from distrec.cli.progress import results_table
-    from distrec.data.dataset import Part
-    from distrec.training.evaluate import evaluate_run
+    from distrec.training.evaluate import evaluate
 
-    found, epoch, epochs = evaluate_run(arguments.run, Part[arguments.part.upper()], arguments.words)
-    print(f"checkpoint after epoch {epoch} of {epochs}{'' if epoch == epochs else ': the run is not finished'}")
-    results_table([{"metric": f"{arguments.part}/{key}", "value": value} for key, value in found.means().items()])
-    print(f"over {found.users:,} users; {found.left_out:,} have no {arguments.part} items, or no training items")
+    found = evaluate(arguments.run, arguments.part, arguments.words)
+    unfinished = "" if found.epoch == found.epochs else ": the run is not finished"
+    print(f"checkpoint after epoch {found.epoch} of {found.epochs}{unfinished}")
+    results_table([{"metric": key, "value": value} for key, value in found.metrics.items()])
+    print(f"over {found.users:,} users; {found.left_out_users:,} have no {arguments.part} items, or no training items")
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -177,7 +175,7 @@ def _info(arguments: argparse.Namespace) -> None:
     print(f"run folder of {config.model.name} with {config.loss.name} on {config.data.source}")
     if result is None:
         again = ["distrec", "train", str(folder.config_file), f"run.dir={folder.path}", "run.resume=true"]
-        print(f"not finished; go on with\n{shlex.join(again)}")
+        print(f"not finished; resume with\n{shlex.join(again)}")
     else:
         _show(result, quiet=False)
 

@@ -1,4 +1,4 @@
-"""The terminal: a bar where there is somebody to watch it, a line an epoch in a log file, and the table of results."""
+"""Terminal output: a progress bar, or one line an epoch in a log file, and tables of results."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any, Literal
 import rich.progress
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.filesize import pick_unit_and_suffix
 from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
@@ -19,20 +20,20 @@ Mode = Literal["auto", "plain", "quiet"]
 
 
 class Progress:
-    """Shows training as it goes on. Fed from one place with plain events:
+    """Display of a training. Called with events:
 
         {"kind": "step", "epoch": 3, "epochs": 15, "step": 120, "steps": 396, "loss": 4.1, "interactions_per_s": 1.2e5}
         {"kind": "epoch", "epoch": 3, "loss": 4.0, "seconds": 31.2, "metrics": {"recall@20": 0.15}}
         {"kind": "note", "text": "..."}
 
-    `epoch` and `step` count from 1 and are those just done; `epochs` in an epoch event, and `metrics`, may be left out.
+    `epoch` and `step` count from 1 and are complete. `metrics`, and `epochs` of an epoch event, are optional.
     """
 
     def __init__(self, mode: Mode = "auto", console: Console | None = None) -> None:
         """
         Args:
-            mode: `auto` draws a bar if the console is a terminal; `plain` never does; `quiet` shows no event at all.
-            console: standard output by default.
+            mode: `auto` draws a bar if the console is a terminal, `plain` never does, `quiet` prints nothing.
+            console: default: standard output.
         """
         self._console = console or Console()
         self._quiet = mode == "quiet"
@@ -48,7 +49,7 @@ class Progress:
         self.close()
 
     def __call__(self, event: Event) -> None:
-        """Shows one event."""
+        """Display one event."""
         if self._quiet:
             return
         match event["kind"]:
@@ -64,17 +65,17 @@ class Progress:
                 raise AssertionError(f"unknown event {kind!r}")
 
     def close(self) -> None:
-        """Takes the bar away and gives the cursor back; call it before anything else is printed."""
+        """Erase the bar and restore the cursor. Call before printing anything else."""
         if self._bar:
             self._bar.close()
 
     def _line(self, text: str) -> None:
-        # In a file a line stays a line: it can be grepped. The terminal wraps at words.
+        # Not wrapped in a file, so that lines can be grepped; wrapped at words in a terminal.
         self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
 
 
 def epoch_line(event: Event, epochs: int | None = None) -> str:
-    """`epoch  3/15  loss 4.1030  31.2 s  recall@20 0.1590  ndcg@20 0.1362`, numbers aligned from line to line."""
+    """Return `epoch  3/15  loss 4.1030  31.2 s  recall@20 0.1590  ndcg@20 0.1362`, aligned from line to line."""
     epochs = event.get("epochs", epochs)
     done = f"{event['epoch']:>{len(str(epochs))}}/{epochs}" if epochs else str(event["epoch"])
     metrics = [f"{name} {value:.4f}" for name, value in (event.get("metrics") or {}).items()]
@@ -82,12 +83,12 @@ def epoch_line(event: Event, epochs: int | None = None) -> str:
 
 
 def results_table(rows: Sequence[Row], title: str | None = None, console: Console | None = None) -> None:
-    """Prints a table of results: upright, on its side if that is too wide, as Markdown in a file or if nothing fits."""
+    """Print a table of results: transposed if too wide for the terminal, as Markdown if still too wide or in a file."""
     console = console or Console()
     if not rows:
         return
     unlimited = console.options.update(max_width=10_000)
-    for table in (_upright(rows, title), _sideways(rows, title)) if console.is_terminal else ():
+    for table in (_table(rows, title), _transposed(rows, title)) if console.is_terminal else ():
         if Measurement.get(console, unlimited, table).maximum <= console.width:
             console.print(table)
             return
@@ -97,7 +98,7 @@ def results_table(rows: Sequence[Row], title: str | None = None, console: Consol
 
 
 class _Bar:
-    """One bar for the whole training, drawn from the first step on."""
+    """One bar for the whole training, drawn from the first step."""
 
     def __init__(self, console: Console) -> None:
         self._progress = rich.progress.Progress(
@@ -106,19 +107,19 @@ class _Bar:
             rich.progress.TextColumn("step {task.fields[step]}"),
             rich.progress.TextColumn("loss {task.fields[loss]}"),
             rich.progress.TextColumn("{task.fields[rate]}"),
-            rich.progress.TextColumn("{task.fields[left]}"),
+            rich.progress.TextColumn("{task.fields[remaining]}"),
             console=console,
             transient=True,
             expand=True,
             refresh_per_second=5,
         )
         self._task: rich.progress.TaskID | None = None
-        self._began, self._done_before = 0.0, 0
+        self._started, self._done_at_start = 0.0, 0
 
     def advance(self, event: Event) -> None:
         total = event["epochs"] * event["steps"]
         done = (event["epoch"] - 1) * event["steps"] + event["step"]
-        fields = {
+        fields: dict[str, Any] = {
             "epoch": f"{event['epoch']:>{len(str(event['epochs']))}}/{event['epochs']}",
             "step": f"{event['step']:>{len(str(event['steps']))}}/{event['steps']}",
             "loss": _short(event["loss"]),
@@ -126,21 +127,21 @@ class _Bar:
         }
         now = time.monotonic()
         if self._task is None:
-            # A resumed training starts in the middle: what was done before says nothing about the speed now.
-            self._began, self._done_before = now, done
-            self._task = self._progress.add_task("", total=total, completed=done, left="", **fields)
+            # A resumed training starts in the middle: steps done before do not count towards the speed.
+            self._started, self._done_at_start = now, done
+            self._task = self._progress.add_task("", total=total, completed=done, remaining="", **fields)
             self._progress.start()
             return
-        # Over the whole time so far, so that evaluation between epochs is in the estimate.
-        new = done - self._done_before
-        left = _clock((now - self._began) / new * (total - done)) if new > 0 else ""
-        self._progress.update(self._task, total=total, completed=done, left=left, **fields)
+        # Mean speed since the start, so that the estimate includes the evaluations between epochs.
+        new = done - self._done_at_start
+        remaining = _clock((now - self._started) / new * (total - done)) if new > 0 else ""
+        self._progress.update(self._task, total=total, completed=done, remaining=remaining, **fields)
 
     def close(self) -> None:
         self._progress.stop()
 
 
-def _upright(rows: Sequence[Row], title: str | None) -> Table:
+def _table(rows: Sequence[Row], title: str | None) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False, title_style="bold")
     for name in columns(rows):
         table.add_column(Text(name), justify="right" if is_numeric(rows, name) else "left", no_wrap=True)
@@ -149,7 +150,7 @@ def _upright(rows: Sequence[Row], title: str | None) -> Table:
     return table
 
 
-def _sideways(rows: Sequence[Row], title: str | None) -> Table:
+def _transposed(rows: Sequence[Row], title: str | None) -> Table:
     table = Table(title=title, box=None, title_justify="left", pad_edge=False, title_style="bold", show_header=False)
     table.add_column(style="dim")
     for _ in rows:
@@ -160,17 +161,14 @@ def _sideways(rows: Sequence[Row], title: str | None) -> Table:
 
 
 def _short(value: float) -> str:
-    """A loss with 4 decimals, or 4 digits where these would say nothing."""
+    """Format a loss with 4 decimals, or with 4 significant digits if it is very small or large."""
     return f"{value:.4f}" if 0.01 <= abs(value) < 1000 or value == 0 else f"{value:.4g}"
 
 
 def _rate(value: float) -> str:
-    """121k, 1.2M: at most 5 characters."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            scaled = value / size
-            return f"{scaled:.1f}{unit}" if scaled < 10 else f"{scaled:.0f}{unit}"
-    return f"{value:.0f}"
+    """Format as 121k or 1.2M: at most 5 characters."""
+    size, suffix = pick_unit_and_suffix(int(value), ["", "k", "M", "G"], 1000)
+    return f"{value / size:.{1 if suffix and value < 10 * size else 0}f}{suffix}"
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Configuration: frozen, typed sections, read from YAML with dotted overrides. A mistake names its path."""
+"""Configuration: frozen, typed sections, read from YAML with dotted overrides. Errors name the dotted key."""
 
 import difflib
 import types
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from distrec.core.errors import UserError
 
@@ -25,30 +26,29 @@ S = TypeVar("S", bound=Section)
 
 
 def load(kind: type[S], path: Path | None, overrides: Sequence[str] = ()) -> S:
-    """Reads a configuration.
+    """Read a configuration.
 
     Args:
-        kind: the section class of the whole configuration.
-        path: a YAML file that names what differs from the defaults; None for the defaults alone.
-        overrides: `dotted.key=value` strings; the value is read as YAML. Later ones win.
+        kind: section class of the whole configuration.
+        path: YAML file with the values that differ from the defaults; None for the defaults alone.
+        overrides: `dotted.key=value` strings, where the value is YAML; later ones take precedence.
 
     Raises:
-        UserError: a missing or broken file, an unknown key (with the nearest known ones), a bad value.
+        UserError: a missing or invalid file, an unknown key (with the nearest known ones), an invalid value.
     """
     tree = {} if path is None else _read_yaml(path)
     for override in overrides:
-        _apply(kind, tree, override)
+        _apply_override(kind, tree, override)
     return parse(kind, tree, where=f"{path}: " if path else "")
 
 
 def parse(kind: type[S], tree: dict[str, Any], where: str = "") -> S:
-    """Validates a tree of plain values. Raises UserError with one line for each mistake."""
+    """Validate a tree of plain values. Raises UserError with one line for each error."""
     for name, value in tree.items():
         field = kind.model_fields.get(name)
         if field is not None and _section(field.annotation) and not isinstance(value, (dict, Section)):
             raise UserError(f"{where}{name} is a section: give its keys, {name}.KEY=...; got {value!r}")
-    unknown = list(_unknown(kind, tree, ""))
-    if unknown:
+    if unknown := list(_unknown(kind, tree)):
         known = list(keys(kind))
         raise UserError("\n".join(f"{where}{_unknown_key(key, known)}" for key in unknown))
     try:
@@ -57,33 +57,28 @@ def parse(kind: type[S], tree: dict[str, Any], where: str = "") -> S:
         raise UserError("\n".join(f"{where}{_explain(item)}" for item in error.errors())) from None
 
 
-def keys(kind: type[Section], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of every leaf below a section."""
+def keys(kind: type[Section]) -> Iterator[str]:
+    """Yield the dotted key of every field below a section, those of nested sections included."""
+    return (key for key, _ in _fields(kind))
+
+
+def describe(kind: type[Section]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (dotted key, type, default, help text) of every field below a section."""
+    for key, field in _fields(kind):
+        yield key, _type_name(field.annotation), _to_yaml(field.default), " ".join((field.description or "").split())
+
+
+def _fields(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in kind.model_fields.items():
         inner = _section(field.annotation)
         if inner is None:
-            yield prefix + name
+            yield prefix + name, field
         else:
-            yield from keys(inner, f"{prefix}{name}.")
-
-
-def describe(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default, help) of every leaf below a section, for `distrec keys`."""
-    for name, field in kind.model_fields.items():
-        inner = _section(field.annotation)
-        if inner is None:
-            yield (
-                prefix + name,
-                _type_name(field.annotation),
-                _plain(field.default),
-                " ".join(field.description.split()),
-            )
-        else:
-            yield from describe(inner, f"{prefix}{name}.")
+            yield from _fields(inner, f"{prefix}{name}.")
 
 
 def _type_name(annotation: Any) -> str:
-    """A type as a user writes its values: `auto | cpu | cuda`, `path or null`, `list of int`."""
+    """Return a type as shown in help texts: `auto | cpu | cuda`, `path or null`, `list of int`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return " | ".join(map(str, arguments))
@@ -96,16 +91,14 @@ def _type_name(annotation: Any) -> str:
     return {type(None): "null", Path: "path", str: "text"}.get(annotation, getattr(annotation, "__name__", ""))
 
 
-def _plain(value: Any) -> str:
-    """A default as it would stand in a file."""
-    return yaml.safe_dump(
-        str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value,
-        default_flow_style=True,
-    ).split("\n")[0]
+def _to_yaml(value: Any) -> str:
+    """Return a default value as YAML, in one line."""
+    plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return str(yaml.safe_dump(plain, default_flow_style=True)).split("\n")[0]
 
 
 def flat(config: Section, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: plain value} of a whole configuration."""
+    """Return {dotted key: plain value} of a configuration."""
     leaves: dict[str, Any] = {}
     for name, value in config:
         if isinstance(value, Section):
@@ -116,12 +109,12 @@ def flat(config: Section, prefix: str = "") -> dict[str, Any]:
 
 
 def dump(config: Section) -> str:
-    """The complete configuration as YAML, in the order of its fields."""
+    """Return the complete configuration as YAML, in the order of its fields."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without repeated keys, of which plain YAML would silently keep the last."""
+    """A YAML loader that rejects repeated keys, of which the base class silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys_seen = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -142,19 +135,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if tree is None:
-        raise UserError(f"{path} is empty; leave it out to train with the defaults")
+        raise UserError(f"{path} is empty; omit it to train with the defaults")
     if not isinstance(tree, dict):
-        raise UserError(f"{path} is no configuration file: it does not hold keys and values")
+        raise UserError(f"{path} is not a configuration file: it must contain keys and values")
     if dotted := [key for key in tree if "." in str(key)]:
         section, _, rest = str(dotted[0]).partition(".")
-        raise UserError(f"{path}: {dotted[0]} is written {section}: {{{rest}: ...}} in a file")
+        raise UserError(f"{path}: write {dotted[0]} as {section}: {{{rest}: ...}} in a file")
     return {name: {} if value is None else value for name, value in tree.items()}
 
 
-def _apply(kind: type[Section], tree: dict[str, Any], override: str) -> None:
+def _apply_override(kind: type[Section], tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"an override reads key=value, for example optim.lr=0.01; got {override!r}")
+        raise UserError(f"an override must have the form key=value, for example optim.lr=0.01; got {override!r}")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -164,20 +157,14 @@ def _apply(kind: type[Section], tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
             raise UserError(f"{key}: {name} is a value, not a section")
-    # A column called 2024 is text; YAML would make it a number.
-    tree[last] = text if _takes_text(kind, key) and value is not None and not isinstance(value, str) else value
+    # A column named 2024 is text, which YAML would parse as a number.
+    tree[last] = text if _is_text(kind, key) and value is not None and not isinstance(value, str) else value
 
 
-def _takes_text(kind: type[Section], key: str) -> bool:
-    """Whether the field of a dotted key, if there is one, holds text or a path."""
-    section, _, rest = key.partition(".")
-    field = kind.model_fields.get(section)
-    if field is None:
-        return False
-    if rest:
-        inner = _section(field.annotation)
-        return inner is not None and _takes_text(inner, rest)
-    return bool({str, Path} & {field.annotation, *typing.get_args(field.annotation)})
+def _is_text(kind: type[Section], key: str) -> bool:
+    """Return whether the field of a dotted key exists and holds text or a path."""
+    field = dict(_fields(kind)).get(key)
+    return field is not None and bool({str, Path} & {field.annotation, *typing.get_args(field.annotation)})
 
 
 def _section(annotation: Any) -> type[Section] | None:
@@ -186,24 +173,19 @@ def _section(annotation: Any) -> type[Section] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-def _unknown(kind: type[Section], tree: dict[str, Any], prefix: str) -> Iterator[str]:
+def _unknown(kind: type[Section] | None, tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a tree that name no field of the section (None: a section without fields)."""
+    fields = kind.model_fields if kind else {}
     for name, value in tree.items():
-        field = kind.model_fields.get(name)
-        if field is None:
-            yield from _leaves(value, f"{prefix}{name}")
-        elif (inner := _section(field.annotation)) is not None and isinstance(value, dict):
+        inner = _section(fields[name].annotation) if name in fields else None
+        if isinstance(value, dict) and value and (inner or name not in fields):
             yield from _unknown(inner, value, f"{prefix}{name}.")
-
-
-def _leaves(value: Any, key: str) -> Iterator[str]:
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from _leaves(inner, f"{key}.{name}")
-    else:
-        yield key
+        elif name not in fields:
+            yield f"{prefix}{name}"
 
 
 def _unknown_key(key: str, known: list[str]) -> str:
+    """Return the message for an unknown key: similar known keys, or else all keys of its section."""
     leaf = {k.rsplit(".", 1)[-1]: k for k in known}
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     near += [
@@ -216,6 +198,7 @@ def _unknown_key(key: str, known: list[str]) -> str:
 
 
 def _explain(item: Any) -> str:
+    """Return the message for one of pydantic's errors."""
     path = ".".join(str(part) for part in item["loc"]) or "configuration"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":

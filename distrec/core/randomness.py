@@ -1,7 +1,7 @@
-"""Counter-based randomness: every draw is a pure function of (seed, purpose, indices), whoever makes it.
+"""Counter-based randomness: every draw is a pure function of (seed, purpose, indices), in any process.
 
-Philox4x64-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011) as numpy ships it. The key holds
-the seed and the purpose; the 256-bit counter holds up to three indices above the number of the block of four draws.
+Philox4x64-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), numpy's implementation. The key
+holds the seed and the purpose; the 256-bit counter holds up to three indices above the index of a block of four draws.
 """
 
 import enum
@@ -9,11 +9,11 @@ import enum
 import numpy as np
 
 _DRAWS_PER_BLOCK = 4  # one Philox counter gives four 64-bit words
-_UNIT, _HALF_UNIT = 2.0**-53, 2.0**-32
+_RESOLUTION, _HALF_WORD_RESOLUTION = 2.0**-53, 2.0**-32
 
 
 class Purpose(enum.IntEnum):
-    """What a stream of draws is for. Two purposes never share a draw. The numbers are fixed: never reuse one."""
+    """The purpose of a stream of draws. Two purposes never share a draw. The values are fixed: never reuse one."""
 
     SHUFFLE = 1
     NEGATIVES = 2
@@ -23,14 +23,14 @@ class Purpose(enum.IntEnum):
     PLANTED = 6
 
 
-def bits(seed: int, purpose: Purpose, *indices: int, first: int = 0) -> np.random.Philox:
-    """The bit generator of the stream (seed, purpose, indices), standing before draw number `first`.
+def bit_generator(seed: int, purpose: Purpose, *indices: int, first: int = 0) -> np.random.Philox:
+    """Return the bit generator of the stream (seed, purpose, indices), positioned at draw `first`.
 
     Args:
         seed: any integer; its low 64 bits are used.
-        purpose: what the draws are for.
+        purpose: purpose of the draws.
         indices: at most three integers, each below 2**64.
-        first: number of the first 64-bit draw to hand out.
+        first: index of the first 64-bit draw that it returns.
     """
     assert len(indices) <= 3, indices
     block, skip = divmod(first, _DRAWS_PER_BLOCK)
@@ -44,18 +44,21 @@ def bits(seed: int, purpose: Purpose, *indices: int, first: int = 0) -> np.rando
 
 
 def generator(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
-    """A numpy generator on the stream (seed, purpose, indices): for shuffles and normal draws."""
-    return np.random.Generator(bits(seed, purpose, *indices))
+    """Return a numpy generator on the stream (seed, purpose, indices), for shuffles and normal draws."""
+    return np.random.Generator(bit_generator(seed, purpose, *indices))
 
 
-def uniforms(seed: int, purpose: Purpose, *indices: int, first: int, count: int, halves: bool = False) -> np.ndarray:
-    """Draws `first .. first + count` of a stream as float64 in [0, 1): draw k is the same however it is reached.
+def uniforms(
+    seed: int, purpose: Purpose, *indices: int, first: int, count: int, half_words: bool = False
+) -> np.ndarray:
+    """Return draws `first` .. `first + count` (exclusive) of a stream, float64 in [0, 1).
 
-    `halves`: a draw is half a word, its lower half first, and has 32 bits; otherwise it has 53 of a word's 64.
+    Draw k does not depend on `first`. With `half_words` a draw is 32 bits, the lower half of each word first; otherwise
+    it is 53 bits of a 64-bit word.
     """
-    if halves:
+    if half_words:
         skipped = first % 2
-        raw = bits(seed, purpose, *indices, first=first // 2).random_raw((skipped + count + 1) // 2)
-        return raw.astype("<u8").view("<u4")[skipped : skipped + count] * _HALF_UNIT
-    raw = bits(seed, purpose, *indices, first=first).random_raw(count)
-    return (raw >> np.uint64(11)) * _UNIT
+        raw = bit_generator(seed, purpose, *indices, first=first // 2).random_raw((skipped + count + 1) // 2)
+        return raw.astype("<u8").view("<u4")[skipped : skipped + count] * _HALF_WORD_RESOLUTION
+    raw = bit_generator(seed, purpose, *indices, first=first).random_raw(count)
+    return (raw >> np.uint64(11)) * _RESOLUTION

@@ -1,4 +1,4 @@
-"""A typed table of names: one per family of parts (losses, models, rules). Nothing falls back silently."""
+"""Typed registries, one for each family of parts (losses, models, rules, ...). An unknown name is an error."""
 
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -9,21 +9,21 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names to parts of one family. `kind` is what the family is called in error messages."""
+    """A mapping from names to the parts of one family. `kind` is the name of the family in error messages."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._parts: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that enters a part under `name`."""
+        """Return a decorator that registers a part under `name`."""
 
-        def enter(part: T) -> T:
+        def add(part: T) -> T:
             assert name not in self._parts, f"{self.kind} {name!r} is registered twice"
             self._parts[name] = part
             return part
 
-        return enter
+        return add
 
     def __getitem__(self, name: str) -> T:
         if name not in self._parts:

@@ -1,9 +1,9 @@
-"""A prepared data set: a folder of Parquet files and a manifest, opened by any process.
+"""Prepared data set: a folder of Parquet files and a manifest, which any process can open.
 
-- `manifest.json`: counts, number of buckets, fingerprint.
+- `manifest.json`: counts, number of buckets P, fingerprint.
 - `users.parquet`, `items.parquet`: raw id and training degree, in the order of the codes.
-- `buckets/00000.parquet` and so on, one for each p below P: the interactions of the users with code mod P = p, as
-  user, item (int32) and part (int8), by part, then user, then item.
+- `buckets/00000.parquet`, ..., one for each p < P: the interactions of the users with code mod P = p, in columns user,
+  item (int32) and part (int8), sorted by part, user, item.
 """
 
 import enum
@@ -26,39 +26,28 @@ _QUANTILES = {"min": 0.0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9
 
 
 class Part(enum.IntEnum):
-    """What an interaction is for. The numbers stand in the files."""
+    """Role of an interaction. The values are stored in the files."""
 
     TRAIN = 0
     VALID = 1
     TEST = 2
 
 
-class DuplicateCounts(Section):
-    """Repeated pairs that were merged, by the part that brought them."""
-
-    train: int
-    """In the training file, before anything was carved out of it."""
-    valid: int
-    """In the validation file."""
-    test: int
-    """In the test file."""
-
-
 class Manifest(Section):
-    """What a prepared folder holds."""
+    """Content of a prepared folder."""
 
     format_version: int
     """Version of the folder's layout."""
     name: str
     """Name of the data set."""
     source: str
-    """Where it came from, for a reader."""
+    """Human-readable origin: the files and their formats."""
     test_fraction: float
-    """Share of each user's interactions held out for testing; 0 if the source brought the part, or has none."""
+    """Share of each user's interactions held out as the test part; 0 if the source has one, or if none was held out."""
     valid_fraction: float
     """The same for validation."""
     split_seed: int
-    """Seed of what was held out."""
+    """Seed of the held-out split."""
     users: int
     """Users with an interaction in any part."""
     items: int
@@ -73,40 +62,41 @@ class Manifest(Section):
     """Test interactions."""
     duplicates: int
     """Repeated pairs merged, in all parts."""
-    duplicates_by_part: DuplicateCounts
-    """The same by part."""
+    duplicates_by_part: dict[str, int]
+    """The same for the `train`, `valid` and `test` file of the source."""
     overlap: int
-    """Held-out pairs left out because training (or, for validation pairs, the test part) has them."""
+    """Test pairs dropped because training has them, and validation pairs because training or the test part has them."""
     bad_lines: int
-    """Malformed lines left out."""
+    """Malformed lines dropped."""
     users_without_train: int
     """Users with no training interaction."""
     items_without_train: int
     """Items with no training interaction."""
     fingerprint: str
-    """Hash of vocabularies, interactions, parts and P: equal data has an equal fingerprint."""
+    """Hash of vocabularies, interactions, parts and P: equal data have equal fingerprints."""
 
     def count(self, part: Part) -> int:
-        """Interactions of a part."""
+        """Return the number of interactions of a part."""
         return (self.train, self.valid, self.test)[part]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared folder. Holds its path and manifest alone, so it is cheap to open and to send to another process."""
+    """Prepared folder. Holds only its path and manifest, so it is cheap to open and to send to another process."""
 
     path: Path
     manifest: Manifest
 
     @classmethod
     def open(cls, path: Path) -> "Dataset":
-        """Opens a prepared folder. Raises UserError if the manifest is missing, broken, or of another version."""
+        """Open a prepared folder. Raises UserError if the manifest is missing, broken, or of another version."""
         return cls(path, _read_manifest(path / MANIFEST))
 
     def interactions(self, part: Part, buckets: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The interactions of a part: (users, items), (N,) int32 each.
+        """Read the interactions of a part in some buckets: (users, items), int32 each.
 
-        Buckets come in the order given; within one, by user, then item. Raises UserError for a missing or broken file.
+        Buckets keep the order given; a bucket is sorted by user, then item. Raises UserError for a missing or broken
+        file.
         """
         users, items = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
         for bucket in buckets:
@@ -119,26 +109,25 @@ class Dataset:
         return np.concatenate(users), np.concatenate(items)
 
     def user_degrees(self) -> np.ndarray:
-        """Training interactions of each user: (users,) int64."""
-        return _read(self.path / "users.parquet")["degree"].to_numpy()
+        """Read the number of training interactions of each user: (users,) int64."""
+        return np.asarray(_read(self.path / "users.parquet")["degree"])
 
     def item_degrees(self) -> np.ndarray:
-        """Training interactions of each item: (items,) int64."""
-        return _read(self.path / "items.parquet")["degree"].to_numpy()
+        """Read the number of training interactions of each item: (items,) int64."""
+        return np.asarray(_read(self.path / "items.parquet")["degree"])
 
     def user_ids(self) -> pa.Array:
-        """Raw id of each user, in the order of the codes: int64 or large_string."""
-        return _combined(_read(self.path / "users.parquet")["id"])
+        """Read the raw id of each user, in the order of the codes: int64 or large_string."""
+        return _read(self.path / "users.parquet")["id"].combine_chunks()
 
     def item_ids(self) -> pa.Array:
-        """Raw id of each item, in the order of the codes: int64 or large_string."""
-        return _combined(_read(self.path / "items.parquet")["id"])
+        """Read the raw id of each item, in the order of the codes: int64 or large_string."""
+        return _read(self.path / "items.parquet")["id"].combine_chunks()
 
     def summary(self) -> list[tuple[str, str]]:
-        """What `distrec info` shows: (label, value) rows."""
+        """Return the (label, value) rows that `distrec info` prints."""
         m = self.manifest
-        repeats = m.duplicates_by_part
-        merged = f"{repeats.train:,} train, {repeats.valid:,} valid, {repeats.test:,} test"
+        merged = ", ".join(f"{count:,} {part}" for part, count in m.duplicates_by_part.items())
         total = m.train + m.valid + m.test
         return [
             ("name", m.name),
@@ -159,7 +148,7 @@ class Dataset:
 
 
 def bucket_file(folder: Path, bucket: int) -> Path:
-    """The file of a bucket."""
+    """Return the file of a bucket."""
     return folder / "buckets" / f"{bucket:05d}.parquet"
 
 
@@ -179,7 +168,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise UserError(f"{path} is damaged ({error}); delete the folder and prepare it again") from None
     version = tree.get("format_version") if isinstance(tree, dict) else None
     if not isinstance(version, int):
-        raise UserError(f"{path} is no manifest of a prepared data set: it has no format_version")
+        raise UserError(f"{path} is not the manifest of a prepared data set: it has no format_version")
     if version > FORMAT_VERSION:
         raise UserError(f"{path} has format {version}; this distrec reads format {FORMAT_VERSION}: install a newer one")
     if version < FORMAT_VERSION:
@@ -193,12 +182,8 @@ def _read(path: Path) -> pa.Table:
             return file.read(use_threads=False)
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing; delete the data set's folder and prepare it "
-            "again (on a cluster: data.cache must lie where every node sees it)"
+            f"{path} is missing; delete the data set's folder and prepare it again "
+            "(on a cluster, data.cache must be on a file system that all nodes share)"
         ) from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is damaged ({error}); delete the data set's folder and prepare it again") from None
-
-
-def _combined(column: pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(column.chunks)

@@ -1,4 +1,4 @@
-"""Preparation: raw interactions in, a prepared folder out, once for equal files and settings."""
+"""Preparation: raw interactions to a prepared folder, cached by the content of the files and the settings."""
 
 import json
 import time
@@ -12,55 +12,55 @@ import pyarrow as pa
 
 from distrec.core.errors import UserError
 from distrec.data import planted, source_files, writer
-from distrec.data.assemble import carve, code
 from distrec.data.config import PLANTED, DataConfig
 from distrec.data.dataset import FORMAT_VERSION, MANIFEST, Dataset, Manifest, Part
+from distrec.data.encode import encode_parts, hold_out_part
 from distrec.data.readers import formats
-from distrec.data.readers.formats import Raw
+from distrec.data.readers.formats import RawPairs
 
 Log = Callable[[str], None]
 
-_PLANTED_TEST_FRACTION = 0.2  # of the customary 80/20 split: made data brings no test part of its own
+_PLANTED_TEST_FRACTION = 0.2  # the customary 80/20 split: planted data has no test part
 _KEY_LENGTH = 12
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What is to be prepared: everything but the content of the files."""
+class _Source:
+    """Raw data to prepare, not read yet."""
 
     name: str
-    source: str
-    inputs: dict[str, Any]  # what the content depends on, for the key of the cache
-    read: Callable[[], dict[Part, Raw]]
-    test_fraction: float  # 0 where the source brings the part
+    description: str
+    inputs: dict[str, Any]  # everything that determines what `read` returns, for the key of the cache
+    read: Callable[[], dict[Part, RawPairs]]
+    test_fraction: float  # 0 if the source has the part
     valid_fraction: float
 
 
 def prepare(config: DataConfig, log: Log = lambda line: None) -> Dataset:
-    """Prepares a data set, or opens it if it has been prepared before.
+    """Prepare a data set, or open it if it has been prepared before.
 
     Args:
         config: the source, and how to read and split it.
-        log: takes short lines about what was done.
+        log: called with short lines about what was done.
 
     Returns:
-        The data set. It may have no test part: `manifest.test` is 0 then.
+        The data set. `manifest.test` is 0 if it has no test part.
 
     Raises:
         UserError: a missing or malformed file, a source without interactions, a damaged prepared folder.
     """
     if config.source != PLANTED and (Path(config.source) / MANIFEST).exists():
         return _open_prepared(config)
-    job = _planted_job(config) if config.source == PLANTED else _file_job(config)
-    folder = config.cache / f"{job.name}-{_key(job, config)}"
+    source = _planted_source(config) if config.source == PLANTED else _file_source(config)
+    folder = config.cache / f"{source.name}-{_key(source, config)}"
     if (folder / MANIFEST).exists():
         dataset = Dataset.open(folder)
-        log(f"data: {job.name} was prepared before: {folder}")
+        log(f"data: {source.name} was prepared before: {folder}")
     else:
         started = time.monotonic()
-        _build(job, config, folder)
+        _build(source, config, folder)
         dataset = Dataset.open(folder)
-        log(f"data: {job.name} prepared in {time.monotonic() - started:.1f} s: {folder}")
+        log(f"data: {source.name} prepared in {time.monotonic() - started:.1f} s: {folder}")
     for note in _notes(dataset.manifest):
         log(f"data: {note}")
     return dataset
@@ -78,63 +78,67 @@ def _open_prepared(config: DataConfig) -> Dataset:
     return dataset
 
 
-def _planted_job(config: DataConfig) -> _Job:
-    made = config.planted
+def _planted_source(config: DataConfig) -> _Source:
+    options = config.planted
 
-    def read() -> dict[Part, Raw]:
-        data = planted.make(made)
-        return {Part.TRAIN: Raw(pa.chunked_array([data.users]), pa.chunked_array([data.items]))}
+    def read() -> dict[Part, RawPairs]:
+        data = planted.make(options)
+        return {Part.TRAIN: RawPairs(pa.chunked_array([data.users]), pa.chunked_array([data.items]))}
 
-    source = f"made: {made.users} users, {made.items} items, {made.interactions} interactions, seed {made.seed}"
+    description = (
+        f"synthetic: {options.users} users, {options.items} items, {options.interactions} interactions, "
+        f"seed {options.seed}"
+    )
     test_fraction = config.test_fraction or _PLANTED_TEST_FRACTION
-    return _Job(PLANTED, source, {"planted": made.model_dump()}, read, test_fraction, config.valid_fraction)
+    return _Source(PLANTED, description, {"planted": options.model_dump()}, read, test_fraction, config.valid_fraction)
 
 
-def _file_job(config: DataConfig) -> _Job:
+def _file_source(config: DataConfig) -> _Source:
     files = source_files.find(config)
-    present = files.present()
 
-    def read() -> dict[Part, Raw]:
-        parts = {Part[part.upper()]: formats.read(path, config) for part, path in present}
+    def read() -> dict[Part, RawPairs]:
+        parts = {part: formats.read(path, config) for part, path in files.paths.items()}
         if not len(parts[Part.TRAIN].users):
-            raise UserError(f"{files.train} holds no interaction")
+            raise UserError(f"{files.paths[Part.TRAIN]} holds no interaction")
         return parts
 
-    inputs = {part: {"content": _digest(path), **formats.options_of(path, config)} for part, path in present}
-    test_fraction = 0.0 if files.test else config.test_fraction
-    valid_fraction = 0.0 if files.valid else config.valid_fraction
-    return _Job(files.name, files.describe(config), inputs, read, test_fraction, valid_fraction)
+    inputs = {
+        part.name.lower(): {"content": _digest(path), **formats.options_of(path, config)}
+        for part, path in files.paths.items()
+    }
+    test_fraction = 0.0 if Part.TEST in files.paths else config.test_fraction
+    valid_fraction = 0.0 if Part.VALID in files.paths else config.valid_fraction
+    return _Source(files.name, files.describe(config), inputs, read, test_fraction, valid_fraction)
 
 
-def _build(job: _Job, config: DataConfig, folder: Path) -> None:
-    parts = job.read()
-    coded = code(parts)
-    # Test before validation: the test part then does not depend on how much is used for validation.
-    for part, fraction in ((Part.TEST, job.test_fraction), (Part.VALID, job.valid_fraction)):
+def _build(source: _Source, config: DataConfig, folder: Path) -> None:
+    raw = source.read()
+    parts = encode_parts(raw)
+    # Test before validation, so that the test part does not depend on the validation fraction.
+    for part, fraction in ((Part.TEST, source.test_fraction), (Part.VALID, source.valid_fraction)):
         if fraction:
-            coded = carve(coded, part, fraction, config.split_seed)
-    bad_lines = sum(raw.bad_lines for raw in parts.values())
+            parts = hold_out_part(parts, part, fraction, config.split_seed)
     with writer.atomic_directory(folder) as temporary:
         writer.write(
             temporary,
-            coded,
+            parts,
             config.buckets,
-            bad_lines,
-            name=job.name,
-            source=job.source,
-            test_fraction=job.test_fraction,
-            valid_fraction=job.valid_fraction,
+            sum(pairs.bad_lines for pairs in raw.values()),
+            name=source.name,
+            source=source.description,
+            test_fraction=source.test_fraction,
+            valid_fraction=source.valid_fraction,
             split_seed=config.split_seed,
         )
 
 
-def _key(job: _Job, config: DataConfig) -> str:
-    """Names the content of the folder: equal files and settings give an equal key."""
+def _key(source: _Source, config: DataConfig) -> str:
+    """Return a hash that names the prepared folder: equal files and settings have equal keys."""
     settings = {
         "format_version": FORMAT_VERSION,
-        "inputs": job.inputs,
-        "test_fraction": job.test_fraction,
-        "valid_fraction": job.valid_fraction,
+        "inputs": source.inputs,
+        "test_fraction": source.test_fraction,
+        "valid_fraction": source.valid_fraction,
         "split_seed": config.split_seed,
         "buckets": config.buckets,
     }
@@ -150,11 +154,9 @@ def _digest(path: Path) -> str:
 
 
 def _notes(manifest: Manifest) -> list[str]:
-    notes = []
-    if manifest.bad_lines:
-        notes.append(f"{manifest.bad_lines} malformed lines left out")
-    if manifest.duplicates:
-        notes.append(f"{manifest.duplicates} repeated interactions merged")
-    if manifest.overlap:
-        notes.append(f"{manifest.overlap} held-out interactions left out, because another part has them")
-    return notes
+    notes = {
+        "malformed lines left out": manifest.bad_lines,
+        "repeated interactions merged": manifest.duplicates,
+        "held-out interactions left out, because another part has them": manifest.overlap,
+    }
+    return [f"{count} {text}" for text, count in notes.items() if count]

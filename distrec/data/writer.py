@@ -1,4 +1,4 @@
-"""Writes a prepared folder, whole or not at all."""
+"""Writer of a prepared folder: complete or absent."""
 
 import json
 import os
@@ -13,16 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distrec.core.errors import UserError
-from distrec.data.assemble import Coded, fingerprint
-from distrec.data.dataset import FORMAT_VERSION, MANIFEST, DuplicateCounts, Manifest, Part, bucket_file
+from distrec.data.dataset import FORMAT_VERSION, MANIFEST, Manifest, Part, bucket_file
+from distrec.data.encode import EncodedParts, fingerprint
 
 
 @contextmanager
 def atomic_directory(final: Path) -> Iterator[Path]:
-    """A temporary folder beside `final` that takes its name at the end of the block.
+    """Yield a temporary folder beside `final` that is renamed to it at the end of the block.
 
-    A process that is killed leaves a hidden folder that nobody opens. Of two that write at once the second to finish
-    drops its own copy: both wrote the same.
+    A killed process leaves a hidden folder that is never opened. If two processes write at once, the second to finish
+    discards its copy, which has the same content.
     """
     temporary = final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -40,45 +40,48 @@ def atomic_directory(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write(folder: Path, coded: Coded, buckets: int, bad_lines: int, **origin: str | float) -> Manifest:
-    """Writes a data set into an empty folder, the manifest last. `origin`: where it is from, for the manifest."""
-    parts = {part: coded.part(part) for part in Part}
-    user_degrees = np.bincount(parts[Part.TRAIN][0], minlength=len(coded.user_ids))
-    item_degrees = np.bincount(parts[Part.TRAIN][1], minlength=len(coded.item_ids))
-    for file, ids, degrees in (("users", coded.user_ids, user_degrees), ("items", coded.item_ids, item_degrees)):
-        pq.write_table(pa.table({"id": ids, "degree": degrees.astype(np.int64)}), folder / f"{file}.parquet")
-    _write_buckets(folder, parts, buckets)
-    repeats = coded.duplicates
+def write(folder: Path, parts: EncodedParts, buckets: int, bad_lines: int, **origin: str | float) -> Manifest:
+    """Write a data set into an empty folder, the manifest last.
+
+    Args:
+        folder: the empty folder.
+        parts: the interactions.
+        buckets: number of user buckets.
+        bad_lines: malformed lines that were skipped.
+        origin: manifest fields on the origin of the data: name, source and split.
+    """
+    pairs = {part: parts.pairs(part) for part in Part}
+    users, items = pairs[Part.TRAIN]
+    without_train = {}
+    for entity, ids, codes in (("users", parts.user_ids, users), ("items", parts.item_ids, items)):
+        degrees = np.bincount(codes, minlength=len(ids))
+        pq.write_table(pa.table({"id": ids, "degree": degrees.astype(np.int64)}), folder / f"{entity}.parquet")
+        without_train[f"{entity}_without_train"] = int((degrees == 0).sum())
+    _write_buckets(folder, pairs, buckets)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         **origin,
-        users=len(coded.user_ids),
-        items=len(coded.item_ids),
+        users=len(parts.user_ids),
+        items=len(parts.item_ids),
         buckets=buckets,
-        train=len(coded.pairs[Part.TRAIN]),
-        valid=len(coded.pairs[Part.VALID]),
-        test=len(coded.pairs[Part.TEST]),
-        duplicates=sum(repeats.values()),
-        duplicates_by_part=DuplicateCounts(
-            train=repeats[Part.TRAIN], valid=repeats[Part.VALID], test=repeats[Part.TEST]
-        ),
-        overlap=coded.overlap,
+        **{part.name.lower(): len(keys) for part, keys in parts.keys.items()},
+        duplicates=sum(parts.duplicates.values()),
+        duplicates_by_part={part.name.lower(): count for part, count in parts.duplicates.items()},
+        overlap=parts.overlap,
         bad_lines=bad_lines,
-        users_without_train=int((user_degrees == 0).sum()),
-        items_without_train=int((item_degrees == 0).sum()),
-        fingerprint=fingerprint(coded, buckets),
+        **without_train,
+        fingerprint=fingerprint(parts, buckets),
     )
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=2) + "\n")
     return manifest
 
 
-def _write_buckets(folder: Path, parts: dict[Part, tuple[np.ndarray, np.ndarray]], buckets: int) -> None:
-    users = np.concatenate([parts[part][0] for part in Part])
-    items = np.concatenate([parts[part][1] for part in Part])
-    kinds = np.repeat(np.array(list(Part), np.int8), [len(parts[part][0]) for part in Part])
-    bucket = (users % buckets).astype(np.uint16)  # two bytes: numpy sorts them by radix
-    order = np.argsort(bucket, kind="stable")  # stable: (part, user, item) stays in order within a bucket
-    table = pa.table({"user": users[order], "item": items[order], "part": kinds[order]})
+def _write_buckets(folder: Path, pairs: dict[Part, tuple[np.ndarray, np.ndarray]], buckets: int) -> None:
+    users, items = (np.concatenate(columns) for columns in zip(*pairs.values(), strict=True))
+    parts = np.repeat(np.array(list(pairs), np.int8), [len(users) for users, _ in pairs.values()])
+    bucket = (users % buckets).astype(np.uint16)  # two bytes, which numpy sorts by radix
+    order = np.argsort(bucket, kind="stable")  # stable: (part, user, item) stays sorted within a bucket
+    table = pa.table({"user": users[order], "item": items[order], "part": parts[order]})
     ends = np.cumsum(np.bincount(bucket, minlength=buckets))
     (folder / "buckets").mkdir()
     for number, (start, end) in enumerate(zip(np.append(0, ends[:-1]), ends, strict=True)):

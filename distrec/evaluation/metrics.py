@@ -1,4 +1,4 @@
-"""Ranking metrics of each user, as sums that workers add up.
+"""Ranking metrics per user, as sums that can be added over workers.
 
 A metric is a pure function of the hits in each user's list. A new one (precision, MRR) is one function under `METRICS`.
 """
@@ -12,60 +12,61 @@ from numpy.typing import NDArray
 from distrec.core.errors import UserError
 from distrec.core.registry import Registry
 
+Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Metric = Callable[[NDArray[np.bool_], Ints, int], Floats]
-"""(hits_UK, relevant_U, k) -> value_U in [0, 1]. Row u of `hits_UK` says which places of the user's list are relevant,
-best place first; it may be narrower than k, when the catalogue is. `relevant_U` counts relevant items, at least 1."""
+Metric = Callable[[Bools, Ints, int], Floats]
+"""(hits_UK, relevant_U, k) -> value_U in [0, 1]. `hits_UK[u, r]`: is the item at rank r + 1 of user u relevant? It is
+narrower than k if the catalogue is smaller. `relevant_U` counts each user's relevant items, at least 1."""
 
 METRICS: Registry[Metric] = Registry("metric")
 
 # A user's value is rounded to a multiple of 2^-32. Sums of such numbers are exact in float64 up to 2^21 (2 million
-# users at 1.0), so they come out bit-equal in whatever order blocks and workers are added.
+# users at 1.0), so they are bit-equal in whatever order blocks and workers are added.
 _RESOLUTION = 2.0**32
 
 
 @dataclass(frozen=True)
 class RankingSums:
-    """Metrics summed over some users. Those of several workers are put together with `add`."""
+    """Metrics summed over a set of users. `add` combines those of several workers."""
 
     sums: Mapping[str, float]
     """Sum over users by `name@k`."""
     users: int
-    """Users with at least one relevant item: the ones that the sums are over."""
+    """Number of users with at least one relevant item, over which the sums run."""
     left_out: int
-    """Users without a relevant item."""
+    """Number of users without a relevant item."""
 
     def add(self, other: "RankingSums") -> "RankingSums":
-        """The sums over both groups of users. Both must hold the same metrics."""
+        """Return the sums over both sets of users. Both must hold the same metrics."""
         assert self.sums.keys() == other.sums.keys(), (list(self.sums), list(other.sums))
         sums = {name: total + other.sums[name] for name, total in self.sums.items()}
         return RankingSums(sums, self.users + other.users, self.left_out + other.left_out)
 
     def means(self) -> dict[str, float]:
-        """{"recall@20": 0.159, ...}, over the users with a relevant item.
+        """Return {"recall@20": 0.159, ...}, averaged over the users with a relevant item.
 
         Raises:
             UserError: there is no such user.
         """
         if not self.users:
             raise UserError(
-                f"nothing to evaluate: none of the {self.left_out} users can be ranked for; check the split"
+                f"nothing to evaluate: none of the {self.left_out} users has a relevant item; check the split"
             )
         return {name: total / self.users for name, total in self.sums.items()}
 
 
 def ranking_sums(
-    ranked_UK: Ints, indptr: Ints, items: Ints, ks: Sequence[int], names: Sequence[str] = ("recall", "ndcg")
+    ranked_UK: Ints, indptr: Ints, indices: Ints, ks: Sequence[int], names: Sequence[str] = ("recall", "ndcg")
 ) -> RankingSums:
-    """Sums of metrics over users.
+    """Return sums of metrics over users.
 
     Args:
-        ranked_UK: item ids, best first, distinct in a row; -1 where there is no recommendation. If it has fewer columns
-            than a cut-off, the missing places are misses.
-        offsets: (U + 1,) ascending; user u's relevant items are `items[offsets[u]:offsets[u + 1]]`, in any order. A
+        ranked_UK: item ids, best first, distinct in a row; -1 where there is no recommendation. Ranks beyond its
+            columns count as misses.
+        indptr: (U + 1,) ascending; user u's relevant items are `indices[indptr[u]:indptr[u + 1]]`, in any order. A
             repeated item counts once.
-        items: ids, 0 or above.
+        indices: item ids, 0 or above.
         ks: cut-offs, each at least 1.
         names: metrics, from `METRICS`.
 
@@ -73,10 +74,10 @@ def ranking_sums(
         UserError: an unknown metric, or a cut-off below 1.
     """
     assert ranked_UK.ndim == 2 and len(indptr) == len(ranked_UK) + 1, (ranked_UK.shape, indptr.shape)
-    assert indptr[0] == 0 and indptr[-1] == len(items), "offsets do not cover the items"
+    assert indptr[0] == 0 and indptr[-1] == len(indices), "indptr does not cover the indices"
     if any(k < 1 for k in ks):
         raise UserError(f"a cut-off must be at least 1; got {list(ks)}")
-    hits_UK, relevant_U = _hits(ranked_UK, indptr, items)
+    hits_UK, relevant_U = _hits(ranked_UK, indptr, indices)
     kept_U = relevant_U > 0
     hits_UK, relevant_U = hits_UK[kept_U], relevant_U[kept_U]
     sums = {}
@@ -89,28 +90,31 @@ def ranking_sums(
 
 
 @METRICS.register("recall")
-def recall(hits_UK: NDArray[np.bool_], relevant_U: Ints, k: int) -> Floats:
-    """Recall@K = hits in the first K / |relevant|."""
-    return hits_UK.sum(1) / relevant_U
+def recall(hits_UK: Bools, relevant_U: Ints, k: int) -> Floats:
+    """Return Recall@K = hits in the first K / |relevant|."""
+    recall_U: Floats = hits_UK.sum(1) / relevant_U
+    return recall_U
 
 
 @METRICS.register("ndcg")
-def ndcg(hits_UK: NDArray[np.bool_], relevant_U: Ints, k: int) -> Floats:
-    """NDCG@K with binary gains: sum over hits of 1 / log2(rank + 1), over that of min(K, |relevant|) hits on top."""
+def ndcg(hits_UK: Bools, relevant_U: Ints, k: int) -> Floats:
+    """Return NDCG@K with binary gains: DCG, the sum of 1 / log2(rank + 1) over hits, divided by the DCG of
+    min(K, |relevant|) hits at the top."""
     discount_K = 1.0 / np.log2(np.arange(2, k + 2))
     ideal_K = discount_K.cumsum()
-    return hits_UK @ discount_K[: hits_UK.shape[1]] / ideal_K[np.minimum(relevant_U, k) - 1]
+    ndcg_U: Floats = hits_UK @ discount_K[: hits_UK.shape[1]] / ideal_K[np.minimum(relevant_U, k) - 1]
+    return ndcg_U
 
 
-def _hits(ranked_UK: Ints, indptr: Ints, items: Ints) -> tuple[NDArray[np.bool_], Ints]:
-    """Which places of each list hold a relevant item, and how many distinct relevant items each user has."""
+def _hits(ranked_UK: Ints, indptr: Ints, indices: Ints) -> tuple[Bools, Ints]:
+    """Return which entries of `ranked_UK` are relevant, and the number of distinct relevant items per user."""
     users, width = ranked_UK.shape
-    # One number for each (user, item), so that one binary search answers for all users.
-    stride = 1 + max(items.max(initial=0), ranked_UK.max(initial=0))
-    keys = np.unique(np.repeat(np.arange(users), np.diff(indptr)) * stride + items)
+    # One integer key per (user, item), so that one binary search serves all users.
+    stride = 1 + max(indices.max(initial=0), ranked_UK.max(initial=0))
+    keys = np.unique(np.repeat(np.arange(users), np.diff(indptr)) * stride + indices)
     relevant_U = np.bincount(keys // stride, minlength=users)
     if not len(keys):
         return np.zeros((users, width), bool), relevant_U
     wanted_UK = np.arange(users)[:, None] * stride + ranked_UK
-    place_UK = np.searchsorted(keys, wanted_UK).clip(max=len(keys) - 1)
-    return (keys[place_UK] == wanted_UK) & (ranked_UK >= 0), relevant_U
+    index_UK = np.searchsorted(keys, wanted_UK).clip(max=len(keys) - 1)
+    return (keys[index_UK] == wanted_UK) & (ranked_UK >= 0), relevant_U

@@ -1,8 +1,7 @@
-"""Exact ranking of the full catalogue by items that are sharded over workers.
+"""Exact ranking of the full catalogue, whose items are sharded over workers.
 
-Each worker ranks for its own users, whose known items and held-out items it has. The items come to it: blocks of
-every worker's representations are broadcast in turn, and a block's best are merged into each user's list, so that
-memory stays bounded.
+Each worker ranks for its own users, whose known and held-out items it has. Blocks of every worker's item
+representations are broadcast in turn, and each block is merged into the users' top-K lists, so memory stays bounded.
 """
 
 from dataclasses import dataclass
@@ -10,70 +9,75 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from distrec.evaluation.topk import NO_ITEM, merge_topk, topk_block
+from distrec.core.errors import UserError
+from distrec.evaluation.topk import NAN_SCORE, NO_ITEM, merge_topk, topk_block
 from distrec.sharding.collectives import Exchange
 from distrec.sharding.partition import Partition
 
 _BLOCK_ITEMS = 2**16
-_SCORES = 2**23  # scores that plain torch holds at a time: 32 MiB
-_LONGEST = 256  # list for the compiled loop, which moves what is worse: 0.6 of plain torch's time, and 2.3 with 1000
+_SCORES = 2**23  # scores that plain torch holds at a time: 32 MiB in float32
+_LONGEST = 256  # K up to which the compiled insertion is used. It takes 0.6 of plain torch's time; 2.3 with K = 1000.
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """(row, item) pairs ordered by row: the items of some users, whom a row numbers."""
+class UserItemPairs:
+    """(user row, item) pairs, ordered by row."""
 
     row: np.ndarray
     item: np.ndarray
 
     def indptr(self, rows: int) -> np.ndarray:
-        """Where each row starts, (rows + 1,)."""
+        """Return the start of each row, (rows + 1,)."""
         return np.searchsorted(self.row, np.arange(rows + 1))
 
-    def ordered(self) -> "Pairs":
-        """By item within a row, too."""
+    def ordered(self) -> "UserItemPairs":
+        """Return the pairs ordered by row and item."""
         falls = (self.item[1:] < self.item[:-1]) & (self.row[1:] == self.row[:-1])
         order = np.lexsort((self.item, self.row)) if falls.any() else slice(None)
-        return Pairs(self.row[order], self.item[order].astype(np.int64, copy=False))
+        return UserItemPairs(self.row[order], self.item[order].astype(np.int64, copy=False))
 
-    def part(self, chosen: np.ndarray, first: int = 0) -> "Pairs":
-        """The chosen ones, with items numbered from `first`."""
-        return Pairs(self.row[chosen], self.item[chosen] - first)
+    def select(self, chosen: np.ndarray, first: int = 0) -> "UserItemPairs":
+        """Return the chosen pairs (a mask), items numbered from `first`."""
+        return UserItemPairs(self.row[chosen], self.item[chosen] - first)
 
 
 @torch.no_grad()
 def rank(
-    users_UD: torch.Tensor, known: Pairs, own_items_VD: torch.Tensor, partition: Partition, exchange: Exchange, k: int
+    users_UD: torch.Tensor,
+    known: UserItemPairs,
+    own_items_VD: torch.Tensor,
+    partition: Partition,
+    exchange: Exchange,
+    k: int,
 ) -> torch.Tensor:
-    """The k best items of each user by dot product, known items left out.
-
-    Every worker calls it, also with no users.
+    """Return the top-K items of each user by dot product, known items excluded. Collective, also without users.
 
     Args:
         users_UD: representations of this worker's users.
         known: items never to recommend to them.
-        own_items_VD: representations of the items this worker owns, in the order of `plan.rows_of`.
-        plan: whose items are whose.
-        exchange: the group of workers.
-        k: length of the lists.
+        own_items_VD: representations of the items that this worker owns, in the order of `partition.rows_of`.
+        partition: partition of the items.
 
     Returns:
-        Item ids, (U, k) int64 on the CPU, best first, equal scores by the lower id; -1 where nothing is left.
+        Item ids, (U, k) int64 on the CPU, best first, ties by ascending id; -1 where no item is left.
+
+    Raises:
+        UserError: a score is NaN.
     """
     assert k >= 1, k
     users, known = len(users_UD), known.ordered()
     best = (users_UD.new_full((users, k), -torch.inf), torch.full((users, k), NO_ITEM, device=users_UD.device))
-    owner, local = partition.owner(known.item), Pairs(known.row, partition.local(known.item))
+    owner, local = partition.owner(known.item), UserItemPairs(known.row, partition.local(known.item))
     for worker in range(partition.workers):
         ids_V = torch.from_numpy(partition.rows_of(worker)).to(users_UD.device)
-        theirs = local.part(owner == worker)
+        shard_known = local.select(owner == worker)
         for first in range(0, len(ids_V), _BLOCK_ITEMS):
             last = min(first + _BLOCK_ITEMS, len(ids_V))
             block_VD = users_UD.new_empty(last - first, users_UD.shape[1])
             if worker == exchange.rank:
                 block_VD = own_items_VD[first:last].contiguous()
             exchange.broadcast(block_VD, worker)
-            masked = theirs.part((theirs.item >= first) & (theirs.item < last), first)
+            masked = shard_known.select((shard_known.item >= first) & (shard_known.item < last), first)
             add_block(best, users_UD, block_VD, ids_V[first:last], masked)
     return best[1].cpu()
 
@@ -83,22 +87,26 @@ def add_block(
     users_UD: torch.Tensor,
     items_VD: torch.Tensor,
     ids_V: torch.Tensor,
-    masked: Pairs,
+    masked: UserItemPairs,
 ) -> None:
-    """Takes items into the lists of the best.
+    """Merge items into the top-K lists.
 
     Args:
-        best: (scores, ids), (U, k) each, ordered as `topk_block` orders them. Changed.
+        best: (scores, ids), (U, k) each, ordered as by `topk_block`. Changed in place.
         users_UD: representations of the users.
-        items_VD: representations of items that are not in the lists.
-        ids_V: their ids, strictly ascending; lists may have ids between them.
-        masked: user and place in `ids_V` of the pairs to leave out, ordered by both.
+        items_VD: representations of items that are not in the lists yet.
+        ids_V: their ids, strictly ascending; lists may hold ids between them.
+        masked: pairs of user and index into `ids_V` to leave out, ordered by both.
+
+    Raises:
+        UserError: a score is NaN.
     """
     compiled = users_UD.device.type == "cpu" and users_UD.dtype in (torch.float32, torch.float64)
     if compiled and best[0].shape[1] <= _LONGEST:
-        from distrec.kernels.numba import topk as tiles  # here, as importing numba takes a good part of a second
+        from distrec.kernels.numba import topk as kernel  # importing numba takes 0.5 s
 
-        tiles.add_block(best, users_UD, items_VD, ids_V, (masked.indptr(len(users_UD)), masked.item))
+        if not kernel.add_block(best, users_UD, items_VD, ids_V, (masked.indptr(len(users_UD)), masked.item)):
+            raise UserError(NAN_SCORE)
     else:
         add_block_reference(best, users_UD, items_VD, ids_V, masked)
 
@@ -108,23 +116,20 @@ def add_block_reference(
     users_UD: torch.Tensor,
     items_VD: torch.Tensor,
     ids_V: torch.Tensor,
-    masked: Pairs,
+    masked: UserItemPairs,
 ) -> None:
     """`add_block` in plain torch, for any device and dtype."""
-    scores_UK, ids_UK = best
-    for rows in _slices(len(users_UD), max(1, _SCORES // len(ids_V))):
+    (scores_UK, ids_UK), users, size = best, len(users_UD), max(1, _SCORES // len(ids_V))
+    for start in range(0, users, size):
+        rows = slice(start, min(start + size, users))
         scores_BV = users_UD[rows] @ items_VD.T
         _mask(scores_BV, masked, rows)
         found = topk_block(scores_BV, ids_V, scores_UK.shape[1])
         scores_UK[rows], ids_UK[rows] = merge_topk((scores_UK[rows], ids_UK[rows]), found, scores_UK.shape[1])
 
 
-def _mask(scores_BV: torch.Tensor, masked: Pairs, rows: slice) -> None:
-    """Puts -inf on the masked pairs of some rows."""
+def _mask(scores_BV: torch.Tensor, masked: UserItemPairs, rows: slice) -> None:
+    """Set the scores of masked pairs in a slice of the user rows to -inf."""
     low, high = np.searchsorted(masked.row, [rows.start, rows.stop])
-    places = (masked.row[low:high].astype(np.int64) - rows.start) * scores_BV.shape[1] + masked.item[low:high]
-    scores_BV.view(-1).index_fill_(0, torch.from_numpy(places).to(scores_BV.device), -torch.inf)
-
-
-def _slices(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+    flat = (masked.row[low:high].astype(np.int64) - rows.start) * scores_BV.shape[1] + masked.item[low:high]
+    scores_BV.view(-1).index_fill_(0, torch.from_numpy(flat).to(scores_BV.device), -torch.inf)

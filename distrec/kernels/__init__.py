@@ -1,4 +1,5 @@
-"""How loops are compiled and run, by numba on the CPU and by Triton on GPUs.
+"""Compiled code, for CPUs by numba and for GPUs by Triton, and the choice between them.
 
-Imported late, but for `installed.py`: loading either compiler takes a good part of a second.
+Modules at this level load neither compiler, which would take most of a second; those in `numba` and `triton` are
+imported where they are called.
 """

@@ -1,19 +1,79 @@
-"""What models compute, compiled: each is a function of autograd whose readable form stands in the models."""
+"""Choice of compiled code: what can run for a device and dtype. Loads numba and Triton only where they are called."""
+
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from distrec.kernels.availability import triton_lacks
+from distrec.core.errors import UserError
+from distrec.kernels.bfloat16 import Bfloat16Kernels
+from distrec.kernels.optimizer import OptimizerKernels, ReferenceKernels
 
-
-def has_kernel(rows_UD: torch.Tensor) -> bool:
-    """Whether there are loops, compiled for the CPU, for rows of this kind where they lie."""
-    return rows_UD.device.type == "cpu" and _fits(rows_UD)
-
-
-def has_gpu_kernel(rows_UD: torch.Tensor) -> bool:
-    """Whether there are programs for rows of this kind where they lie, and what compiles them for GPUs is installed."""
-    return rows_UD.device.type == "cuda" and _fits(rows_UD) and not triton_lacks()
+_OLDEST_TRITON = (3, 6)  # older ones round float64 arguments to float32, or flush small float32 values to 0
 
 
-def _fits(rows_UD: torch.Tensor) -> bool:
-    return rows_UD.dtype in (torch.float32, torch.float64)
+def missing_triton() -> str | None:
+    """Return what prevents Triton's programs from running on this machine, whatever the device; None if nothing."""
+    try:
+        import triton  # here, as it may be missing, and takes most of a second
+    except ImportError:
+        return "the package triton, which is not installed"
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
+        return f"triton {'.'.join(map(str, _OLDEST_TRITON))} or newer, not {triton.__version__}"
+    return None
+
+
+def has_kernel(rows_UD: Tensor) -> bool:
+    """Return whether numba's loops support rows of this device and dtype."""
+    return rows_UD.device.type == "cpu" and rows_UD.dtype in (torch.float32, torch.float64)
+
+
+def has_gpu_kernel(rows_UD: Tensor) -> bool:
+    """Return whether Triton's programs support rows of this device and dtype, and Triton is installed."""
+    return (
+        rows_UD.device.type == "cuda" and rows_UD.dtype in (torch.float32, torch.float64) and missing_triton() is None
+    )
+
+
+def kernels_for(
+    name: str, device: torch.device, dtype: torch.dtype, row_ids: Callable[[Tensor], Tensor]
+) -> OptimizerKernels:
+    """Return the kernels named by `optim.kernels` for a shard.
+
+    Args:
+        name: auto, reference, numba or triton.
+        device: of the shard.
+        dtype: of the stored rows; bfloat16 is updated in float32 copies.
+        row_ids: maps local rows to rows of the whole table; the rounding to bfloat16 depends on them.
+
+    Raises:
+        UserError: the kernels do not run on this device.
+    """
+    choice = {"auto": _default, "numba": _numba, "triton": _triton}
+    kernels = ReferenceKernels() if name == "reference" else choice[name](device)
+    return Bfloat16Kernels(kernels, row_ids) if dtype == torch.bfloat16 else kernels
+
+
+def _default(device: torch.device) -> OptimizerKernels:
+    if device.type == "cpu":
+        return _numba(device)
+    return _triton(device) if device.type == "cuda" and missing_triton() is None else ReferenceKernels()
+
+
+def _numba(device: torch.device) -> OptimizerKernels:
+    if device.type != "cpu":
+        raise UserError(f"optim.kernels numba runs on CPUs, but the tables are on {device}; use auto or reference")
+    from distrec.kernels.numba.optimizer import NumbaKernels
+
+    return NumbaKernels()
+
+
+def _triton(device: torch.device) -> OptimizerKernels:
+    if reason := missing_triton():
+        raise UserError(f"optim.kernels triton needs {reason}; use auto or reference")
+    from distrec.kernels.triton.launch import INTERPRETED
+    from distrec.kernels.triton.optimizer import TritonKernels
+
+    if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
+        raise UserError(f"optim.kernels triton runs on GPUs, but the tables are on {device}; use auto or reference")
+    return TritonKernels()

@@ -1,4 +1,4 @@
-"""What is minimised."""
+"""Configuration of the loss."""
 
 from pydantic import Field
 
@@ -10,6 +10,6 @@ class LossConfig(Section):
     """Loss; `bpr`, `ssm` (sampled softmax, also called InfoNCE), or `softmax` (exact, over all items: it draws no
     negatives, and every item row has a gradient at each step)."""
     temperature: float = Field(0.1, gt=0)
-    """Temperature t that scores are divided by (`ssm`, `softmax`)."""
+    """Temperature t; scores are divided by it (`ssm`, `softmax`)."""
     log_q: bool = False
-    """`ssm`: correct for how negatives are drawn by subtracting log(N q) from their scores."""
+    """`ssm`: correct for the sampling distribution of the negatives by subtracting log(N q) from their scores."""

@@ -8,9 +8,9 @@ from distrec.losses.config import LossConfig
 
 @losses.register("bpr")
 def bpr(scores: Scores, config: LossConfig) -> torch.Tensor:
-    """mean_j softplus(s_uj - s_ui), over the negatives j of each pair (Rendle et al., UAI 2009).
+    """Return mean_j softplus(s_uj - s_ui) over the negatives j of each pair (Rendle et al., UAI 2009).
 
-    Through softplus, not log(sigmoid + epsilon), so that the worst-ranked pairs keep their gradient.
+    softplus, not log(sigmoid + epsilon), keeps the gradient of the worst-ranked pairs.
     """
     counts_BN = scores.negative_BN > -torch.inf
     loss_BN = softplus(scores.negative_BN - scores.positive_B[:, None])  # 0 at -inf

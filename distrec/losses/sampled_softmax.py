@@ -10,10 +10,10 @@ from distrec.losses.config import LossConfig
 
 @losses.register("ssm")
 def ssm(scores: Scores, config: LossConfig) -> torch.Tensor:
-    """-log( e^{s_ui/t} / (e^{s_ui/t} + sum_j e^{s_uj/t}) ), sampled softmax or InfoNCE (Wu et al., TOIS 2024).
+    """Return -log( e^{s_ui/t} / (e^{s_ui/t} + sum_j e^{s_uj/t}) ), sampled softmax or InfoNCE (Wu et al., TOIS 2024).
 
-    With `log_q`, each negative stands for 1 / (N q_j) items: the sum is then an unbiased estimate of the one over all
-    negatives (Bengio and Senecal, 2008). Written as softplus(logsumexp - s_ui/t), which does not overflow.
+    With `log_q`, each negative has importance weight 1 / (N q_j): the sum is then an unbiased estimate of the sum over
+    all negatives (Bengio and Senecal, 2008). Computed as softplus(logsumexp - s_ui/t), which does not overflow.
     """
     negative_BN, t = scores.negative_BN, config.temperature
     if negative_BN.shape[1] == 0:

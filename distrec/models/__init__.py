@@ -1,4 +1,4 @@
-"""Rows in, representations and scores out. Importing the package registers every model."""
+"""Models: table rows in, representations out. Importing the package registers every model."""
 
 from distrec.models import mf  # noqa: F401
 from distrec.models.base import Model, make_model, models

@@ -1,5 +1,6 @@
-"""What a model is to the trainer: table rows in, representations out; the score of a pair is their dot product."""
+"""Interface of models: table rows in, representations out. The score of a pair is the dot product of the two."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -9,22 +10,22 @@ from distrec.models.config import ModelConfig
 
 
 class Model(Protocol):
-    """Maps rows of the user and the item table to representations: unique rows, never pairs, and each by itself, as the
-    worker that owns an item computes its representation before it travels."""
+    """Map from table rows to representations. Row-wise: it gets unique rows, and each output depends on its row only,
+    because the worker that owns an item computes its representation before sending it."""
 
     def users(self, rows_UD: torch.Tensor) -> torch.Tensor:
-        """Representations of users, (U, D)."""
+        """Return representations of users, (U, D)."""
         ...
 
     def items(self, rows_UD: torch.Tensor) -> torch.Tensor:
-        """Representations of items, (U, D)."""
+        """Return representations of items, (U, D)."""
         ...
 
 
-models: Registry[type] = Registry("model")
-"""Classes with the methods of `Model`, made from a ModelConfig."""
+models: Registry[Callable[[ModelConfig], Model]] = Registry("model")
+"""Model classes by name."""
 
 
 def make_model(config: ModelConfig) -> Model:
-    """The model that a configuration names. Raises UserError for an unknown name."""
+    """Return the model that a configuration names. Raises UserError for an unknown name."""
     return models[config.name](config)

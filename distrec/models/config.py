@@ -1,4 +1,4 @@
-"""What is learned."""
+"""Configuration of the model."""
 
 from typing import Literal
 
@@ -13,8 +13,8 @@ class ModelConfig(Section):
     dim: int = Field(64, ge=1)
     """Dimension D of the embeddings."""
     similarity: Literal["cosine", "dot"] = "cosine"
-    """How a user and an item are compared, in training and in evaluation."""
+    """Similarity of a user and an item, in training and in evaluation."""
     init_std: float = Field(0.01, gt=0)
-    """Standard deviation of the normal distribution that rows start from."""
+    """Standard deviation of the normal distribution that initialises the rows."""
     bfloat16: bool = False
-    """Keep rows as bfloat16, in half the memory. Arithmetic and the optimizer's state stay float32."""
+    """Store rows as bfloat16, in half the memory. Arithmetic and optimizer state stay float32."""

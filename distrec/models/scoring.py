@@ -7,64 +7,65 @@ from torch.nn.functional import normalize
 
 from distrec.kernels.dispatch import has_gpu_kernel, has_kernel
 
-LEAST = 1e-12  # a row shorter than this is divided by it
+EPSILON = 1e-12
+"""Norms are clamped to this from below."""
 
 
 def l2_normalize(rows_UD: torch.Tensor) -> torch.Tensor:
-    """The rows scaled to length 1, for scores that are cosines."""
+    """Return the rows divided by their L2 norms, so that scores are cosines."""
     if has_kernel(rows_UD):
-        from distrec.kernels.numba.normalize import (
-            L2Normalize,  # here, as importing numba takes a good part of a second
-        )
+        from distrec.kernels.numba.normalize import L2Normalize  # importing numba takes 0.5 s
 
-        return L2Normalize.apply(rows_UD, LEAST)
-    return TorchL2Normalize.apply(rows_UD)
+        return L2Normalize.apply(rows_UD, EPSILON)  # type: ignore[no-untyped-call,no-any-return]
+    return TorchL2Normalize.apply(rows_UD)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def l2_normalize_reference(rows_UD: torch.Tensor) -> torch.Tensor:
-    """`unit_rows` as torch has it, for any device and dtype."""
-    return normalize(rows_UD, dim=1, eps=LEAST)
+    """`l2_normalize` by torch, for any device and dtype."""
+    return normalize(rows_UD, dim=1, eps=EPSILON)
 
 
 class TorchL2Normalize(torch.autograd.Function):
-    """`unit_rows` for any device and dtype, with fewer operations than what autograd makes of torch's `normalize`: on a
-    GPU the host takes longer to ask for one than the device to do it."""
+    """`l2_normalize` for any device and dtype, in fewer operations than autograd needs for torch's `normalize`: on a
+    GPU the host takes longer to launch an operation than the device to run it."""
 
     @staticmethod
     def forward(ctx: Any, rows_UD: torch.Tensor) -> torch.Tensor:
-        length_U1 = torch.linalg.vector_norm(rows_UD, dim=1, keepdim=True).clamp_min_(LEAST)
-        unit_UD = rows_UD / length_U1
-        ctx.save_for_backward(unit_UD, length_U1)
-        return unit_UD
+        norm_U1: torch.Tensor = torch.linalg.vector_norm(rows_UD, dim=1, keepdim=True).clamp_min_(EPSILON)
+        normalized_UD = rows_UD / norm_U1
+        ctx.save_for_backward(normalized_UD, norm_U1)
+        return normalized_UD
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_UD: torch.Tensor) -> torch.Tensor:
-        # What lies along the row would only change its length. A row that is too short is divided by a constant.
-        unit_UD, length_U1 = ctx.saved_tensors
-        along_U1 = (unit_UD * grad_UD).sum(1, keepdim=True).masked_fill_(length_U1 <= LEAST, 0.0)
-        return torch.addcmul(grad_UD, unit_UD, along_U1, value=-1).div_(length_U1)
+        # Remove the component along the row, which only changes its norm. A clamped norm is a constant divisor.
+        normalized_UD, norm_U1 = ctx.saved_tensors
+        along_U1 = (normalized_UD * grad_UD).sum(1, keepdim=True).masked_fill_(norm_U1 <= EPSILON, 0.0)
+        return torch.addcmul(grad_UD, normalized_UD, along_U1, value=-1).div_(norm_U1)
 
 
 def pair_scores(
     users_UD: torch.Tensor, items_UD: torch.Tensor, user_index_B: torch.Tensor, item_index_BN: torch.Tensor
 ) -> torch.Tensor:
-    """Scores of each user with its own N items, (B, N). A place outside the rows is an IndexError."""
+    """Return the dot products of each pair's user with its own N items, (B, N).
+
+    Raises:
+        IndexError: an index lies outside the rows (on a GPU, reported at the next synchronisation).
+    """
     if has_kernel(users_UD):
         from distrec.kernels.numba.pair_scores import PairScores
-
-        return PairScores.apply(users_UD, items_UD, user_index_B, item_index_BN)
-    if has_gpu_kernel(users_UD):
-        from distrec.kernels.triton.pair_scores import PairScores
-
-        return PairScores.apply(users_UD, items_UD, user_index_B, item_index_BN)
-    return pair_scores_reference(users_UD, items_UD, user_index_B, item_index_BN)
+    elif has_gpu_kernel(users_UD):
+        from distrec.kernels.triton.pair_scores import PairScores  # type: ignore[assignment]
+    else:
+        return pair_scores_reference(users_UD, items_UD, user_index_B, item_index_BN)
+    return PairScores.apply(users_UD, items_UD, user_index_B, item_index_BN)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def pair_scores_reference(
     users_UD: torch.Tensor, items_UD: torch.Tensor, user_index_B: torch.Tensor, item_index_BN: torch.Tensor
 ) -> torch.Tensor:
-    """`pair_scores` in plain torch, for any device and dtype; builds the (B, N, D) items."""
+    """`pair_scores` in plain torch, for any device and dtype; materialises the item rows, (B, N, D)."""
     return torch.einsum("bd,bnd->bn", users_UD[user_index_B], items_UD[item_index_BN])
 
 
@@ -75,11 +76,11 @@ def shared_scores(
     positive_index_B: torch.Tensor,
     negative_index_N: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of each user with its positive, (B,), and with the same N items, (B, N): one matrix product."""
-    # As int64: what torch adds gradients up with takes three times as long on the CPU by places of 32 bits.
+    """Return scores of each user with its positive, (B,), and with N shared items, (B, N): one matrix product."""
+    # int64 indices: the backward pass of index_select takes three times as long on the CPU with int32.
     users_BD = users_UD.index_select(0, user_index_B.long())
     item_index = torch.cat([positive_index_B, negative_index_N]).long()
-    positives_BD, negatives_ND = items_UD.index_select(0, item_index).split(
-        [len(positive_index_B), len(negative_index_N)]
+    positives_BD, negatives_ND = torch.split(
+        items_UD.index_select(0, item_index), [len(positive_index_B), len(negative_index_N)]
     )
     return (users_BD * positives_BD).sum(1), users_BD @ negatives_ND.T

@@ -1,78 +1,78 @@
 """Full-table decoupled weight decay at the cost of the touched rows.
 
-With L_t = sum over r <= t of log(1 - lr_r * strength), decay leaves exp(L_t) of a row after t steps, whatever the
-schedule. Rows are stored in this unit, as w / exp(L): a step of decay makes the unit smaller, and with it every row.
-What a rule then does to a touched row, w <- w - lr x, is done in the same unit, stored <- stored - lr / exp(L) x. So
-decay costs one number a shard, nobody visits a row for it, and no step number is kept for any. (scikit-learn's SGD has
-its one vector of weights like this, its `wscale`.) A read multiplies by the unit. Once it is small, the shard is
-brought back to unit 1 in one sweep: once in 41 / (lr * strength) steps.
+With L_t = sum over r <= t of log(1 - lr_r * strength), decay multiplies a row by exp(L_t) in t steps, whatever the
+schedule. Rows are stored as w / scale with scale = exp(L): a step of decay lowers the scale, and with it decays every
+row. The update of a touched row, w <- w - lr x, becomes stored <- stored - lr / scale x. Decay thus costs one number a
+shard; no row is visited for it, and no step number is kept per row. (scikit-learn's SGD stores its one vector of
+weights like this, with `wscale`.) A read multiplies by the scale. When the scale becomes small, one sweep over the
+shard brings it back to 1: once in 41 / (lr * strength) steps.
 
-All decay is joined in float64 before it meets a row. Applied step by step, as other float32 optimizers do, less than
-about 6e-8 a step would leave a row as it is.
+Decay accumulates in float64 before it is applied to a row. Applied step by step, as in other float32 optimizers, less
+than about 6e-8 a step would round to no change.
 """
 
 import math
 
-import torch
+from torch import Tensor
 
-from distrec.kernels.optimizer import Kernels
+from distrec.kernels.optimizer import OptimizerKernels
 from distrec.optim.deferred import DeferredUpdate
 
-_SMALLEST = 2.0**-60  # unit: stored rows are 2^60 times as large as they are, half of what float32 has room for
+_SMALLEST = 2.0**-60  # scale: stored rows are up to 2^60 times the rows, half of the exponent range of float32
 
 
 class CumulativeLogDecay:
-    """What decay leaves of a row that nobody touches: exp(L), kept on the host, so that a GPU is never waited for."""
+    """Cumulative log-decay L of a row that is not touched. Kept on the host, so that no GPU has to synchronise."""
 
     def __init__(self) -> None:
-        self._sum, self._lost = 0.0, 0.0
+        self._sum, self._compensation = 0.0, 0.0
 
     @property
     def exhausted(self) -> bool:
-        """Whether rows must be settled and the sum start anew: exp(L) would soon be no normal float64.
+        """Whether rows must be flushed and the sum restarted, as exp(L) would soon be no normal float64.
 
-        A step takes 37 at most, as 1 - lr * strength is 0 or at least 2^-53.
+        A step subtracts 37 at most, as 1 - lr * strength is 0 or at least 2^-53.
         """
         return self._sum < -650
 
     def advance(self, shrink: float) -> float:
-        """exp(L) after one more step, which takes the part `shrink` of each row."""
+        """Return exp(L) after one more step, which removes the fraction `shrink` of each row."""
         assert shrink < 1 and not self.exhausted, (shrink, self._sum)
-        term = math.log1p(-shrink) - self._lost  # Kahan's sum: the error stays at one rounding of the total
+        term = math.log1p(-shrink) - self._compensation  # Kahan summation: the error stays at one rounding of the total
         total = self._sum + term
-        self._lost = (total - self._sum) - term
+        self._compensation = (total - self._sum) - term
         self._sum = total
         return math.exp(total)
 
 
 class FullDecay(DeferredUpdate):
-    """Keeps the rows of one shard in units of what decay has left of them."""
+    """Rows of one shard, stored over the decay that is common to all of them."""
 
-    form = "closed form"
+    form = "in closed form"
 
-    def __init__(self, strength: float, kernels: Kernels) -> None:
+    def __init__(self, strength: float, kernels: OptimizerKernels) -> None:
         self._strength = strength
         self._kernels = kernels
-        self.reset()
+        self._log_decay, self._scale = CumulativeLogDecay(), 1.0
 
     @property
     def has_pending(self) -> bool:
-        return self._unit < 1
+        return self._scale < 1
 
-    def prepare_step(self, stored_VD: torch.Tensor, local_U: torch.Tensor, lr: float, t: int) -> float:
+    def prepare_step(self, stored_VD: Tensor, local_U: Tensor, lr: float, t: int) -> float:
         shrink = lr * self._strength
-        if self._unit * (1 - shrink) < _SMALLEST:
+        if self._scale * (1 - shrink) < _SMALLEST:
             self.flush_(stored_VD)
-        self._unit = self._left.advance(shrink)
-        return self._unit
+        self._scale = self._log_decay.advance(shrink)
+        return self._scale
 
-    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor) -> torch.Tensor:
-        return self._kernels.read(stored_VD, local_U, self._unit)
+    def read(self, stored_VD: Tensor, local_U: Tensor) -> Tensor:
+        return self._kernels.read(stored_VD, local_U, self._scale)
 
-    def flush_(self, stored_VD: torch.Tensor) -> None:
+    def flush_(self, stored_VD: Tensor) -> None:
         if self.has_pending:
-            self._kernels.scale_(stored_VD, self._unit)
+            self._kernels.scale_(stored_VD, self._scale)
         self.reset()
 
     def reset(self) -> None:
-        self._left, self._unit = CumulativeLogDecay(), 1.0
+        self._log_decay, self._scale = CumulativeLogDecay(), 1.0

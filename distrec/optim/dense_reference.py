@@ -1,25 +1,26 @@
-"""The optimizer as its formulas say it: the whole table, row by row, at each step. Slow on purpose: the oracle."""
+"""Dense reference of the optimizer, the oracle: its formulas applied to every row of a table at each step."""
 
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from distrec.optim.config import OptimConfig
 from distrec.optim.schedule import learning_rate
 
 
 class DenseReference:
-    """Every allowed combination of rule, decay and schedule over a whole table, (V, D), in the dtype of its rows."""
+    """Any rule, decay and schedule over a whole table, (V, D), in the dtype of its rows."""
 
-    def __init__(self, rows_VD: torch.Tensor, config: OptimConfig, total_steps: int, table: str = "items") -> None:
+    def __init__(self, rows_VD: Tensor, config: OptimConfig, total_steps: int, table: str = "items") -> None:
         self.rows_VD = rows_VD.clone()
         self.config = config
         self.total_steps = total_steps
         self.table = table
         self.t = 0
-        self.first_VD = torch.zeros_like(rows_VD)  # m of Adam, the buffer of momentum
-        self.second_VD = torch.zeros_like(rows_VD)  # v of Adam, the sum of squares of Adagrad
-        self.rules: dict[str, Callable[[int, torch.Tensor], torch.Tensor]] = {
+        self.first_VD = torch.zeros_like(rows_VD)  # m of Adam, buffer of momentum
+        self.second_VD = torch.zeros_like(rows_VD)  # v of Adam, sum of squares of Adagrad
+        self.rules: dict[str, Callable[[int, Tensor], Tensor]] = {
             "sgd": self.sgd,
             "momentum": self.momentum,
             "adagrad": self.adagrad,
@@ -28,16 +29,16 @@ class DenseReference:
             "adam": self.adam,
         }
 
-    def step(self, rows_U: torch.Tensor, grad_UD: torch.Tensor) -> None:
-        """One step in which the rows `rows_U` (unique) have the gradients `grad_UD` and all the others have none."""
+    def step(self, rows_U: Tensor, grad_UD: Tensor) -> None:
+        """Take one step in which the rows `rows_U` (unique) have the gradients `grad_UD` and all others have none."""
         self.t += 1
         lr = learning_rate(self.config.schedule, self.config.lr, self.t, self.total_steps)
         grads = dict(zip(rows_U.tolist(), grad_UD, strict=True))
         for row in range(len(self.rows_VD)):
             self.step_row(row, grads.get(row), lr)
 
-    def step_row(self, row: int, grad: torch.Tensor | None, lr: float) -> None:
-        """One row of a step; a row outside the batch has no gradient."""
+    def step_row(self, row: int, grad: Tensor | None, lr: float) -> None:
+        """Take one step of one row; a row outside the batch has no gradient."""
         decay = self.config.decay
         strength = decay.strength_of(self.table)
         if strength > 0 and (decay.scope == "full" or (decay.scope == "in_batch" and grad is not None)):
@@ -51,40 +52,40 @@ class DenseReference:
         if grad is not None:
             self.rows_VD[row] = self.rows_VD[row] - lr * self.rules[self.config.rule](row, grad)
 
-    def sgd(self, row: int, grad: torch.Tensor) -> torch.Tensor:
-        """g."""
+    def sgd(self, row: int, grad: Tensor) -> Tensor:
+        """Return g."""
         return grad
 
-    def momentum(self, row: int, grad: torch.Tensor) -> torch.Tensor:
-        """b <- mu b + g;  b."""
+    def momentum(self, row: int, grad: Tensor) -> Tensor:
+        """Update b <- mu b + g and return b."""
         self.first_VD[row] = self.config.momentum * self.first_VD[row] + grad
         return self.first_VD[row]
 
-    def adagrad(self, row: int, grad: torch.Tensor) -> torch.Tensor:
-        """s <- s + g^2;  g / (sqrt(s) + eps)."""
+    def adagrad(self, row: int, grad: Tensor) -> Tensor:
+        """Update s <- s + g^2 and return g / (sqrt(s) + eps)."""
         self.second_VD[row] = self.second_VD[row] + grad**2
         return grad / (self.second_VD[row].sqrt() + self.config.eps)
 
-    def rowwise_adagrad(self, row: int, grad: torch.Tensor) -> torch.Tensor:
-        """s <- s + mean of g^2;  g / (sqrt(s) + eps). All elements of second_VD[row] hold the row's one s."""
+    def rowwise_adagrad(self, row: int, grad: Tensor) -> Tensor:
+        """Update s <- s + mean(g^2) and return g / (sqrt(s) + eps). All elements of second_VD[row] hold the one s."""
         self.second_VD[row] = self.second_VD[row] + (grad**2).sum() / len(grad)
         return grad / (self.second_VD[row].sqrt() + self.config.eps)
 
-    def lazy_adam(self, row: int, grad: torch.Tensor) -> torch.Tensor:
-        """m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)."""
-        self.move_moments(row, grad)
-        correction = (1 - self.config.beta2**self.t) ** 0.5 / (1 - self.config.beta1**self.t)
+    def lazy_adam(self, row: int, grad: Tensor) -> Tensor:
+        """Update m and v and return sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps)."""
+        self.update_moments(row, grad)
+        correction: float = (1 - self.config.beta2**self.t) ** 0.5 / (1 - self.config.beta1**self.t)
         return correction * self.first_VD[row] / (self.second_VD[row].sqrt() + self.config.eps)
 
-    def adam(self, row: int, grad: torch.Tensor) -> torch.Tensor:
-        """m and v as above;  (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)."""
-        self.move_moments(row, grad)
+    def adam(self, row: int, grad: Tensor) -> Tensor:
+        """Update m and v and return (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)."""
+        self.update_moments(row, grad)
         mean = self.first_VD[row] / (1 - self.config.beta1**self.t)
         square = self.second_VD[row] / (1 - self.config.beta2**self.t)
         return mean / (square.sqrt() + self.config.eps)
 
-    def move_moments(self, row: int, grad: torch.Tensor) -> None:
-        """One step of Adam's m and v."""
+    def update_moments(self, row: int, grad: Tensor) -> None:
+        """Update m <- b1 m + (1 - b1) g and v <- b2 v + (1 - b2) g^2."""
         b1, b2 = self.config.beta1, self.config.beta2
         self.first_VD[row] = b1 * self.first_VD[row] + (1 - b1) * grad
         self.second_VD[row] = b2 * self.second_VD[row] + (1 - b2) * grad**2

@@ -1,15 +1,16 @@
-"""The sparse-aware optimizer: a step costs what the batch touches, and weight decay may still reach the whole table."""
+"""Sparse-aware optimizer: a step costs as much as the rows in the batch, and weight decay may reach the whole table."""
 
 import torch
+from torch import Tensor
 
 from distrec.core.errors import UserError
 from distrec.kernels.bfloat16 import Bfloat16Kernels
+from distrec.kernels.dispatch import kernels_for
 from distrec.kernels.optimizer import Decay
-from distrec.kernels.optimizer_dispatch import kernels_for
 from distrec.optim.config import OptimConfig
 from distrec.optim.decay import FullDecay
 from distrec.optim.deferred import DeferredUpdate
-from distrec.optim.momentum import MomentumForm
+from distrec.optim.momentum import ClosedFormMomentum
 from distrec.optim.replay import Replay
 from distrec.optim.rules import RULES, Momentum
 from distrec.optim.schedule import learning_rate
@@ -17,12 +18,12 @@ from distrec.sharding.table import Table
 
 
 class SparseOptimizer:
-    """Updates one shard of one table. `reference.DenseReference` is the same thing written as a sweep over all rows."""
+    """Updates one shard of one table. `dense_reference.DenseReference` is the same as a sweep over all rows."""
 
     def __init__(self, table: Table, config: OptimConfig, total_steps: int) -> None:
-        """Allocates the accumulators on the table's device.
+        """Allocate the accumulators on the table's device.
 
-        With full scope it becomes `table.lazy`: from then on rows must be read through the table, not from `stored_VD`.
+        Sets `table.deferred` if idle rows change: from then on, read rows through the table, not from `stored_VD`.
 
         Args:
             table: the shard.
@@ -30,26 +31,29 @@ class SparseOptimizer:
             total_steps: steps of the whole run, for the schedule.
 
         Raises:
-            UserError: kernels that do not run on the table's device.
+            UserError: the kernels do not run on the table's device.
         """
         self._table = table
         self._config = config
         self._total_steps = total_steps
         self._t = 0
-        self._kernels = kernels_for(config.kernels, table)
+        device, dtype = table.stored_VD.device, table.stored_VD.dtype
+        self._kernels = kernels_for(
+            config.kernels, device, dtype, lambda local: table.partition.row(local, table.worker)
+        )
         self._rule = RULES[config.rule](table.stored_VD, config)
         self._strength = config.decay.strength_of(table.name)
-        self._idle = self._make_idle()
-        self._sweep = self._idle is not None and config.idle == "sweep"
+        self._deferred = self._make_deferred()
+        self._sweep = self._deferred is not None and config.idle == "sweep"
         assert table.deferred is None, f"table {table.name} already has an optimizer"
-        table.deferred = self._idle
+        table.deferred = self._deferred
 
-    def _make_idle(self) -> DeferredUpdate | None:
-        """How idle rows catch up: by a closed form where there is one, else by replay; None: they do not move."""
+    def _make_deferred(self) -> DeferredUpdate | None:
+        """Return how idle rows are updated: in closed form if there is one, else by replay; None if they stay."""
         stored_VD, decay, rule = self._table.stored_VD, self._config.decay, self._rule
         strength, l2 = self._strength if decay.scope == "full" else 0.0, decay.coupling == "l2"
         if isinstance(rule, Momentum):
-            return MomentumForm(rule, stored_VD, self._kernels, strength, l2)
+            return ClosedFormMomentum(rule, stored_VD, self._kernels, strength, l2)
         if rule.moves_idle or (strength > 0 and l2 and not rule.l2_is_decoupled):
             return Replay(rule, stored_VD, self._kernels, strength, l2)
         if strength > 0:
@@ -58,10 +62,10 @@ class SparseOptimizer:
 
     @property
     def idle_rows(self) -> str:
-        """What happens to rows that a step does not touch, for people."""
-        if self._idle is None:
+        """How rows outside the batch are updated, as a predicate for the log."""
+        if self._deferred is None:
             return "stay as they are"
-        return "are swept at each step" if self._sweep else f"catch up when they are read, by {self._idle.form}"
+        return "are updated at each step" if self._sweep else f"are updated when read, {self._deferred.form}"
 
     @property
     def t(self) -> int:
@@ -69,15 +73,15 @@ class SparseOptimizer:
         return self._t
 
     @torch.no_grad()
-    def step(self, local_U: torch.Tensor, grad_UD: torch.Tensor) -> None:
-        """One step: decay first, then the rule, as in torch.optim.AdamW.
+    def step(self, local_U: Tensor, grad_UD: Tensor) -> None:
+        """Take one step: decay first, then the rule, as in torch.optim.AdamW.
 
-        Every worker takes every step, also with nothing touched: the step counts, and full decay happens.
+        Every worker takes every step, also without touched rows: the step counts, and full decay applies.
 
         Args:
-            local_U: local row numbers, int64, in any order. They must be unique, which is not checked (sorting them
-                costs a good part of a step): of two entries for one row one is lost. Sum a row's gradients first.
-            grad_UD: gradients of these rows as `table.read` gave them, of the same dtype.
+            local_U: local rows, int64, in any order. They must be unique, which is not checked (sorting them would
+                dominate a step): of two entries for one row one is lost. Sum the gradients of a row first.
+            grad_UD: gradients of these rows as `table.read` returned them, of the same dtype.
         """
         stored_VD = self._table.stored_VD
         assert local_U.dtype == torch.int64 and local_U.dim() == 1, (local_U.dtype, local_U.shape)
@@ -87,38 +91,38 @@ class SparseOptimizer:
         if isinstance(self._kernels, Bfloat16Kernels):
             self._kernels.step = self._t
         lr = learning_rate(self._config.schedule, self._config.lr, self._t, self._total_steps)
-        unit = None if self._idle is None else self._idle.prepare_step(stored_VD, local_U, lr, self._t)
-        decay = self._decay(lr) if unit is None else Decay()
+        scale = None if self._deferred is None else self._deferred.prepare_step(stored_VD, local_U, lr, self._t)
+        decay = self._decay(lr) if scale is None else Decay()
         if len(local_U) > 0:
-            coefficients = self._rule.coefficients(lr if unit is None else lr / unit, self._t)
+            coefficients = self._rule.coefficients(lr if scale is None else lr / scale, self._t)
             self._kernels.step_(stored_VD, local_U, grad_UD, decay, self._rule, coefficients)
         if self._sweep:
             self._table.flush()
 
     def _decay(self, lr: float) -> Decay:
-        """How the touched rows, if they are up to date, decay at a step."""
+        """Return the decay of touched rows at a step, if they are up to date."""
         if self._config.decay.scope == "none":
             return Decay()
         if self._config.decay.coupling == "l2":
             return Decay(l2=self._strength)
         return Decay(shrink=1 - lr * self._strength)
 
-    def state(self) -> dict[str, torch.Tensor | int]:
-        """What a checkpoint must keep beside the rows.
+    def state(self) -> dict[str, Tensor | int]:
+        """Return what a checkpoint must save beside the rows.
 
         Tensors are (V_local, ...), in the order of the shard's rows, and are saved and resharded like them. They are
         the live accumulators, not copies. Integers belong to the run and are the same on every worker.
 
-        The rows that go with it must be settled: call `table.settle()` first. Then decay has nothing to save.
+        Call `table.flush()` before saving the rows that belong to it; deferred updates then have nothing to save.
         """
-        assert self._idle is None or not self._idle.has_pending, (
-            f"settle table {self._table.name} before saving its optimizer"
+        assert self._deferred is None or not self._deferred.has_pending, (
+            f"flush table {self._table.name} before saving its optimizer"
         )
         return {"t": self._t, **self._rule.slots}
 
     @torch.no_grad()
-    def load(self, state: dict[str, torch.Tensor | int]) -> None:
-        """Goes on from a state. The caller has put the settled rows that were saved with it into `table.stored_VD`.
+    def load(self, state: dict[str, Tensor | int]) -> None:
+        """Resume from a state. The caller has copied the flushed rows saved with it to `table.stored_VD`.
 
         Raises:
             UserError: the state was saved by another rule.
@@ -131,8 +135,8 @@ class SparseOptimizer:
             )
         for name, slot in slots.items():
             saved = state[name]
-            assert isinstance(saved, torch.Tensor) and saved.shape == slot.shape, (name, saved, slot.shape)
+            assert isinstance(saved, Tensor) and saved.shape == slot.shape, (name, saved, slot.shape)
             slot.copy_(saved)
         self._t = int(state["t"])
-        if self._idle is not None:
-            self._idle.reset()
+        if self._deferred is not None:
+            self._deferred.reset()

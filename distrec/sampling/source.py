@@ -1,11 +1,14 @@
-"""The batches of one worker, as a pure function of (seed, epoch, step): it does not matter who asks, or how often.
+"""The batches of one worker, a pure function of (seed, epoch, step): independent of the process and of earlier calls.
 
-Step s of S takes from bucket p of n_p interactions, of which b_p lie in the buckets before it, the positions
-floor((s n_p + b_p mod S) / S) .. floor(((s + 1) n_p + b_p mod S) / S) of a shuffle keyed by (seed, epoch, p): each
-interaction once an epoch. Without the phase b_p mod S, buckets of one size would all give their pairs in the same
-steps. An interaction's number in the epoch, b_p plus its position, keys its negatives.
+Step s of S contains, of bucket p with n_p interactions and b_p interactions in the buckets before it, positions
+floor((s n_p + b_p mod S) / S) .. floor(((s + 1) n_p + b_p mod S) / S) of a shuffle keyed by (seed, epoch, p), so that
+each interaction occurs once an epoch. Without the phase b_p mod S, buckets of equal size would all contribute their
+pairs to the same steps. An interaction's ordinal in the epoch, b_p plus its position, keys its negatives.
+
+P: buckets.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,16 +17,18 @@ import numpy as np
 from distrec.core.randomness import Purpose, generator, uniforms
 from distrec.data.dataset import Dataset, Part
 from distrec.kernels.dedup import unique_ids, unique_of
-from distrec.sampling.batch import Batch, index_dtype
+from distrec.sampling.arrow import index_dtype
+from distrec.sampling.batch import Batch
 from distrec.sampling.config import SamplingConfig
 from distrec.sampling.negatives import NegativeSampler, item_masses
 from distrec.sharding.partition import Partition
 
-_OF_PAIRS, _SHARED = 0, 1  # the two ways of drawing never share a stream
+_PER_PAIR, _SHARED = 0, 1  # index of the stream of draws
+_NONE = np.zeros(0, np.int64)
 
 
 def steps_per_epoch(interactions: int, batch_size: int) -> int:
-    """Steps S of an epoch: as few as keep a step at `batch_size` pairs on average."""
+    """Return the steps S of an epoch: the fewest with at most `batch_size` pairs a step on average."""
     return max(1, -(-interactions // batch_size))
 
 
@@ -32,12 +37,13 @@ class BatchSource:
     """Everything that determines the batches of one worker. Small and picklable: the data are read on first use.
 
     Args:
-        dataset: the prepared data set.
-        config: how negatives are drawn.
-        seed: the run's seed.
+        dataset: prepared data set.
+        config: negative sampling.
+        seed: seed of the run.
         batch_size: pairs of a step over all workers.
-        worker, workers: whose batches.
-        with_log_q: whether the batches carry log q.
+        worker: rank of the worker.
+        workers: number of workers.
+        with_log_q: include log q in the batches.
     """
 
     dataset: Dataset
@@ -55,36 +61,37 @@ class BatchSource:
 
     @property
     def bytes_per_step(self) -> int:
-        """Rough size of a batch, for cutting the stream into blocks."""
+        """Estimated size of a batch, which determines the number of steps in a block of the stream."""
         pairs = self.batch_size // self.workers + 1
         n = self.batch_size if self.config.distribution == "in_batch" else self.config.negatives
         negatives = n if self.config.shared else pairs * n
         unique = min(pairs + negatives, self.dataset.manifest.items)
-        at = np.dtype(index_dtype(max(pairs, unique))).itemsize
-        return 4 * (pairs + unique + negatives * self.with_log_q) + at * (2 * pairs + negatives)
+        index_bytes = np.dtype(index_dtype(max(pairs, unique))).itemsize
+        return 4 * (pairs + unique + negatives * self.with_log_q) + index_bytes * (2 * pairs + negatives)
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """The batch of one step."""
+        """Return the batch of one step."""
         return self.batches(epoch, step, step + 1)[0]
 
     def batches(self, epoch: int, first: int, last: int) -> list[Batch]:
-        """The batches of steps `first` .. `last` (exclusive) of an epoch. Many at once cost less than one at a time."""
-        at, number, ends = self._pairs(epoch, first, last)
+        """Return the batches of steps `first` .. `last` (exclusive) of an epoch. Cheaper than one call for each."""
+        index, ordinal, ends = self._pairs(epoch, first, last)
         user, item, _ = self._interactions
-        user, item = user[at], item[at]
-        drawn = numbers = None
+        user, item = user[index], item[index]
+        shared: Sequence[np.ndarray] | np.ndarray | None = None
+        shared_ordinals: list[np.ndarray] | None = None
         if self.config.distribution == "in_batch":
-            drawn, numbers = self._positives_of(epoch, first, last)
+            shared, shared_ordinals = self._step_positives(epoch, first, last)
         elif self.config.shared:
-            drawn = self._shared_negatives(epoch, first, last)
-        made = []
+            shared = self._shared_negatives(epoch, first, last)
+        batches = []
         for k in range(last - first):
             pairs = slice(ends[k], ends[k + 1])
-            own = None if numbers is None else np.searchsorted(numbers[k], number[pairs])
-            # Pairs' own are drawn step by step: they are still in cache then when they are de-duplicated.
-            negatives = self._pair_negatives(epoch, user[pairs], number[pairs]) if drawn is None else drawn[k]
-            made.append(self._batch(epoch, first + k, user[pairs], item[pairs], negatives, own))
-        return made
+            own = None if shared_ordinals is None else np.searchsorted(shared_ordinals[k], ordinal[pairs])
+            # Drawn step by step, so that they are still in cache when they are de-duplicated.
+            negatives = self._pair_negatives(epoch, user[pairs], ordinal[pairs]) if shared is None else shared[k]
+            batches.append(self._batch(epoch, first + k, user[pairs], item[pairs], negatives, own))
+        return batches
 
     @cached_property
     def _bucket_sizes_P(self) -> np.ndarray:
@@ -95,7 +102,7 @@ class BatchSource:
     @cached_property
     def _before_P(self) -> np.ndarray:
         """Interactions in the buckets before each one."""
-        return np.cumsum(self._bucket_sizes_P) - self._bucket_sizes_P
+        return np.asarray(np.cumsum(self._bucket_sizes_P) - self._bucket_sizes_P)
 
     @cached_property
     def _partitions(self) -> tuple[Partition, Partition]:
@@ -104,7 +111,7 @@ class BatchSource:
 
     @cached_property
     def _interactions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """This worker's training interactions: local user and item by bucket, and where each bucket starts."""
+        """This worker's training interactions by bucket: (local user, item, start of each bucket)."""
         buckets = self._partitions[0].owned_buckets(self.worker)
         user, item = self.dataset.interactions(Part.TRAIN, buckets)
         starts = np.concatenate([[0], np.cumsum(self._bucket_sizes_P[list(buckets)])])
@@ -118,7 +125,7 @@ class BatchSource:
 
     @cached_property
     def _positives(self) -> tuple[np.ndarray, np.ndarray]:
-        """(offsets, items): the training items of each local user, ascending."""
+        """(indptr, indices) in CSR form: the training items of each local user, ascending."""
         user, item, _ = self._interactions
         order = np.lexsort((item, user))
         counts = np.bincount(user, minlength=self._partitions[0].size(self.worker))
@@ -129,8 +136,9 @@ class BatchSource:
         return {}
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The shuffles of this worker's buckets in an epoch, one after another: places in `_interactions`. Two epochs
-        are kept.
+        """Return the concatenated shuffles of this worker's buckets in an epoch, indices into `_interactions`.
+
+        The shuffles of two epochs are cached.
         """
         if epoch not in self._orders:
             _, _, starts = self._interactions
@@ -142,51 +150,52 @@ class BatchSource:
                 ]
             )
             if len(self._orders) > 2:
-                del self._orders[next(iter(self._orders))]  # the one made first
+                del self._orders[next(iter(self._orders))]  # the oldest
         return self._orders[epoch]
 
-    def _cuts(self, first: int, last: int) -> np.ndarray:
-        """Where steps `first` .. `last` begin, and `last - 1` ends, in each bucket's shuffle, (steps + 1, P)."""
+    def _step_bounds(self, first: int, last: int) -> np.ndarray:
+        """Return the start of steps `first` .. `last` (inclusive) in each bucket's shuffle, (steps + 1, P)."""
         phases_P = self._before_P % self.steps
-        return (np.arange(first, last + 1)[:, None] * self._bucket_sizes_P + phases_P) // self.steps
+        return np.asarray((np.arange(first, last + 1)[:, None] * self._bucket_sizes_P + phases_P) // self.steps)
 
     def _pairs(self, epoch: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the pairs of some steps, step after step and in each bucket after bucket: place in `_interactions`, number
-        in the epoch, and where each step begins and the last one ends."""
-        own = np.array(self._partitions[0].owned_buckets(self.worker))
-        cuts = self._cuts(first, last)[:, own]
-        # A run of a bucket's shuffle for each step and bucket: how long, and where it begins among all pairs asked for.
-        lengths = np.diff(cuts, axis=0).ravel()
-        ends = np.cumsum(lengths)
-        begins, pair = ends - lengths, np.arange(ends[-1])
-        at = pair + np.repeat((self._interactions[2][:-1] + cuts[:-1]).ravel() - begins, lengths)
-        number = pair + np.repeat((self._before_P[own] + cuts[:-1]).ravel() - begins, lengths)
-        return self._order(epoch)[at], number, np.concatenate([[0], ends[len(own) - 1 :: len(own)]])
+        """Return (index into `_interactions`, ordinal, bounds of the steps) of this worker's pairs of some steps.
 
-    def _positives_of(self, epoch: int, first: int, last: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """(items, numbers in the epoch, ascending) of all workers' pairs, step by step."""
-        everyone = self._everyone
-        at, number, ends = everyone._pairs(epoch, first, last)
-        return np.split(everyone._interactions[1][at], ends[1:-1]), np.split(number, ends[1:-1])
+        Pairs are ordered by step, then by bucket.
+        """
+        own = np.array(self._partitions[0].owned_buckets(self.worker))
+        bounds = self._step_bounds(first, last)[:, own]
+        # One run of a bucket's shuffle for each step and bucket: its length, and its start among these pairs.
+        lengths = np.diff(bounds, axis=0).ravel()
+        ends = np.cumsum(lengths)
+        starts, pair = ends - lengths, np.arange(ends[-1])
+        index = pair + np.repeat((self._interactions[2][:-1] + bounds[:-1]).ravel() - starts, lengths)
+        ordinal = pair + np.repeat((self._before_P[own] + bounds[:-1]).ravel() - starts, lengths)
+        return self._order(epoch)[index], ordinal, np.concatenate([[0], ends[len(own) - 1 :: len(own)]])
+
+    def _step_positives(self, epoch: int, first: int, last: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return (items, ordinals, ascending) of the pairs of all workers, by step."""
+        source = self if self.workers == 1 else self._one_worker
+        index, ordinal, ends = source._pairs(epoch, first, last)
+        return np.split(source._interactions[1][index], ends[1:-1]), np.split(ordinal, ends[1:-1])
 
     @cached_property
-    def _everyone(self) -> "BatchSource":
-        """The same batches as one worker would see them."""
-        return self if self.workers == 1 else replace(self, worker=0, workers=1)
+    def _one_worker(self) -> "BatchSource":
+        """The source of the same steps for a single worker."""
+        return replace(self, worker=0, workers=1)
 
     def _shared_negatives(self, epoch: int, first: int, last: int) -> np.ndarray:
-        """Negatives of whole steps, (steps, N): every worker draws the same."""
+        """Return shared negatives, (steps, N), the same at every worker."""
         n = self.config.negatives
         drawn = uniforms(self.seed, Purpose.NEGATIVES, epoch, _SHARED, first=first * n, count=(last - first) * n)
         return self._sampler.draw(drawn, None).reshape(last - first, n)
 
-    def _pair_negatives(self, epoch: int, user_B: np.ndarray, number_B: np.ndarray) -> np.ndarray:
-        """Negatives of each pair, (pairs, N). Draws number * N .. number * N + N - 1 of the epoch belong to a pair."""
-        from distrec.kernels.numba.draws import Stream  # here, as importing numba takes a good part of a second
+    def _pair_negatives(self, epoch: int, user_B: np.ndarray, ordinal_B: np.ndarray) -> np.ndarray:
+        """Return the negatives of each pair, (B, N): draws ordinal * N .. ordinal * N + N - 1 of the epoch."""
+        from distrec.kernels.numba.draws import Stream  # here: importing numba takes 0.3 s
 
-        names = (self.seed & (2**64 - 1), Purpose.NEGATIVES, epoch, _OF_PAIRS)
-        stream = Stream(*(np.uint64(name) for name in names))
-        return self._sampler.draw_for_pairs(stream, number_B, user_B, self.config.negatives)
+        stream = Stream(*map(np.uint64, (self.seed & (2**64 - 1), Purpose.NEGATIVES, epoch, _PER_PAIR)))
+        return self._sampler.draw_for_pairs(stream, ordinal_B, user_B, self.config.negatives)
 
     def _batch(
         self,
@@ -197,67 +206,70 @@ class BatchSource:
         negatives: np.ndarray,
         own_B: np.ndarray | None,
     ) -> Batch:
-        """De-duplicates and addresses the rows of one step. `negatives` is (B, N), or (N,) when shared.
+        """Return a batch with de-duplicated rows.
 
-        `own_B`: where each pair's positive stands among shared negatives that are positives.
+        Args:
+            negatives: items (B, N), or (N,) where they are shared.
+            own_B: with in-batch negatives, index of each pair's positive among them.
         """
-        none = np.zeros(0, np.int64)
-        users_U, user_index = unique_ids(user_B, self._partitions[0].size(self.worker))
-        slot_V, starts = self._slots
-        slots_U, (positive_index, negative_index) = unique_of([item_B, negatives.ravel()], len(slot_V), slot_V)
+        users_U, user_index_B = unique_ids(user_B, self._partitions[0].size(self.worker))
+        slot_V, starts = self._owner_order
+        slots_U, (positive_index_B, negative_index) = unique_of([item_B, negatives.ravel()], len(slot_V), slot_V)
         splits_W = np.diff(np.searchsorted(slots_U, starts))
+        masked = log_q = _NONE
         if self.config.reject:
-            masked = self._known(user_B, negatives)
-        else:
-            masked = none if own_B is None else np.arange(len(user_B)) * len(negatives) + own_B
-        log_q = none
+            masked = self._known_positives(user_B, negatives)
+        elif own_B is not None:
+            masked = np.arange(len(user_B)) * len(negatives) + own_B
         if self.with_log_q:
             log_q = self._sampler.log_q(negatives, None if self.config.shared else user_B[:, None]).ravel()
         return Batch(
             epoch=epoch,
             step=step,
-            pairs=int(np.diff(self._cuts(step, step + 1), axis=0).sum()),
+            pairs=int(np.diff(self._step_bounds(step, step + 1), axis=0).sum()),
             users_U=users_U,
-            user_index_B=user_index,
+            user_index_B=user_index_B,
             items_U=slots_U - np.repeat(starts[:-1], splits_W).astype(np.int32),
             item_splits_W=splits_W,
-            positive_index_B=positive_index,
+            positive_index_B=positive_index_B,
             negative_index=negative_index,
             masked=masked,
             log_q=log_q,
         )
 
     @cached_property
-    def _slots(self) -> tuple[np.ndarray, np.ndarray]:
-        """(where each item stands when all lie owner after owner, where each owner's items begin): unique items are
-        wanted in this order, and come in it when they are marked by their slots."""
+    def _owner_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """(Slot of each item in the order (owner, local index), first slot of each owner).
+
+        De-duplicated by slot, unique items come in the order in which they are requested of their owners.
+        """
         partition = self._partitions[1]
         starts = np.cumsum([0] + [partition.size(worker) for worker in range(partition.workers)])
         ids_V = np.arange(partition.rows)
         return (starts[partition.owner(ids_V)] + partition.local(ids_V)).astype(np.int32), starts
 
-    def _known(self, user_B: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-        """Flat places in (B, N) of negatives that are training positives of the pair's user, ascending, int64.
+    def _known_positives(self, user_B: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+        """Return flat positions in (B, N) of negatives that are known to the pair's user, ascending, int64.
 
-        A pair's own negatives are none of them, but for users to whom every item that can be drawn is known.
+        A pair's own negatives are none, except for users who know every item that can be drawn.
         """
         if self.config.shared:
-            return self._known_shared(user_B, negatives)
-        pairs, n = np.flatnonzero(self._sampler.saturated[user_B]), negatives.shape[1]
-        return (pairs[:, None] * n + np.arange(n)).ravel()
+            return self._known_positives_shared(user_B, negatives)
+        pairs, n = np.flatnonzero(self._sampler.saturated_U[user_B]), negatives.shape[1]
+        return np.asarray((pairs[:, None] * n + np.arange(n)).ravel())
 
-    def _known_shared(self, user_B: np.ndarray, negatives_N: np.ndarray) -> np.ndarray:
-        """Walks the positives of the batch's users, of which there are far fewer than the B * N scores."""
-        indptr, items = self._positives
+    def _known_positives_shared(self, user_B: np.ndarray, negatives_N: np.ndarray) -> np.ndarray:
+        """Iterate over the positives of the batch's users, which are far fewer than the B * N scores."""
+        indptr, indices = self._positives
         counts = indptr[user_B + 1] - indptr[user_B]
         ends = np.cumsum(counts)
-        walk = np.arange(ends[-1] if len(ends) else 0) + np.repeat(indptr[user_B] - (ends - counts), counts)
+        entry = np.arange(ends[-1] if len(ends) else 0) + np.repeat(indptr[user_B] - (ends - counts), counts)
         drawn_V = np.zeros(self._partitions[1].rows, bool)
         drawn_V[negatives_N] = True
-        hit = np.flatnonzero(drawn_V[items[walk]])
-        pair, item = np.searchsorted(ends, hit, side="right"), items[walk[hit]]
+        hit = np.flatnonzero(drawn_V[indices[entry]])
+        pair, item = np.searchsorted(ends, hit, side="right"), indices[entry[hit]]
         order = np.argsort(negatives_N, kind="stable")
         low = np.searchsorted(negatives_N[order], item, side="left")
         times = np.searchsorted(negatives_N[order], item, side="right") - low  # an item may be drawn more than once
-        within = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
-        return np.sort(np.repeat(pair, times) * len(negatives_N) + order[np.repeat(low, times) + within])
+        repeat = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+        return np.sort(np.repeat(pair, times) * len(negatives_N) + order[np.repeat(low, times) + repeat])

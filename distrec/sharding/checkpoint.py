@@ -1,4 +1,4 @@
-"""Shards on disk: each worker writes its rows and their state to one file; any number of workers can read them back."""
+"""Checkpoints: each worker writes its rows and their state to one file; any number of workers can read them back."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from distrec.sharding.partition import Partition
 _FORMAT = 1
 
 Rows = dict[str, torch.Tensor]
-"""Per-row tensors of one table by name, each (V_local, ...) in the order of the shard's rows."""
+"""Per-row tensors of one table by name, each (V_local, ...), in the order of the shard's rows."""
 
 
 def save_shard(
     folder: Path, worker: int, partitions: dict[str, Partition], tables: dict[str, Rows], meta: dict[str, Any]
 ) -> None:
-    """Writes one worker's part of a checkpoint. `meta` holds plain values that are the same on every worker."""
+    """Write one worker's part of a checkpoint. `meta` holds plain values that are the same at all workers."""
     shape = {name: (partition.rows, partition.buckets) for name, partition in partitions.items()}
     workers = next(iter(partitions.values())).workers
     content = {"format": _FORMAT, "worker": worker, "workers": workers, "shape": shape, "tables": tables, "meta": meta}
@@ -25,18 +25,18 @@ def save_shard(
 
 
 def load_shard(folder: Path, worker: int, partitions: dict[str, Partition]) -> tuple[dict[str, Rows], dict[str, Any]]:
-    """(per-row tensors of this worker under `plans`, meta) of a checkpoint that any number of workers wrote.
+    """Return (this worker's per-row tensors, meta) of a checkpoint that was written by any number of workers.
 
     Raises:
-        UserError: files are missing, or belong to another data set.
+        UserError: files are missing, or were written for another data set.
     """
     files = sorted(folder.glob("shard-*.pt"))
     if not files:
         raise UserError(f"no checkpoint in {folder}")
     first = _read(files[0])
-    saved = {name: Partition(*shape, first["workers"]) for name, shape in first["shape"].items()}
+    saved = {name: Partition(rows, buckets, first["workers"]) for name, (rows, buckets) in first["shape"].items()}
     if len(files) != first["workers"]:
-        raise UserError(f"{folder} holds {len(files)} of {first['workers']} shards")
+        raise UserError(f"{folder} contains {len(files)} of {first['workers']} shards")
     if {n: (p.rows, p.buckets) for n, p in partitions.items()} != {n: (p.rows, p.buckets) for n, p in saved.items()}:
         raise UserError(f"{folder} was written for tables {first['shape']}, not for this data set")
     if saved == partitions:
@@ -49,16 +49,16 @@ def load_shard(folder: Path, worker: int, partitions: dict[str, Partition]) -> t
 
 
 def _reshard(saved: Partition, partition: Partition, worker: int, parts: list[Rows]) -> Rows:
-    """Picks this worker's rows from the shards of another number of workers."""
+    """Select this worker's rows from the shards of another number of workers."""
     ids_V = torch.from_numpy(partition.rows_of(worker))
     owner_V, local_V = saved.owner(ids_V), saved.local(ids_V)
-    rows = {}
+    rows: Rows = {}
     for key, example in parts[0].items():
-        picked = example.new_empty(len(ids_V), *example.shape[1:])
+        selected = example.new_empty(len(ids_V), *example.shape[1:])
         for source, part in enumerate(parts):
-            mine = owner_V == source
-            picked[mine] = part[key][local_V[mine]]
-        rows[key] = picked
+            owned = owner_V == source
+            selected[owned] = part[key][local_V[owned]]
+        rows[key] = selected
     return rows
 
 
@@ -68,8 +68,8 @@ def _name(worker: int, workers: int) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
-        raise UserError(f"the checkpoint lacks {file}")
-    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        raise UserError(f"{file} of the checkpoint is missing")
+    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if content["format"] != _FORMAT:
         raise UserError(f"{file} has format {content['format']}; this version reads {_FORMAT}")
     return content

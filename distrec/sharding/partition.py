@@ -1,8 +1,8 @@
-"""Who owns what: rows to buckets, buckets to workers. Pure arithmetic, so any process can answer for any other.
+"""Partition of the rows of a table: rows to buckets, buckets to workers. Arithmetic only, so that no lookup is needed.
 
-Row `r` lies in bucket `r mod P`; bucket `p` belongs to worker `p mod W`. P is chosen once for a data set and outlives
-every cluster; W is this run's number of workers. A worker keeps its rows in ascending order, which makes the local
-number of a row a formula and needs no table.
+A row's bucket is `row mod P`; the owner of a bucket is worker `bucket mod W`. P is chosen once for a data set and does
+not depend on the cluster; W is the number of workers of this run. A worker stores its rows in ascending order, so that
+a row's local index is a formula.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:  # the stream's processes plan too, and start faster without torch
+if TYPE_CHECKING:  # the processes of the stream import this too, and start faster without torch
     import torch
 
 Ids = TypeVar("Ids", np.ndarray, "torch.Tensor")
@@ -18,7 +18,7 @@ Ids = TypeVar("Ids", np.ndarray, "torch.Tensor")
 
 @dataclass(frozen=True)
 class Partition:
-    """The rows of one table of `rows` rows in `buckets` buckets over `workers` workers."""
+    """The partition of one table of `rows` rows into `buckets` buckets over `workers` workers."""
 
     rows: int
     buckets: int
@@ -28,29 +28,32 @@ class Partition:
         assert 1 <= self.workers <= self.buckets, self
 
     def owned_buckets(self, worker: int) -> range:
-        """The buckets of a worker, ascending."""
+        """Return the buckets of a worker, ascending."""
         return range(worker, self.buckets, self.workers)
 
     def owner(self, rows: Ids) -> Ids:
-        """The worker of each row."""
-        return rows % self.buckets % self.workers
+        """Return the owner of each row."""
+        owner: Ids = rows % self.buckets % self.workers
+        return owner
 
     def local(self, rows: Ids) -> Ids:
-        """The number of each row among the rows of its owner."""
+        """Return the local index of each row: its index among the rows of its owner."""
         bucket = rows % self.buckets
-        owned = (self.buckets - 1 - bucket % self.workers) // self.workers + 1  # buckets that the row's owner has
-        return rows // self.buckets * owned + bucket // self.workers
+        owned = (self.buckets - 1 - bucket % self.workers) // self.workers + 1  # number of buckets of the owner
+        local: Ids = rows // self.buckets * owned + bucket // self.workers
+        return local
 
     def size(self, worker: int) -> int:
-        """How many rows a worker owns."""
+        """Return the number of rows of a worker."""
         full, rest = divmod(self.rows, self.buckets)
         return full * len(self.owned_buckets(worker)) + len(range(worker, rest, self.workers))
 
     def row(self, local: Ids, worker: int) -> Ids:
-        """The rows with these local numbers at a worker: the inverse of `local`."""
+        """Return the rows with these local indices at a worker: the inverse of `local`."""
         owned = len(self.owned_buckets(worker))
-        return local // owned * self.buckets + local % owned * self.workers + worker
+        row: Ids = local // owned * self.buckets + local % owned * self.workers + worker
+        return row
 
     def rows_of(self, worker: int) -> np.ndarray:
-        """The rows of a worker, ascending, int64: position k holds the row whose local number is k."""
+        """Return the rows of a worker, ascending, int64: entry k is the row with local index k."""
         return self.row(np.arange(self.size(worker), dtype=np.int64), worker)

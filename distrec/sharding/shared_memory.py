@@ -1,7 +1,7 @@
-"""Memory that workers of one machine share: what one writes there, the others read, with no socket in between.
+"""Shared memory between the workers of one machine: each worker writes rows directly into the buffers of the others.
 
-Over the loopback device the two exchanges of a step of 41 thousand rows took 17 ms of the cores that compute. Here
-each row is written once, into a box of who wants it, and read from there.
+Through the loopback device the two exchanges of a step of 41 thousand rows took 17 ms of the cores that compute. Here
+each row is written once, into the buffer of the worker that requested it, and read from there.
 """
 
 import mmap
@@ -16,28 +16,43 @@ import numpy as np
 import torch
 
 FOLDER = Path("/dev/shm")
-_LEAST = 2**20  # bytes of a box
-_TURN = 64  # bytes after a box: a cache line for how often its owner has met the others
-_PAUSE, _PAUSE_S = 1 / 16, (5e-5, 1e-3)  # between two looks at who has come: a part of the wait so far, and its bounds
-_LOOK_S, _PATIENCE_S = 1.0, 1800.0  # until who waits looks whether all are there, and until it gives up, as gloo does
+_MIN_BYTES = 2**20  # of a buffer
+_COUNTER_BYTES = 64  # after a buffer: a cache line for the number of barriers at which its owner has arrived
+_POLL_FRACTION, _POLL_S = 1 / 16, (5e-5, 1e-3)  # poll interval as a fraction of the time waited, and its bounds
+_LIVENESS_S, _TIMEOUT_S = 1.0, 1800.0  # interval of the checks that all owners are alive; timeout, the same as gloo's
 
 AllGatherStr = Callable[[str], list[str]]
-"""Gives what every worker of the group said, by rank."""
+"""Gathers a string from every worker of the group, by rank."""
 
 
 class _SharedBuffer:
-    """Memory of one worker that others can write to. Its owner holds a lock on its file for as long as it lives."""
+    """Memory of one worker that others can write to. Its owner holds a lock on the file for as long as it lives."""
 
-    def __init__(self, file: int, size: int) -> None:
-        """Closes the file when it is thrown away; where there is no room for it in memory, an OSError, it does not."""
-        self.size, self._file = size, file
-        self.memory = mmap.mmap(file, size + _TURN)
-        self.turn_1 = np.frombuffer(self.memory, np.int64, 1, size)
-        weakref.finalize(self, os.close, file)
+    def __init__(self, name: str, size: int, create: bool = False) -> None:
+        """Map the buffer of that name, which is unmapped and closed with this object.
 
-    def is_left(self) -> bool:
-        """Whether its owner has ended, or uses it no more. To be asked by the others."""
-        import fcntl  # here, as it is missing where there is no such memory
+        Args:
+            name: name of a file in `FOLDER`.
+            size: bytes.
+            create: create and lock the file, with allocated space: writing to one without ends the process (SIGBUS).
+
+        Raises:
+            OSError: the file is on another machine, or the folder or the space does not exist.
+        """
+        self.size = size
+        self._file = os.open(FOLDER / name, os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
+        weakref.finalize(self, os.close, self._file)
+        if create:
+            import fcntl  # here: not available on Windows
+
+            os.posix_fallocate(self._file, 0, size + _COUNTER_BYTES)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        self.memory = mmap.mmap(self._file, size + _COUNTER_BYTES)
+        self.counter_1 = np.frombuffer(self.memory, np.int64, 1, size)
+
+    def is_abandoned(self) -> bool:
+        """Return whether the owner has ended or closed its buffer. Not to be called by the owner."""
+        import fcntl
 
         try:
             fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -47,104 +62,92 @@ class _SharedBuffer:
 
 
 class SharedBuffers:
-    """One box for each worker, of one size, which all of the group have in their memory."""
+    """One buffer for each worker, of equal size, mapped by all workers of the group, with a barrier."""
 
     def __init__(self, buffers: list[_SharedBuffer], rank: int) -> None:
-        self._buffers, self._rank, self._turn = buffers, rank, 0
+        self._buffers, self._rank, self._barriers = buffers, rank, 0
 
     @classmethod
-    def open(cls, size: int, rank: int, tell: AllGatherStr) -> "SharedBuffers | None":
-        """Makes them. Every worker calls it; all get None if one cannot: another machine, no such folder, no room.
+    def open(cls, size: int, rank: int, all_gather_str: AllGatherStr) -> "SharedBuffers | None":
+        """Create and map the buffers. A collective call.
 
-        The files have no names any more when this returns, so that a worker which is killed leaves nothing behind.
+        Returns None at all workers if any cannot map one: on another machine, without the folder, or without space. The
+        files are unlinked before this returns, so that a worker that is killed leaves none behind.
         """
         try:
-            name, own = _make(size)
+            name, own = _create(size)
         except OSError:
             name, own = "", None
-        names = tell(name)
-        buffers = [own if k == rank else _find(name, size) for k, name in enumerate(names)]
-        whole = all(box is not None for box in buffers)
-        everyone = tell("whole" if whole else "")
+        names = all_gather_str(name)
+        found = [own if k == rank else _map(name, size) for k, name in enumerate(names)]
+        buffers = [buffer for buffer in found if buffer is not None]
+        complete = all_gather_str("complete" if len(buffers) == len(names) else "")
         if name:
             (FOLDER / name).unlink()
-        return cls(buffers, rank) if all(everyone) else None
+        return cls(buffers, rank) if all(complete) else None
 
     @property
     def size(self) -> int:
-        """Of each box, bytes."""
+        """Size of each buffer, bytes."""
         return self._buffers[self._rank].size
 
     def tensor(self, rank: int, offset: int, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-        """(rows, width) in the box of a worker, from a byte on."""
-        if rows * width == 0:  # frombuffer knows no empty ones
+        """Return a (rows, width) view of the buffer of a worker, from byte `offset`."""
+        if rows * width == 0:  # frombuffer rejects empty ones
             return torch.empty(rows, width, dtype=dtype)
         memory = self._buffers[rank].memory
         return torch.frombuffer(memory, dtype=dtype, count=rows * width, offset=offset).view(rows, width)
 
     def barrier_arrive(self) -> None:
-        """Says that what this worker has for the others is written."""
-        from distrec.kernels.numba.atomics import publish  # here, as importing numba takes a good part of a second
+        """Arrive at the next barrier: publish all that this worker has written into the buffers of the others."""
+        from distrec.kernels.numba.atomics import publish  # here: importing numba takes 0.3 s
 
-        self._turn += 1
-        publish(self._buffers[self._rank].turn_1, self._turn)
+        self._barriers += 1
+        publish(self._buffers[self._rank].counter_1, self._barriers)
 
-    def wait(self) -> None:
-        """Waits until every worker has arrived as often. What they wrote before can be read then.
+    def barrier_wait(self) -> None:
+        """Wait until all workers have arrived at this barrier. What they wrote before can then be read.
 
-        Who waits looks again and again: to be woken by a message took 2 ms on cores that all compute, twice a step.
+        Polls, because a wake-up by message took 2 ms where all cores compute, twice a step.
 
         Raises:
             ConnectionError: a worker has ended.
-            TimeoutError: one did not come.
+            TimeoutError: a worker did not arrive in time.
         """
         from distrec.kernels.numba.atomics import reached
 
-        began, look_at = time.perf_counter(), _LOOK_S
-        for rank, box in enumerate(self._buffers):
-            while not reached(box.turn_1, self._turn):
-                waited = time.perf_counter() - began
-                time.sleep(0 if waited < _PAUSE_S[0] else min(max(_PAUSE_S[0], waited * _PAUSE), _PAUSE_S[1]))
-                if waited > look_at:
-                    look_at += _LOOK_S
-                    # Once more, as the last that it did may have been to come.
-                    if box.is_left() and not reached(box.turn_1, self._turn):
+        started, next_check = time.perf_counter(), _LIVENESS_S
+        for rank, buffer in enumerate(self._buffers):
+            while not reached(buffer.counter_1, self._barriers):
+                waited = time.perf_counter() - started
+                time.sleep(0 if waited < _POLL_S[0] else min(max(_POLL_S[0], waited * _POLL_FRACTION), _POLL_S[1]))
+                if waited > next_check:
+                    next_check += _LIVENESS_S
+                    # Checked once more, because the worker may have arrived just before it ended.
+                    if buffer.is_abandoned() and not reached(buffer.counter_1, self._barriers):
                         raise ConnectionError(f"worker {rank} has ended")
-                    if waited > _PATIENCE_S:
-                        raise TimeoutError(f"worker {rank} did not come within {_PATIENCE_S:.0f} s")
+                    if waited > _TIMEOUT_S:
+                        raise TimeoutError(f"worker {rank} did not arrive within {_TIMEOUT_S:.0f} s")
 
 
 def size_for(needed: int) -> int:
-    """The size of boxes that hold so many bytes: a power of two, so that they are rarely made anew."""
-    return max(_LEAST, 1 << (needed - 1).bit_length()) if needed else _LEAST
+    """Return the size of buffers for `needed` bytes: a power of two, so that they are rarely enlarged."""
+    return max(_MIN_BYTES, 1 << (needed - 1).bit_length()) if needed else _MIN_BYTES
 
 
-def _make(size: int) -> tuple[str, _SharedBuffer]:
-    """A file of this size that is really there: one that is only promised ends a process when it is written to."""
-    import fcntl
-
+def _create(size: int) -> tuple[str, _SharedBuffer]:
+    """Return (name, buffer) of this worker, which others can map until the file is unlinked."""
     name = f"distrec-{secrets.token_hex(16)}"
-    file = os.open(FOLDER / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.posix_fallocate(file, 0, size + _TURN)
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return name, _SharedBuffer(file, size)
+        return name, _SharedBuffer(name, size, create=True)
     except OSError:
-        (FOLDER / name).unlink()
-        os.close(file)
+        (FOLDER / name).unlink(missing_ok=True)
         raise
 
 
-def _find(name: str, size: int) -> _SharedBuffer | None:
-    """The box of another worker, if it is on this machine."""
-    if not name:
-        return None
+def _map(name: str, size: int) -> _SharedBuffer | None:
+    """Return the buffer of another worker if it has one on this machine."""
     try:
-        file = os.open(FOLDER / name, os.O_RDWR)
-        try:
-            return _SharedBuffer(file, size)
-        except OSError:
-            os.close(file)
-            raise
+        return _SharedBuffer(name, size) if name else None
     except OSError:
         return None

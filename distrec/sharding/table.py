@@ -1,4 +1,4 @@
-"""Where embeddings live: one worker's shard of a table. Whoever reads a row reads it up to date."""
+"""One worker's shard of an embedding table. Reads return up-to-date rows."""
 
 from typing import Protocol
 
@@ -9,19 +9,19 @@ from distrec.sharding.partition import Partition
 
 
 class Deferred(Protocol):
-    """What idle rows of a shard still owe (weight decay that was put off, say). An optimizer provides it."""
+    """Deferred updates of the rows of a shard, weight decay for example. Implemented by an optimizer."""
 
     def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor) -> torch.Tensor:
-        """Up-to-date copies of the rows with these local numbers, (U, D)."""
+        """Return up-to-date copies of the rows with these local indices, (U, D)."""
         ...
 
     def flush_(self, stored_VD: torch.Tensor) -> None:
-        """Brings the whole shard up to date in place: nothing is owed any more."""
+        """Apply all pending updates to the shard in place."""
         ...
 
 
 class Table:
-    """A shard: the rows of one table that one worker owns, (V_local, D), in the order of `plan.rows_of(worker)`."""
+    """The rows of one table that one worker owns, (V_local, D), in the order of `partition.rows_of(worker)`."""
 
     def __init__(self, name: str, partition: Partition, worker: int, rows_VD: torch.Tensor) -> None:
         assert rows_VD.shape[0] == partition.size(worker), (name, rows_VD.shape, partition, worker)
@@ -33,21 +33,21 @@ class Table:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What rows are read as: float32 where bfloat16 is stored."""
+        """Dtype of the rows that `read` returns: float32 where bfloat16 is stored."""
         return torch.float32 if self.stored_VD.dtype == torch.bfloat16 else self.stored_VD.dtype
 
     def read(self, local_U: torch.Tensor) -> torch.Tensor:
-        """Up-to-date copies of the rows with these local numbers, (U, D)."""
+        """Return up-to-date copies of the rows with these local indices, (U, D)."""
         if self.deferred is None:
             return select_rows(self.stored_VD, local_U).to(self.dtype)
         return self.deferred.read(self.stored_VD, local_U).to(self.dtype)
 
     def read_all(self) -> torch.Tensor:
-        """Every row up to date, (V_local, D), not to be written to: for evaluation and export."""
+        """Return all rows up to date, (V_local, D), read-only: for evaluation and export."""
         return self.flush().to(self.dtype)
 
     def flush(self) -> torch.Tensor:
-        """Brings every row up to date in place and returns the shard as it is stored, (V_local, D)."""
+        """Bring all rows up to date in place and return the shard as it is stored, (V_local, D)."""
         if self.deferred is not None:
             self.deferred.flush_(self.stored_VD)
         return self.stored_VD

@@ -1,4 +1,4 @@
-"""Where numbers go: MLflow, the terminal, tables."""
+"""Experiment tracking in MLflow, step timing, and tables of results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +10,17 @@ from distrec.tracking.config import TrackingConfig
 def open_tracker(
     config: TrackingConfig, run_folder: Path, run_id: str | None = None, warn: Callable[[str], None] | None = None
 ) -> Tracker:
-    """The tracker that a configuration asks for; not started yet.
+    """Return the configured tracker, not started yet.
 
     Args:
         config: where to record.
-        run_folder: the folder of this run; the default store lies beside it.
-        run_id: of an earlier part of the run, to continue it.
-        warn: takes one line when the server is lost or back; by default it goes to the log.
+        run_folder: folder of this run; the default store lies beside it.
+        run_id: id of the MLflow run to continue.
+        warn: called with one line when MLflow fails and when it works again; by default it writes to the log.
     """
     if not config.enabled:
         return Tracker()
-    # MLflow takes 1.5 s to import.
+    # Deferred: MLflow takes 1.5 s to import.
     from distrec.tracking.mlflow import MlflowTracker
 
     return MlflowTracker(config, run_folder, run_id, warn)

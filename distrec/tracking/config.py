@@ -1,13 +1,15 @@
-"""What is recorded, and where."""
+"""Configuration of tracking."""
 
 from distrec.core.config import Section
 
 
 class TrackingConfig(Section):
+    """Where to record runs."""
+
     uri: str | None = None
-    """MLflow tracking URI: http://host:port of a server, sqlite:///path/mlflow.db, or a database URL. None: the file
-    `mlflow.db` beside the run folder, so that all runs of a folder are compared in one place."""
+    """MLflow tracking URI: http://host:port of a server, sqlite:///path/mlflow.db, or a database URL. null: the file
+    mlflow.db beside the run folder, which all runs of the parent folder share."""
     experiment: str = "distrec"
-    """MLflow experiment that the run belongs to; created if need be."""
+    """MLflow experiment of the run. Created if it does not exist."""
     enabled: bool = True
-    """False: nothing is sent to MLflow, and MLflow is not imported."""
+    """Record to MLflow. false: nothing is recorded, and MLflow is not imported."""

@@ -1,4 +1,4 @@
-"""What a run was made with: versions and commit."""
+"""Software environment of a run: package versions and git commit."""
 
 import importlib.metadata
 import os
@@ -10,7 +10,7 @@ _PACKAGES = ("distrec", "ray", "torch", "torch-geometric", "pyarrow", "numpy", "
 
 
 def versions() -> dict[str, str]:
-    """{"python": "3.11.9", "torch": "2.13.0", ...}; packages that are not installed are left out."""
+    """Return {"python": "3.11.9", "torch": "2.13.0", ...}, without packages that are not installed."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -21,10 +21,10 @@ def versions() -> dict[str, str]:
 
 
 def git_commit(path: Path) -> str | None:
-    """The commit of the repository that tracks `path`, with `-dirty` if tracked files were changed.
+    """Return the commit of the repository that tracks `path`, with the suffix `-dirty` if tracked files were changed.
 
-    None where there is no git, no repository or no commit, or where git ignores `path`: code installed in a virtual
-    environment inside somebody's repository is not of that repository.
+    None without git, without a repository or a commit, or if the repository ignores `path`, such as code installed in
+    a virtual environment inside an unrelated repository.
     """
     if _git(path, "ls-files", "--error-unmatch", "--", ".") is None:
         return None
@@ -33,7 +33,7 @@ def git_commit(path: Path) -> str | None:
 
 def _git(path: Path, *arguments: str) -> str | None:
     folder = path if path.is_dir() else path.parent
-    # Only look: without this, `describe --dirty` may take the index lock from under a commit that the user is making.
+    # Read only: otherwise `describe --dirty` may take the index lock and make a commit of the user fail.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         done = subprocess.run(

@@ -1,7 +1,7 @@
-"""Runs recorded in MLflow. The only file that imports it.
+"""Runs recorded in MLflow. The only module that imports it.
 
-Nothing here relies on MLflow's global state (active run, tracking URI): a client with an explicit URI does all the
-work, from the driver process alone.
+Does not use MLflow's global state (active run, tracking URI): a client with an explicit URI in the driver process
+makes all calls.
 """
 
 import json
@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
+from distrec.core.config import Section, dump, flat
 from distrec.core.errors import UserError
 from distrec.tracking.base import Tracker
 from distrec.tracking.config import TrackingConfig
@@ -27,18 +26,18 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
-# Servers accept 1000 metrics and 100 params or tags a request; values of 500 characters even from old servers.
-_METRICS_A_BATCH, _PAIRS_A_BATCH, _VALUE_LIMIT = 1000, 100, 500
-# A call to a server that is away may hold up training for twice the time-out: so it is tried this seldom.
+# Servers accept 1000 metrics and 100 params or tags a request, and old ones values of up to 500 characters.
+_METRICS_PER_REQUEST, _PARAMS_PER_REQUEST, _VALUE_LIMIT = 1000, 100, 500
+# A call to an unreachable server blocks training for up to twice the time-out, hence the long interval.
 _RETRY_AFTER_S = 60.0
-# Without these MLflow tries for minutes. The user's own settings win.
-_PATIENCE = {
+# MLflow's defaults retry for minutes. Variables that the user has set take precedence.
+_TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
-_KIND = "custom_model_development"  # MLflow's pages then show what belongs to training, not to language models
-_NOISY = ("mlflow", "alembic", "urllib3.connectionpool")
+_EXPERIMENT_KIND = "custom_model_development"  # MLflow then shows its pages for training, not for language models
+_NOISY_LOGGERS = ("mlflow", "alembic", "urllib3.connectionpool")
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +45,12 @@ logger = logging.getLogger(__name__)
 class MlflowTracker(Tracker):
     """One run in MLflow.
 
-    `start` fails at once if the store is out of reach. From then on nothing raises: what cannot be sent is kept, one
-    warning is given, and it is sent later, at `finish` at the latest. A run that continues writes its metrics behind
-    those already there; steps repeated after a crash are recorded twice, with equal values.
+    `start` raises if the store cannot be used. No later call raises: records that cannot be sent are kept, with one
+    warning, and sent later, at the latest by `finish`. A continued run appends its metrics to those already recorded;
+    steps that are repeated after a crash are recorded twice, with equal values.
     """
+
+    uri: str
 
     def __init__(
         self,
@@ -66,30 +67,31 @@ class MlflowTracker(Tracker):
         self._client: MlflowClient | None = None
         self._metrics: list[Metric] = []
         self._files: dict[str, str | Path] = {}
-        self._lost_at: float | None = None
+        self._failing_since: float | None = None
 
-    def start(self, config: Mapping[str, object], tags: Mapping[str, str], run_name: str) -> None:
-        """Opens the run: `config` as params and as `config.yaml`, `tags` with versions and commit.
+    def start(self, config: Section, tags: Mapping[str, str], run_name: str) -> None:
+        """Create or continue the run, with `config` as params and as `config.yaml`.
 
         Args:
-            config: {dotted key: plain value}, see `distrec.core.config.flat`.
-            tags: the caller's tags; they win over ours.
-            run_name: ignored when a run continues.
+            config: the whole configuration.
+            tags: recorded beside the versions and the commit; they take precedence over them.
+            run_name: ignored if a run is continued.
 
         Raises:
-            UserError: the store cannot be reached or used, or the run to continue is not there.
+            UserError: the store cannot be reached or used, or it has no such run to continue.
         """
         try:
             check_database(self.uri)
             with _mlflow_settings():
                 from mlflow import MlflowClient
 
-                self._client = MlflowClient(tracking_uri=self.uri)
-                before = self._continue_run() if self.run_id else self._create_run(run_name)
-                self._log_setup(config, tags, before)
+                client = self._client = MlflowClient(tracking_uri=self.uri)
+                recorded = self._continue_run(client, self.run_id) if self.run_id else {}
+                self.run_id = self.run_id or self._create_run(client, run_name)
+                _log_setup(client, self.run_id, config, tags, recorded)
         except UserError:
             raise
-        except Exception as error:  # requests, SQLAlchemy, OSError and MLflow's own: there is no common base
+        except Exception as error:  # requests, SQLAlchemy, OSError and MLflow have no common base class
             raise UserError(
                 f"cannot record to MLflow at {public_uri(self.uri)}: {_cause(error)}\n"
                 "Start the server or set tracking.uri; tracking.enabled=false trains without it."
@@ -98,16 +100,16 @@ class MlflowTracker(Tracker):
     def log_dataset(self, name: str, source: str, fingerprint: str, profile: Mapping[str, object]) -> None:
         from mlflow.entities import Dataset, DatasetInput
 
-        # MLflow takes 36 characters of a digest; the tag `fingerprint` has all.
+        # MLflow limits a digest to 36 characters; the tag `fingerprint` holds all.
         data = Dataset(name, fingerprint[:36], "local", source, profile=json.dumps(profile))
-        self._attempt(lambda client: client.log_inputs(self.run_id, [DatasetInput(data)]))
+        self._attempt(lambda client, run_id: client.log_inputs(run_id, [DatasetInput(data)]))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Records figures at a step. `recall@20` becomes `recall_at_20`: MLflow has no @ in names."""
+        """Record metrics at a step. `recall@20` becomes `recall_at_20`: MLflow does not allow @ in names."""
         from mlflow.entities import Metric
 
+        # The time of the call, not of sending: a request that is sent twice is then recorded once.
         now_ms = int(time.time() * 1000)
-        # A request that is sent again, with the same times, is recorded once.
         self._metrics += [Metric(_name(key), float(value), now_ms, step) for key, value in metrics.items()]
         self._send()
 
@@ -122,134 +124,130 @@ class MlflowTracker(Tracker):
     def finish(self, status: str = "FINISHED") -> None:
         assert status in _STATUSES, status
         self._send(final=True)
-        if self._lost_at is not None:
+        if self._failing_since is not None:
             self._warn(
-                f"MLflow at {public_uri(self.uri)} is still away: run {self.run_id} stays open, "
+                f"MLflow at {public_uri(self.uri)} still fails: run {self.run_id} stays open, "
                 f"without {len(self._metrics)} metrics and {len(self._files)} files"
             )
             return
-        self._attempt(lambda client: client.set_terminated(self.run_id, status))
+        self._attempt(lambda client, run_id: client.set_terminated(run_id, status))
 
-    def _create_run(self, run_name: str) -> dict[str, str]:
-        client = self._started()
+    def _create_run(self, client: "MlflowClient", run_name: str) -> str:
         experiment = client.get_experiment_by_name(self._experiment)
         if experiment is None:
-            experiment_id = client.create_experiment(
-                self._experiment, artifact_location=self._artifacts, tags={"mlflow.experimentKind": _KIND}
-            )
-        elif experiment.lifecycle_stage != "active":
-            raise UserError(
-                f"the MLflow experiment {self._experiment!r} is deleted; restore it or set tracking.experiment"
-            )
-        else:
+            tags = {"mlflow.experimentKind": _EXPERIMENT_KIND}
+            experiment_id = client.create_experiment(self._experiment, self._artifacts, tags)
+        elif experiment.lifecycle_stage == "active":
             experiment_id = experiment.experiment_id
-        self.run_id = client.create_run(experiment_id, run_name=run_name).info.run_id
-        return {}
+        else:
+            raise UserError(f"MLflow experiment {self._experiment!r} is deleted; restore it or set tracking.experiment")
+        run_id: str = client.create_run(experiment_id, run_name=run_name).info.run_id
+        return run_id
 
-    def _continue_run(self) -> dict[str, str]:
-        """Sets the run to RUNNING again; returns its params."""
+    def _continue_run(self, client: "MlflowClient", run_id: str) -> dict[str, str]:
+        """Set the run to RUNNING; return its params."""
         from mlflow.exceptions import MlflowException
 
         try:
-            run = self._started().get_run(self.run_id)
+            run = client.get_run(run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UserError(
-                f"MLflow at {public_uri(self.uri)} has no run {self.run_id} to continue: "
-                "is tracking.uri the one it started with?"
+                f"MLflow at {public_uri(self.uri)} has no run {run_id} to continue: "
+                "is tracking.uri the one with which it was started?"
             ) from None
-        self._started().update_run(self.run_id, status="RUNNING")
+        client.update_run(run_id, status="RUNNING")
         return run.data.params
 
-    def _log_setup(self, config: Mapping[str, object], tags: Mapping[str, str], before: Mapping[str, str]) -> None:
-        from mlflow.entities import Param, RunTag
-
-        params = {_name(key): _shortened(value) for key, value in config.items()}
-        # A param can be written once. What a resumed run changes (the number of workers) is told in a tag.
-        changed = {key: f"{before[key]} -> {value}" for key, value in params.items() if before.get(key, value) != value}
-        changed.pop("run.resume", None)
-        ours = {f"version.{package}": version for package, version in versions().items()}
-        if commit := git_commit(Path(__file__).parent):
-            # The name under which MLflow's own pages show the commit.
-            ours["mlflow.source.git.commit"] = commit
-        ours |= {"mlflow.source.name": "distrec train", "mlflow.source.type": "LOCAL"}
-        if changed:
-            ours["changed_on_resume"] = "; ".join(f"{key}: {change}" for key, change in changed.items())
-        pairs = [Param(key, value) for key, value in params.items() if key not in before]
-        marks = [RunTag(_name(key), _shortened(value)) for key, value in (ours | dict(tags)).items()]
-        for at in range(0, len(pairs), _PAIRS_A_BATCH):
-            self._started().log_batch(self.run_id, params=pairs[at : at + _PAIRS_A_BATCH])
-        for at in range(0, len(marks), _PAIRS_A_BATCH):
-            self._started().log_batch(self.run_id, tags=marks[at : at + _PAIRS_A_BATCH])
-        self._started().log_text(self.run_id, _as_yaml(config), "config.yaml")
-
-    def _started(self) -> "MlflowClient":
-        assert self._client is not None, "start was not called"
-        return self._client
-
     def _send(self, final: bool = False) -> None:
-        """Sends what is waiting, unless the server was lost a moment ago."""
-        if self._lost_at is None or final or time.monotonic() - self._lost_at >= _RETRY_AFTER_S:
+        """Send the pending records, unless MLflow failed less than a minute ago."""
+        if self._failing_since is None or final or time.monotonic() - self._failing_since >= _RETRY_AFTER_S:
             self._attempt(self._send_all)
 
-    def _send_all(self, client: "MlflowClient") -> None:
+    def _send_all(self, client: "MlflowClient", run_id: str) -> None:
         while self._metrics:
-            client.log_batch(self.run_id, metrics=self._metrics[:_METRICS_A_BATCH])
-            del self._metrics[:_METRICS_A_BATCH]
+            client.log_batch(run_id, metrics=self._metrics[:_METRICS_PER_REQUEST])
+            del self._metrics[:_METRICS_PER_REQUEST]
         while self._files:
             name, content = next(iter(self._files.items()))
             if isinstance(content, Path):
-                client.log_artifact(self.run_id, str(content))
+                client.log_artifact(run_id, str(content))
             else:
-                client.log_text(self.run_id, content, name)
+                client.log_text(run_id, content, name)
             del self._files[name]
 
-    def _attempt(self, call: Callable[["MlflowClient"], None]) -> None:
-        client = self._started()
+    def _attempt(self, call: Callable[["MlflowClient", str], None]) -> None:
+        assert self._client is not None and self.run_id is not None, "start was not called"
         try:
             with _mlflow_settings():
-                call(client)
-        except Exception as error:  # whatever is wrong with the records, hours of training must not end for it
-            if self._lost_at is None:
+                call(self._client, self.run_id)
+        except Exception as error:  # no failure of tracking may end hours of training
+            if self._failing_since is None:
                 self._warn(
-                    f"MLflow at {public_uri(self.uri)} is lost, training goes on and keeps the figures: {_cause(error)}"
+                    f"MLflow at {public_uri(self.uri)} fails; training continues and keeps the records: {_cause(error)}"
                 )
-            self._lost_at = time.monotonic()
+            self._failing_since = time.monotonic()
         else:
-            if self._lost_at is not None:
-                self._warn(f"MLflow at {public_uri(self.uri)} is back, nothing was lost")
-            self._lost_at = None
+            if self._failing_since is not None:
+                self._warn(f"MLflow at {public_uri(self.uri)} works again; no record was lost")
+            self._failing_since = None
+
+
+def _log_setup(
+    client: "MlflowClient", run_id: str, config: Section, tags: Mapping[str, str], recorded: Mapping[str, str]
+) -> None:
+    """Log params (but those `recorded` before), tags and `config.yaml`."""
+    from mlflow.entities import Param, RunTag
+
+    params = {_name(key): _shortened(value) for key, value in flat(config).items()}
+    new = [Param(key, value) for key, value in params.items() if key not in recorded]
+    # A param can be written only once. What a resumed run changes (the number of workers) is recorded in a tag.
+    changed = [
+        f"{key}: {recorded[key]} -> {value}"
+        for key, value in params.items()
+        if recorded.get(key, value) != value and key != "run.resume"
+    ]
+    own_tags = {f"version.{package}": version for package, version in versions().items()}
+    own_tags |= {"mlflow.source.name": "distrec train", "mlflow.source.type": "LOCAL"}
+    if commit := git_commit(Path(__file__).parent):
+        own_tags["mlflow.source.git.commit"] = commit  # MLflow's pages show the commit under this name
+    if changed:
+        own_tags["changed_on_resume"] = "; ".join(changed)
+    for first in range(0, len(new), _PARAMS_PER_REQUEST):
+        client.log_batch(run_id, params=new[first : first + _PARAMS_PER_REQUEST])
+    client.log_batch(run_id, tags=[RunTag(_name(key), _shortened(tag)) for key, tag in (own_tags | dict(tags)).items()])
+    client.log_text(run_id, dump(config), "config.yaml")
 
 
 @contextmanager
 def _mlflow_settings() -> Iterator[None]:
-    """Short time-outs and no chatter, while MLflow is at work and no longer.
+    """Set short time-outs and silence MLflow's loggers within the block.
 
-    Telemetry and git's complaint are read once, at import, and are therefore set for good: an installation without
-    internet must not wait for a connection that nobody asked for.
+    Telemetry and GitPython's warning are read once, at import, and are therefore switched off permanently: a machine
+    without internet must not block on a telemetry connection.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    # MLflow sets its own log level when first imported: it must have done so before ours is set.
+    # The first import sets MLflow's own log level, so it must come before ours is set.
     import mlflow  # noqa: F401
 
-    levels = {name: logging.getLogger(name).level for name in _NOISY}
-    ours = {key: value for key, value in _PATIENCE.items() if key not in os.environ}
-    os.environ.update(ours)
-    for name in _NOISY:
+    levels = {name: logging.getLogger(name).level for name in _NOISY_LOGGERS}
+    added = {key: value for key, value in _TIMEOUTS.items() if key not in os.environ}
+    os.environ.update(added)
+    for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-        for key in ours:
+        for key in added:
             os.environ.pop(key, None)
 
 
 def _name(key: str) -> str:
-    """A key without the characters that MLflow refuses."""
+    """Replace the characters that MLflow does not allow in names."""
     key = key.replace("@", "_at_")
     return "".join(c if c.isalnum() or c in "_-./ :" else "_" for c in key)[:250]
 
@@ -260,21 +258,9 @@ def _shortened(value: object) -> str:
     return text if len(text) <= _VALUE_LIMIT else text[: _VALUE_LIMIT - len(note)] + note
 
 
-def _as_yaml(config: Mapping[str, object]) -> str:
-    """Dotted keys as the nested sections of a configuration file, so that it can be trained again from the artifact."""
-    tree: dict[str, object] = {}
-    for key, value in config.items():
-        *path, last = key.split(".")
-        section = tree
-        for name in path:
-            section = section.setdefault(name, {})  # type: ignore[assignment]
-        section[last] = json.loads(json.dumps(value, default=str))
-    return yaml.safe_dump(tree, sort_keys=False)
-
-
 def _cause(error: BaseException) -> str:
-    """The innermost error in one line: the outer ones wrap it in pages."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    """Return the innermost error in one line: the outer ones wrap it in pages."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Where records may be kept: URIs read, checked and tried out without MLflow, which is slow to say what is wrong."""
+"""Tracking URIs, resolved and checked before MLflow uses them: MLflow reports a wrong one late and at length."""
 
 import socket
 import sqlite3
@@ -8,21 +8,26 @@ from urllib.parse import urlsplit
 
 from distrec.core.errors import UserError
 
-_DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-"""Kinds that MLflow may write to without a server of its own, and their usual ports."""
+_SQLITE = "sqlite:///"
+_DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""Databases that MLflow can write to without a tracking server."""
 
 
 def tracking_uri(uri: str | None, run_folder: Path) -> str:
-    """The configured URI, checked; a sqlite file with its absolute path, or the current folder would decide."""
+    """Return the configured URI, or the default. Paths of sqlite files become absolute.
+
+    Raises:
+        UserError: a URI that MLflow cannot use, or that names no file.
+    """
     if uri is None:
-        return f"sqlite:///{run_folder.absolute().parent / 'mlflow.db'}"
+        return f"{_SQLITE}{run_folder.absolute().parent / 'mlflow.db'}"
     scheme = urlsplit(uri).scheme
     if scheme == "sqlite":
-        path = uri.removeprefix("sqlite:///")
-        if not path or path == uri or path == ":memory:":
+        path = uri.removeprefix(_SQLITE)
+        if path in ("", uri, ":memory:"):
             raise UserError(f"tracking.uri {uri!r} names no file; write sqlite:///path/mlflow.db")
-        return f"sqlite:///{Path(path).absolute()}"
-    if scheme in ("http", "https") or scheme.split("+")[0] in _DATABASES or uri.startswith("databricks"):
+        return f"{_SQLITE}{Path(path).absolute()}"
+    if scheme in ("http", "https") or _database(uri) in _DEFAULT_PORTS or uri.startswith("databricks"):
         return uri
     raise UserError(
         f"tracking.uri {public_uri(uri)!r} is not usable (MLflow no longer keeps runs in plain folders); "
@@ -31,22 +36,22 @@ def tracking_uri(uri: str | None, run_folder: Path) -> str:
 
 
 def artifact_folder(uri: str, run_folder: Path) -> str | None:
-    """Where a new experiment keeps its files. A server decides itself; a bare database would use ./mlruns."""
-    if uri.startswith("sqlite:///"):
-        return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
-    if urlsplit(uri).scheme.split("+")[0] in _DATABASES:
+    """Return the artifact folder of a new experiment, or None if a server decides. MLflow's default is ./mlruns."""
+    if uri.startswith(_SQLITE):
+        return (Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts").as_uri()
+    if _database(uri) in _DEFAULT_PORTS:
         return (run_folder.absolute().parent / "mlartifacts").as_uri()
     return None
 
 
 def check_database(uri: str) -> None:
-    """Opens a database before MLflow does, which would try a wrong one for a minute and a half."""
+    """Connect to a database, if it is one. Raises at once, where MLflow would retry for a minute and a half."""
     address = urlsplit(uri)
-    usual_port = _DATABASES.get(address.scheme.split("+")[0])
-    if usual_port and address.hostname:
-        socket.create_connection((address.hostname, address.port or usual_port), timeout=5).close()
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///"))
+    default_port = _DEFAULT_PORTS.get(_database(uri))
+    if default_port and address.hostname:
+        socket.create_connection((address.hostname, address.port or default_port), timeout=5).close()
+    if uri.startswith(_SQLITE):
+        path = Path(uri.removeprefix(_SQLITE))
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path, timeout=5)) as connection:
             connection.execute("begin immediate")
@@ -54,6 +59,11 @@ def check_database(uri: str) -> None:
 
 
 def public_uri(uri: str) -> str:
-    """The URI without user and password."""
+    """Return the URI without user and password."""
     netloc = urlsplit(uri).netloc
     return uri.replace(netloc, netloc.rpartition("@")[2], 1) if "@" in netloc else uri
+
+
+def _database(uri: str) -> str:
+    """Return `postgresql` for `postgresql+psycopg2://...`."""
+    return urlsplit(uri).scheme.split("+")[0]

@@ -1,11 +1,12 @@
-"""The whole configuration: one section a part, and the checks that need more than one of them."""
+"""Configuration of a run: one section per part, and the checks that involve several sections."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from distrec.core.config import Section
+from distrec.core.config import Section, load
 from distrec.data.config import DataConfig
 from distrec.evaluation.config import EvalConfig
 from distrec.losses import TAKES_LOG_Q, catalogue_losses, losses
@@ -20,38 +21,44 @@ _MANY_NEGATIVES = 16
 
 
 class TrainConfig(Section):
+    """The training loop and the resources of its workers."""
+
     workers: int = Field(2, ge=1)
-    """Worker processes W. They change the speed, not the result."""
+    """Number of worker processes W. It changes the speed, not the results."""
     epochs: int = Field(10, ge=1)
     """Passes over the training interactions."""
     batch_size: int = Field(2048, ge=1)
-    """Pairs of a step, over all workers."""
+    """Pairs in a step, over all workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes CUDA where the cluster has a GPU for each worker."""
+    """Device of the workers; `auto` is CUDA if the cluster has a GPU for each worker, else the CPU."""
     threads: int = Field(0, ge=0)
-    """Threads of each worker on the CPU; 0 shares the cores of the machine among the workers."""
+    """CPU threads of each worker; 0 divides the cores of a machine among its workers."""
     send_bfloat16: bool = False
-    """Look items up as bfloat16, which halves what travels to the workers. Their gradients stay float32."""
+    """Send item representations to the workers as bfloat16, which halves the traffic. Gradients stay float32."""
     checkpoint_every: int = Field(1, ge=1)
-    """Epochs between checkpoints; the last epoch always has one."""
+    """Epochs between checkpoints; the last epoch always writes one."""
     stream: Literal["auto", "ray", "thread"] = "auto"
-    """Who draws and prepares the batches: ray, Ray Data in processes beside each worker; thread, a thread of the
-    worker; auto, a thread where a worker on the CPU takes many negatives of each pair's own, and Ray Data elsewhere.
-    The batches are the same."""
+    """Where batches are drawn, ahead of each worker: `ray`, in processes of Ray Data; `thread`, in a thread of the
+    worker; `auto`, in a thread if a worker on the CPU draws 16 or more negatives for each pair, else in Ray Data. The
+    batches are the same."""
     stream_actors: int = Field(0, ge=0)
-    """Processes of Ray Data beside each worker; 0: one, and for a worker on a GPU up to 8, as the cluster has cores."""
+    """Ray Data processes for each worker; 0 is one for a worker on the CPU, and for a worker on a GPU as many as the
+    cluster has cores for, up to 8."""
     look_ahead_mib: int = Field(32, ge=16)
-    """Bound on the batches that are prepared ahead of each worker, MiB; with Ray Data for each of its actors, beside up
-    to three blocks of 32 MiB that are under way."""
+    """Bound on the batches prepared ahead of each worker, MiB. With Ray Data it applies to each process, and up to
+    three blocks of 32 MiB in progress come on top."""
 
 
 class RunConfig(Section):
+    """The run folder and the seed."""
+
     dir: Path | None = None
-    """Run folder. By default runs/NAME, or the next free runs/NAME-2, -3, ..., NAME being the configuration file's."""
+    """Run folder. Default: runs/NAME, NAME being the name of the configuration file, or the next free of runs/NAME-2,
+    runs/NAME-3, ..."""
     seed: int = 0
     """Seed of initial rows, shuffles and negatives."""
     resume: bool = False
-    """Go on from the last checkpoint of the run folder (by default: of the latest run of that name)."""
+    """Continue from the last checkpoint in the run folder (default: of the latest run of that name)."""
 
 
 class Config(Section):
@@ -68,40 +75,50 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> "Config":
-        known = [*losses, *catalogue_losses]
-        if self.loss.name not in known:
-            raise ValueError(f"loss.name: unknown loss {self.loss.name!r}; known: {', '.join(sorted(known))}")
+    def _check_combinations(self) -> "Config":
+        known, loss, train = [*losses, *catalogue_losses], self.loss, self.train
+        if loss.name not in known:
+            raise ValueError(f"loss.name: unknown loss {loss.name!r}; known: {', '.join(sorted(known))}")
         models[self.model.name]
-        if self.train.batch_size < self.train.workers:
-            raise ValueError(
-                f"train.batch_size={self.train.batch_size} is less than train.workers={self.train.workers}"
-            )
-        if self.loss.log_q and self.loss.name not in TAKES_LOG_Q:
-            raise ValueError(f"loss.log_q=true is for {', '.join(TAKES_LOG_Q)}; loss.name={self.loss.name} ignores it")
-        if self.loss.log_q and self.sampling.hardest:
+        if train.batch_size < train.workers:
+            raise ValueError(f"train.batch_size={train.batch_size} is less than train.workers={train.workers}")
+        if loss.log_q and loss.name not in TAKES_LOG_Q:
+            raise ValueError(f"loss.log_q=true is for {', '.join(TAKES_LOG_Q)}; loss.name={loss.name} ignores it")
+        if loss.log_q and self.sampling.hardest:
             raise ValueError("loss.log_q=true with sampling.hardest: the hardest of a pool have no known probability q")
-        if self.drawn.negatives == 0 and self.loss.name in losses:
-            raise ValueError(
-                f"loss.name={self.loss.name} compares with negatives: sampling.negatives must be at least 1"
-            )
+        if self.effective_sampling.negatives == 0 and loss.name in losses:
+            raise ValueError(f"loss.name={loss.name} needs negatives: sampling.negatives must be at least 1")
         return self
 
     @property
-    def streamed_by(self) -> str:
-        """`train.stream`, with `auto` decided.
+    def stream_backend(self) -> str:
+        """`train.stream` of a worker on the CPU with `auto` resolved.
 
-        Gowalla, one worker of two cores: 800 negatives a pair took 62 ms a step by thread and 68 by Ray Data, 64 a pair
-        30 and 33, and the process of the worker 150 MiB less by thread. With shared negatives, or one a pair, there was
-        no difference, and Ray Data leaves the trainer the lock of the interpreter.
+        Gowalla, one worker on two cores: 800 negatives per pair took 62 ms a step with a thread and 68 with Ray Data,
+        64 per pair 30 and 33, and the worker needed 150 MiB less with a thread. Shared negatives and one negative per
+        pair made no difference, and Ray Data does not compete with the trainer for the interpreter lock.
         """
         if self.train.stream != "auto":
             return self.train.stream
-        return "thread" if not self.drawn.shared and self.drawn.negatives >= _MANY_NEGATIVES else "ray"
+        sampling = self.effective_sampling
+        return "thread" if not sampling.shared and sampling.negatives >= _MANY_NEGATIVES else "ray"
 
     @property
-    def drawn(self) -> SamplingConfig:
-        """`sampling`, but for losses over the whole catalogue, which draw nothing."""
+    def effective_sampling(self) -> SamplingConfig:
+        """`sampling`, without negatives for losses over the whole catalogue, which draw none."""
         if self.loss.name in losses:
             return self.sampling
         return self.sampling.model_copy(update={"distribution": "uniform", "negatives": 0})
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Load and validate the configuration of a run.
+
+    Args:
+        path: YAML file with the keys that differ from the defaults; None for the defaults.
+        overrides: `dotted.key=value` strings, values in YAML. Later ones win.
+
+    Raises:
+        UserError: a missing or broken file, an unknown key (the message lists the nearest known ones), a bad value.
+    """
+    return load(Config, None if path is None else Path(path), overrides)

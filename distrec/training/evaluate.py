@@ -1,43 +1,73 @@
-"""A trained run, looked at again: evaluates its last checkpoint in this process."""
+"""Evaluation of a trained run: ranks with the rows of its last checkpoint, in this process."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from distrec.core.config import flat, load
+from distrec.core.config import flat
 from distrec.core.errors import UserError
 from distrec.data.dataset import MANIFEST, Dataset, Part
 from distrec.data.prepare import prepare
-from distrec.evaluation.metrics import RankingSums
-from distrec.training.config import Config
+from distrec.training.config import Config, load_config
 from distrec.training.run_folder import RunFolder
-from distrec.training.trainer import Trainer
+from distrec.training.sharded_model import ShardedModel
+
+PARTS = {"test": Part.TEST, "valid": Part.VALID}
 
 
-def evaluate_run(run: Path, part: Part, overrides: Sequence[str] = ()) -> tuple[RankingSums, int, int]:
-    """Metrics of the last checkpoint of a run, the epoch it was taken after, and how many the run was to have.
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of a checkpoint on one part of the data."""
+
+    metrics: dict[str, float]
+    """`test/recall@20` and so on: means over the users."""
+    users: int
+    """Users that the metrics are means over."""
+    left_out_users: int
+    """Users without held-out items or without training items."""
+    epoch: int
+    """Epoch after which the checkpoint was written."""
+    epochs: int
+    """Epochs that the run is configured for."""
+
+
+def evaluate(run: str | Path, part: Literal["test", "valid"] = "test", overrides: Sequence[str] = ()) -> Evaluation:
+    """Evaluate the last checkpoint of a run.
 
     Args:
-        run: the run folder, of any number of workers.
-        part: what to evaluate on.
-        overrides: `eval.*` keys, as on the command line.
+        run: the run folder; any number of workers may have written it.
+        part: part of the data to evaluate on.
+        overrides: `eval.*` keys, for example `["eval.k=10,20,50"]`.
 
     Raises:
-        UserError: no run, no checkpoint, other data than it was trained on, an override of anything but `eval.*`.
+        UserError: no run, no checkpoint, an unknown or empty part, other data than the run was trained on, or an
+            override of a key outside `eval`.
     """
-    folder = RunFolder(run)
+    if part not in PARTS:
+        raise UserError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
+    folder = RunFolder(Path(run))
     before = flat(folder.config())
-    config = load(Config, folder.config_file, overrides)
+    config = load_config(folder.config_file, overrides)
     if wrong := [key for key, value in flat(config).items() if before[key] != value and not key.startswith("eval.")]:
-        raise UserError(f"{', '.join(wrong)}: a run that is trained can only be given other eval.* keys")
+        raise UserError(f"{', '.join(wrong)}: only eval.* keys of a trained run can be changed")
     checkpoint = folder.last_checkpoint()
+    dataset = _dataset_of(folder, config)
+    if not dataset.manifest.count(PARTS[part]):
+        raise UserError(f"the data of {run} have no {part} part")
+    cuda = torch.cuda.is_available() and config.train.device != "cpu"
+    model = ShardedModel(config, dataset, torch.device("cuda" if cuda else "cpu"))
+    _, meta = model.load_rows(checkpoint)
+    sums = model.evaluate(PARTS[part])
+    metrics = {f"{part}/{key}": value for key, value in sums.means().items()}
+    return Evaluation(metrics, sums.users, sums.left_out, len(meta["history"]), config.train.epochs)
+
+
+def _dataset_of(folder: RunFolder, config: Config) -> Dataset:
+    """Open the prepared data of a run, or prepare them again if they are gone."""
     prepared = Path(folder.facts().get("data", ""))
     dataset = Dataset.open(prepared) if (prepared / MANIFEST).exists() else prepare(config.data)
     folder.check_fingerprint(dataset.manifest.fingerprint)
-    if not dataset.manifest.count(part):
-        raise UserError(f"the data of {run} have no {part.name.lower()} part")
-    cuda = torch.cuda.is_available() and config.train.device != "cpu"
-    trainer = Trainer(config, dataset, torch.device("cuda" if cuda else "cpu"))
-    history = trainer.load(checkpoint)["history"]
-    return trainer.evaluate(part), len(history), config.train.epochs
+    return dataset

@@ -1,4 +1,7 @@
-"""What runs in each Ray Train worker: the loop over epochs, fed by the stream, with checkpoints at epoch ends."""
+"""The function that each Ray Train worker runs: the loop over epochs, with its stream, evaluations and checkpoints.
+
+A resumed run starts here from the last checkpoint that Ray Train hands to the worker.
+"""
 
 import math
 import os
@@ -17,99 +20,91 @@ from ray.actor import ActorHandle
 
 from distrec.core.errors import UserError
 from distrec.data.dataset import Dataset, Part
-from distrec.sampling.stream.ray import stream
+from distrec.sampling.stream import stream
 from distrec.training.config import Config
 from distrec.training.trainer import Trainer
 
-_EVENT_S = 0.2  # a terminal needs no more
+_STEP_EVENT_S = 0.2  # interval between step events
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the driver hands to every worker."""
+    """Arguments of every worker."""
 
     config: Config
     dataset: Dataset
-    stream: str
-    """Who draws the batches, `ray` or `thread`."""
+    stream_backend: str
+    """Where batches are drawn, `ray` or `thread`."""
     stream_actors: int
-    """Processes of Ray Data that draw for each worker."""
-    mailbox: ActorHandle
-    """Takes events (plain dicts) for whoever shows or records them."""
+    """Ray Data processes for each worker."""
+    mailbox: ActorHandle[Any]
+    """`Mailbox` that receives the events of rank 0, plain dicts."""
 
 
-def work(job: Job) -> dict[str, Any]:
-    """Trains and evaluates. Returns the history of the epochs, metrics and timings; rank 0's are the run's."""
+def run_worker(job: Job) -> dict[str, Any]:
+    """Train and evaluate. Return the history of the epochs, test metrics and timings; rank 0's are the run's."""
     context = ray.train.get_context()
-    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps 20 MiB of what reading the data took
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's default pool keeps 20 MiB after the data are read
     torch.set_num_threads(job.config.train.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    return _Loop(
-        job, Trainer(job.config, job.dataset, ray.train.torch.get_device()), context.get_world_rank() == 0
-    ).run()
+    trainer = Trainer(job.config, job.dataset, ray.train.torch.get_device())
+    return _Loop(job, trainer, context.get_world_rank() == 0).run()
 
 
 class _Loop:
-    def __init__(self, job: Job, trainer: Trainer, leads: bool) -> None:
+    def __init__(self, job: Job, trainer: Trainer, emits: bool) -> None:
         self.job, self.trainer, self.config = job, trainer, job.config
-        self.leads = leads
+        self.emits = emits
         self.history: list[dict[str, Any]] = []
-        self.told = 0.0
-        self.sent: ray.ObjectRef | None = None
+        self.last_step_event = 0.0
+        self.last_event: ray.ObjectRef[None] | None = None
 
     def run(self) -> dict[str, Any]:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 self.history = self.trainer.load(Path(folder))["history"]
-            self._tell({"kind": "note", "text": f"resumed after epoch {len(self.history)}"})
-        self._tell({"kind": "note", "text": f"optimizer: {self.trainer.idle_rows}"})
+            self._note(f"resumed after epoch {len(self.history)}")
+        self._note(f"optimizer: {self.trainer.idle_rows}")
         if self.trainer.exchange.workers > 1:
-            self._tell({"kind": "note", "text": f"exchange: rows travel through {self.trainer.exchange.by}"})
+            self._note(f"exchange: rows travel through {self.trainer.exchange.transport}")
         first_batch_s = self._train_epochs() if len(self.history) < self.config.train.epochs else 0.0
         start = time.perf_counter()
-        self._tell({"kind": "note", "text": "evaluating on the test part"})
+        self._note("evaluating on the test part")
         test = self.trainer.evaluate(Part.TEST)
         eval_s = time.perf_counter() - start
         return {"history": self.history, "test": test, "first_batch_s": first_batch_s, "eval_s": eval_s}
 
     def _train_epochs(self) -> float:
-        """Runs the epochs that are left. Returns the seconds until the first batch came."""
-        start, source = time.perf_counter(), self.trainer.source
-        train = self.config.train
+        """Run the remaining epochs. Return the seconds from starting the stream to its first batch."""
+        start, source, train, job = time.perf_counter(), self.trainer.source, self.config.train, self.job
+        first, ahead_mib = len(self.history), train.look_ahead_mib
         batches = stream(
-            source,
-            len(self.history),
-            train.epochs,
-            source.bytes_per_step,
-            train.look_ahead_mib,
-            self.job.stream,
-            self.job.stream_actors,
+            source, first, train.epochs, source.bytes_per_step, ahead_mib, job.stream_backend, job.stream_actors
         )
-        ahead = next(batches)  # starting the stream belongs to no epoch
+        following = next(batches, None)  # before the first epoch, whose time excludes the start of the stream
         first_batch_s = time.perf_counter() - start
-        for epoch in range(len(self.history), self.config.train.epochs):
+        for epoch in range(first, train.epochs):
             start, loss_sum = time.perf_counter(), torch.zeros((), dtype=torch.float64, device=self.trainer.device)
             for step in range(source.steps):
-                batch = ahead
-                assert (batch.epoch, batch.step) == (epoch, step), (batch.epoch, batch.step, epoch, step)
+                batch = following
+                assert batch is not None and (batch.epoch, batch.step) == (epoch, step), (batch, epoch, step)
                 with self.trainer.meters.part("wait"):
-                    ahead = next(batches, None)
-                loss_sum += self.trainer.step(batch, ahead)
-                self._tell_step(epoch, step, start, loss_sum)
-            loss = loss_sum.item()  # with it the device has done all steps
+                    following = next(batches, None)
+                loss_sum += self.trainer.step(batch, following)
+                self._emit_step(epoch, step, start, loss_sum)
+            loss = loss_sum.item()  # synchronises: all steps are done when the clock is read
             self._end_epoch(epoch, time.perf_counter() - start, loss)
         return first_batch_s
 
     def _end_epoch(self, epoch: int, seconds: float, loss_sum: float) -> None:
-        pairs = self.job.dataset.manifest.train
+        pairs, epochs = self.job.dataset.manifest.train, self.config.train.epochs
         loss = self.trainer.exchange.all_sum([loss_sum])[0] / pairs
         if not math.isfinite(loss):
             raise UserError(f"the loss of epoch {epoch + 1} is {loss}: lower optim.lr, or raise loss.temperature")
         split = self.trainer.meters.snapshot()
         self.trainer.meters.reset()
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "seconds": seconds, "split": split}
-        last = epoch + 1 == self.config.train.epochs
-        every = self.config.eval.every
+        last, every = epoch + 1 == epochs, self.config.eval.every
         if every and self.job.dataset.manifest.valid and ((epoch + 1) % every == 0 or last):
             start = time.perf_counter()
             record["metrics"] = self.trainer.evaluate(Part.VALID).means()
@@ -117,39 +112,32 @@ class _Loop:
         self.history.append(record)
         if last or (epoch + 1) % self.config.train.checkpoint_every == 0:
             self._checkpoint()
-        self._tell(
-            {"kind": "epoch", **record, "epochs": self.config.train.epochs, "interactions_per_s": pairs / seconds}
-        )
+        self._emit({"kind": "epoch", **record, "epochs": epochs, "interactions_per_s": pairs / seconds})
 
     def _checkpoint(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             self.trainer.save(Path(folder), {"history": self.history})
             ray.train.report({"epoch": len(self.history)}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    def _tell_step(self, epoch: int, step: int, start: float, loss_sum: torch.Tensor) -> None:
-        """An estimate from this worker's own pairs, now and then."""
+    def _emit_step(self, epoch: int, step: int, start: float, loss_sum: torch.Tensor) -> None:
+        """Emit the progress of an epoch at intervals; the loss is estimated from this worker's own pairs."""
         now = time.perf_counter()
-        if not self.leads or now - self.told < _EVENT_S:
+        if not self.emits or now - self.last_step_event < _STEP_EVENT_S:
             return
-        self.told = now
+        self.last_step_event = now
         done, steps = step + 1, self.trainer.source.steps
         pairs = self.job.dataset.manifest.train * done / steps
-        self._tell(
-            {
-                "kind": "step",
-                "epoch": epoch + 1,
-                "epochs": self.config.train.epochs,
-                "step": done,
-                "steps": steps,
-                "loss": loss_sum.item() * self.trainer.exchange.workers / pairs,
-                "interactions_per_s": pairs / (now - start),
-            }
-        )
+        event = {"kind": "step", "epoch": epoch + 1, "epochs": self.config.train.epochs, "step": done, "steps": steps}
+        event["loss"] = loss_sum.item() * self.trainer.exchange.workers / pairs
+        self._emit({**event, "interactions_per_s": pairs / (now - start)})
 
-    def _tell(self, event: dict[str, Any]) -> None:
-        """Sends an event without waiting for it. Raises, and so ends the run, if the driver is no longer listening."""
-        if not self.leads:
+    def _note(self, text: str) -> None:
+        self._emit({"kind": "note", "text": text})
+
+    def _emit(self, event: dict[str, Any]) -> None:
+        """Send an event without waiting for it. Raise if the mailbox is gone, which ends the worker."""
+        if not self.emits:
             return
-        if self.sent is not None and ray.wait([self.sent], timeout=0)[0]:
-            ray.get(self.sent)
-        self.sent = self.job.mailbox.put.remote(event)
+        if self.last_event is not None and ray.wait([self.last_event], timeout=0)[0]:
+            ray.get(self.last_event)
+        self.last_event = self.job.mailbox.put.remote(event)

@@ -1,19 +1,19 @@
-"""An actor between the workers and the driver. In a file without imports, so that its process starts at once."""
+"""Actor that passes events from the workers to the driver. Without heavy imports, so that its process starts fast."""
 
 from typing import Any
 
 
 class Mailbox:
-    """Rank 0 puts events, the driver takes them."""
+    """A queue of events: rank 0 puts, the driver takes."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
     def put(self, event: dict[str, Any]) -> None:
-        """Adds an event."""
+        """Append an event."""
         self.events.append(event)
 
     def take(self) -> list[dict[str, Any]]:
-        """The events since the last call, in order."""
+        """Return the events since the last call, in order, and remove them."""
         taken, self.events = self.events, []
         return taken

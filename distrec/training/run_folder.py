@@ -1,69 +1,64 @@
-"""The run folder: the complete configuration, the checkpoints, and at the end the result."""
+"""The run folder: which folder a run uses, its complete configuration, checkpoints and result."""
 
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from distrec.core.config import Section, dump, flat, load
+from distrec.core.config import Section, dump, flat
 from distrec.core.errors import UserError
-from distrec.training.config import Config
+from distrec.training.config import Config, load_config
 
 CHECKPOINTS = "checkpoints"
 _CONFIG, _RESULT, _RUN = "config.yaml", "result.json", "run.json"
-# What a resumed run may change: where it runs and how it is watched, not what it computes.
+# Prefixes of the keys that a resumed run may change: where it runs and how it is recorded, not what it computes.
 _FREE = (
-    "run.dir",
-    "run.resume",
-    "train.workers",
-    "train.device",
-    "train.threads",
-    "train.look_ahead_mib",
-    "train.stream",
+    *("run.dir", "run.resume", "tracking.", "data.cache"),
+    *("train.workers", "train.device", "train.threads", "train.look_ahead_mib", "train.stream"),
 )
-_FREE += ("tracking.", "data.cache")
 
 
 class Timing(Section):
-    """Seconds."""
+    """Durations of a run, in seconds."""
 
     epoch_s: tuple[float, ...]
     """Training of each epoch, without evaluation and checkpoint."""
     train_s: float
-    """All epochs together."""
+    """Sum of `epoch_s`."""
     eval_s: float
-    """All evaluations together."""
+    """Sum over all evaluations."""
     first_batch_s: float
     """From starting the stream to its first batch; not part of an epoch."""
     total_s: float
-    """From preparing the data to the result; of a resumed run, its last part."""
+    """From preparing the data to the result; after a resume, of the last part of the run only."""
 
 
 class Result(Section):
-    """What a run came to; `result.json`."""
+    """The result of a finished run, the content of `result.json`."""
 
     metrics: dict[str, float]
-    """`test/recall@20` and so on; `valid/...` of the last epoch if there is a validation part."""
+    """`test/recall@20` and so on, and `valid/...` of the last epoch if there is a validation part."""
     test_users: int
     """Users that the test metrics are means over."""
     left_out_users: int
-    """Users that were not: without test items there is nothing to find, without training items no trained row."""
+    """Users without test items or without training items."""
     workers: int
     epochs: int
     interactions: int
-    """Training interactions, each seen once an epoch."""
+    """Training interactions, each used once an epoch."""
     loss: tuple[float, ...]
     """Mean training loss of each epoch."""
     timing: Timing
     fingerprint: str
-    """Of the prepared data."""
+    """Fingerprint of the prepared data."""
     versions: dict[str, str]
+    """Versions of the packages."""
     folder: Path
     """The run folder."""
 
 
 class RunFolder:
-    """One run's folder, made or found."""
+    """The folder of one run, which need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -71,26 +66,26 @@ class RunFolder:
 
     @classmethod
     def choose(cls, config: Config, name: str) -> "RunFolder":
-        """The folder that a run uses, by the rules of `run.dir` and `run.resume`.
+        """Return the folder of a new or resumed run, by the rules of `run.dir` and `run.resume`.
 
         Raises:
-            UserError: nothing to resume, another configuration to resume, or a folder that holds a run already.
+            UserError: nothing to resume, a changed configuration, or a new run in a folder that holds one already.
         """
         base = config.run.dir or Path("runs") / name
         if config.run.resume:
-            folder = cls(base) if config.run.dir else cls(_latest(base))
+            folder = cls(base if config.run.dir else _numbered(base, _last_number(base)))
             if not folder.config_file.exists():
                 raise UserError(f"run.resume: {folder.path} holds no run; check run.dir, or leave run.resume out")
             folder._check_same(config)
             return folder
         if not config.run.dir:
-            return cls(_next_free(base))
+            return cls(_numbered(base, _last_number(base) + 1))
         if (base / _CONFIG).exists():
             raise UserError(f"{base} holds a run already: go on with run.resume=true, or choose another run.dir")
         return cls(base)
 
     def start(self, config: Config, facts: dict[str, Any]) -> None:
-        """Makes the folder and writes the complete configuration. `facts` are kept beside it, see `facts`."""
+        """Create the folder and write the complete configuration, and `facts` to a file of their own."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.config_file.write_text(dump(config))
@@ -99,34 +94,35 @@ class RunFolder:
             raise UserError(f"cannot write the run folder {self.path}: {error}") from None
 
     def config(self) -> Config:
-        """The configuration that the run was started with."""
+        """Return the configuration of the run. Raise UserError if this is no run folder."""
         if not self.config_file.exists():
             raise UserError(f"{self.path} is no run folder: it has no {_CONFIG}")
-        return load(Config, self.config_file)
+        return load_config(self.config_file)
 
     def facts(self) -> dict[str, Any]:
-        """What `start` was given."""
+        """Return the `facts` passed to `start`, {} before it."""
         file = self.path / _RUN
-        return json.loads(file.read_text()) if file.exists() else {}
+        facts: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        return facts
 
     def check_fingerprint(self, fingerprint: str) -> None:
-        """Raises UserError if the run was started on other data."""
+        """Raise UserError if the run was started on other data."""
         if self.facts().get("fingerprint", fingerprint) != fingerprint:
             raise UserError(f"{self.path}: the data have changed since this run was started")
 
     def result(self) -> Result | None:
-        """The result, or None while the run has not ended."""
+        """Return the result, or None if the run is not finished."""
         file = self.path / _RESULT
         return Result.model_validate_json(file.read_text()) if file.exists() else None
 
     def finish(self, result: Result) -> Path:
-        """Writes the result; it is there in full or not at all. Returns the file."""
+        """Write the result atomically. Return the file."""
         partial = self.path / (_RESULT + ".partial")
         partial.write_text(result.model_dump_json(indent=2) + "\n")
         return partial.rename(self.path / _RESULT)
 
     def last_checkpoint(self) -> Path:
-        """The newest checkpoint. Raises UserError if there is none."""
+        """Return the newest checkpoint. Raise UserError if there is none."""
         found = sorted(path for path in (self.path / CHECKPOINTS).glob("checkpoint_*") if path.is_dir())
         if not found:
             raise UserError(f"{self.path} has no checkpoint yet")
@@ -141,18 +137,10 @@ class RunFolder:
 
 
 def _numbered(base: Path, number: int) -> Path:
-    return base if number == 1 else base.with_name(f"{base.name}-{number}")
+    return base if number <= 1 else base.with_name(f"{base.name}-{number}")
 
 
-def _next_free(base: Path) -> Path:
-    return _numbered(base, max(_taken(base), default=0) + 1)
-
-
-def _latest(base: Path) -> Path:
-    return _numbered(base, max(_taken(base), default=1))
-
-
-def _taken(base: Path) -> list[int]:
-    """The numbers n of the folders base-n that exist; base itself is number 1."""
+def _last_number(base: Path) -> int:
+    """Return the largest n of the existing folders base-n; base itself counts as 1. 0 if there is none."""
     found = [re.fullmatch(re.escape(base.name) + r"(?:-([1-9]\d*))?", path.name) for path in base.parent.glob("*")]
-    return [int(match[1] or 1) for match in found if match]
+    return max((int(match[1] or 1) for match in found if match), default=0)

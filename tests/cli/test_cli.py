@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, its exit codes, mistakes without a traceback, Ctrl-C."""
+"""The command line: output, exit codes, one message for a mistake, Ctrl-C and resume."""
 
 import os
 import re
@@ -9,18 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from distrec.cli.main import main
-
-SMALL = """data: {planted: {users: 300, items: 200, interactions: 6000}, buckets: 12}
-model: {dim: 16}
-sampling: {negatives: 20}
-optim: {lr: 0.01}
-train: {epochs: 30, batch_size: 256, device: cpu}
-"""
+from tests.conftest import EPOCHS, SMALL
 
 
 def command(*words: str, cwd: Path) -> subprocess.Popen:
+    """Start the command line in a process and a session of its own."""
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "distrec.cli.main", *words],
         cwd=cwd,
@@ -28,13 +24,13 @@ def command(*words: str, cwd: Path) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell's background job ignores Ctrl-C, and so would what it starts; a user's terminal does not.
+        # A background job of a shell ignores SIGINT, and its children inherit that; a job in a terminal does not.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of a command run in this process."""
+    """Run a command in this process; return (exit code, stdout, stderr)."""
     code = 0
     try:
         main(list(words))
@@ -99,7 +95,7 @@ def test_a_broken_line_is_shown_and_can_be_skipped(capsys, tmp_path, monkeypatch
 
 
 def processes_of(session: int) -> list[str]:
-    """Command lines of the processes that a session still has."""
+    """Return the command lines of the processes of a session."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -111,45 +107,41 @@ def processes_of(session: int) -> list[str]:
     return found
 
 
-def figures_of(text: str) -> list[tuple[str, str]]:
-    """(metric, figure) of the test part in a printed table."""
-    return re.findall(r"(test/\w+@20)\s+\|\s+(0\.\d{4})", text)
+def printed_metrics(text: str) -> dict[str, str]:
+    """Return the metrics of the test part in a printed table."""
+    return dict(re.findall(r"(test/\w+@20)\s+\|\s+(0\.\d{4})", text))
 
 
 @pytest.mark.timeout(280)
-def test_ctrl_c_resume_evaluate_info(tmp_path, capsys):
-    """A run stopped by Ctrl-C says how to go on, leaves nothing behind, and ends as if it had not been stopped."""
-    (tmp_path / "small.yaml").write_text(SMALL)
+def test_ctrl_c_resume_evaluate_info(whole, tmp_path, monkeypatch, capsys):
+    """A run stopped by Ctrl-C prints how to resume it and leaves no process; resumed, it ends like `whole`."""
+    train = SMALL["train"] | {"epochs": EPOCHS, "workers": 2}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL | {"train": train}))
     stopped = command("train", "small.yaml", cwd=tmp_path)
     for line in stopped.stdout:
-        if line.startswith("epoch  3/30"):
+        if line.startswith(f"epoch  2/{EPOCHS}"):
             os.kill(stopped.pid, signal.SIGINT)
             break
     out, err = stopped.communicate(timeout=60)
     assert stopped.returncode == 130, err
     folder = tmp_path / "runs" / "small"
-    hint = (
-        f"distrec: stopped. Go on from the last checkpoint:\ndistrec train small.yaml run.dir={folder} run.resume=true"
-    )
-    assert hint in err
+    assert f"distrec train small.yaml run.dir={folder} run.resume=true" in err
     assert "Traceback" not in err
     deadline = time.monotonic() + 20
-    while (left := processes_of(stopped.pid)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert left == []
+    while (remaining := processes_of(stopped.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert remaining == []
 
-    resumed = command("train", "small.yaml", "run.resume=true", cwd=tmp_path)
-    whole = command("train", "small.yaml", "run.dir=whole", "--quiet", cwd=tmp_path)
-    out, err = resumed.communicate(timeout=200)
-    assert resumed.returncode == 0, err
-    assert "resumed after epoch" in out and "epoch  1/30" not in out and "epoch 30/30" in out
-    out_whole, err = whole.communicate(timeout=200)
-    assert whole.returncode == 0, err
-    assert "epoch" not in out_whole
-    figures = figures_of(out)
-    assert len(figures) == 2 and figures == figures_of(out_whole)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "train", "small.yaml", "run.resume=true")
+    assert code == 0, err
+    assert "resumed after epoch" in out and f"epoch  1/{EPOCHS}" not in out and f"epoch {EPOCHS}/{EPOCHS}" in out
+    metrics = printed_metrics(out)
+    assert metrics == {key: f"{value:.4f}" for key, value in whole[0].metrics.items() if key.startswith("test/")}
 
+    code, out, _ = run(capsys, "train", "small.yaml", "run.resume=true", "--quiet")  # the run has ended
+    assert code == 0 and "epoch" not in out and printed_metrics(out) == metrics
     code, out, _ = run(capsys, "evaluate", str(folder), "eval.k=[20]")
-    assert code == 0 and figures == figures_of(out) and "checkpoint after epoch 30 of 30" in out
+    assert code == 0 and printed_metrics(out) == metrics and f"checkpoint after epoch {EPOCHS} of {EPOCHS}" in out
     assert run(capsys, "evaluate", str(folder), "optim.lr=3")[0] == 2
     assert "run folder of mf with ssm on planted" in run(capsys, "info", str(folder))[1]

@@ -1,3 +1,5 @@
+"""The progress display and the tables of results, on a terminal and in a log file."""
+
 import io
 import re
 
@@ -40,7 +42,7 @@ def run(out, mode="auto", events=None):
     return out.file.getvalue()
 
 
-def test_a_log_file_gets_one_line_an_epoch():
+def test_a_log_file_has_one_line_an_epoch():
     assert run(console(terminal=False)).splitlines() == [
         "[data] 12 users",
         "epoch 1/3  loss 4.0000  31.2 s  recall@20 0.1590",
@@ -54,12 +56,12 @@ def test_a_long_line_is_not_broken_in_a_log_file():
     assert len(run(console(terminal=False), events=events).splitlines()) == 2
 
 
-def test_a_terminal_gets_a_bar_that_goes_away():
+def test_a_terminal_shows_a_bar_that_is_erased_at_the_end():
     text = run(console(terminal=True))
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert "━" in plain and "120k/s" in plain and "loss 4.1000" in plain and "left" in plain
     assert plain.count("recall@20") == 3 and "epoch 3/3  loss" in plain
-    assert text.endswith("\x1b[2K") and "\x1b[?25h" in text, "bar erased, cursor back"
+    assert text.endswith("\x1b[2K") and "\x1b[?25h" in text, "bar erased, cursor restored"
     assert max(len(line) for line in re.split(r"[\r\n]", plain)) <= 80
 
 
@@ -80,7 +82,7 @@ def test_events_without_metrics_and_odd_losses():
         Progress("plain", console(False))({"kind": "stpe"})
 
 
-def test_numbers():
+def test_rates_and_times():
     assert [_rate(x) for x in (0, 950, 1200, 121_300, 1.24e6)] == ["0", "950", "1.2k", "121k", "1.2M"]
     assert [_clock(x) for x in (0, 61, 3661)] == ["0:00 left", "1:01 left", "1:01:01 left"]
 
@@ -96,7 +98,7 @@ def test_markdown_is_aligned_and_escaped():
 
 
 @pytest.mark.parametrize("width", [30, 40, 80, 120])
-def test_table_in_a_terminal_keeps_every_figure(width):
+def test_table_in_a_terminal_shows_every_figure(width):
     out = console(terminal=True, width=width)
     results_table(ROWS, "Test", out)
     shown = ("0.1590", "0.1830", "112.5", "lightgcn", "a|b", "recall@20")

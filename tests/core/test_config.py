@@ -1,4 +1,4 @@
-"""Reading a configuration, and what is said about mistakes in one."""
+"""Reading a configuration, and the messages for errors in one."""
 
 import pytest
 import yaml
@@ -36,12 +36,12 @@ REQUIRED = [
 ]
 
 
-def test_the_documented_keys_exist_and_are_explained():
+def test_the_documented_keys_exist_and_have_help_texts():
     assert set(REQUIRED) <= set(keys(Config))
     assert [key for key, _, _, text in describe(Config) if len(text) < 10] == []
 
 
-def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path):
+def test_overrides_take_precedence_over_the_file_and_later_over_earlier_ones(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("optim: {lr: 0.5, decay: {scope: full, strength: 0.1}}\n")
     config = load(
@@ -57,7 +57,7 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path):
     assert load(Config, None, ["eval.k=5,10"]).eval.k == (5, 10)
 
 
-def test_the_dump_reads_back_equal():
+def test_round_trip_through_dump():
     config = load(Config, None, ["eval.k=[5,10]", "run.dir=somewhere", "optim.lr=3e-4", "loss.name=bpr"])
     assert parse(Config, yaml.safe_load(dump(config))) == config
     assert flat(config)["optim.lr"] == 3e-4
@@ -106,18 +106,18 @@ def test_configurations_are_frozen():
         ("optim.lr=.nan", "optim.lr: .*finite"),
         ("train=3", "train is a section: give its keys, train.KEY=...; got 3"),
         ("train.workers.x=3", "train.workers: .*integer"),
-        ("noequals", "reads key=value"),
+        ("noequals", "must have the form key=value"),
         ("optim.lr=[", "not a valid value"),
         ("eval.k=[]", "eval.k: .*at least 1"),
         ("eval.k=[20,0]", "eval.k.1: .*greater"),
     ],
 )
-def test_a_mistake_is_named(override, message):
+def test_messages_for_errors(override, message):
     with pytest.raises(UserError, match=message):
         load(Config, None, [override])
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_invalid_files(tmp_path):
     (tmp_path / "gowalla.yaml").write_text("train: [unclosed\n")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="no configuration file .*gowala.yaml; nearest in .*: gowalla.yaml"):
@@ -126,11 +126,11 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "dotted.yaml").write_text("train.workers: 1\n")
     with pytest.raises(UserError, match="twice.yaml is not valid YAML: train given twice"):
         load(Config, tmp_path / "twice.yaml")
-    with pytest.raises(UserError, match="train.workers is written train: {workers: ...} in a file"):
+    with pytest.raises(UserError, match="write train.workers as train: {workers: ...} in a file"):
         load(Config, tmp_path / "dotted.yaml")
     with pytest.raises(UserError, match="gowalla.yaml is not valid YAML"):
         load(Config, tmp_path / "gowalla.yaml")
-    with pytest.raises(UserError, match="is no configuration file"):
+    with pytest.raises(UserError, match="is not a configuration file"):
         load(Config, tmp_path / "list.yaml")
     (tmp_path / "empty.yaml").touch()
     with pytest.raises(UserError, match="empty.yaml is empty"):
@@ -139,8 +139,8 @@ def test_files_that_cannot_be_read(tmp_path):
         load(Config, tmp_path)
 
 
-def test_many_negatives_of_a_pair_are_drawn_where_they_are_used():
-    for negatives, shared, by in ((800, False, "thread"), (1, False, "ray"), (800, True, "ray")):
+def test_many_negatives_of_a_pair_are_drawn_by_a_thread():
+    for negatives, shared, backend in ((800, False, "thread"), (1, False, "ray"), (800, True, "ray")):
         config = parse(Config, {"sampling": {"negatives": negatives, "shared": shared}})
-        assert config.streamed_by == by
-        assert parse(Config, {"train": {"stream": "ray"}, "sampling": {"shared": shared}}).streamed_by == "ray"
+        assert config.stream_backend == backend
+        assert parse(Config, {"train": {"stream": "ray"}, "sampling": {"shared": shared}}).stream_backend == "ray"

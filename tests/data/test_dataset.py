@@ -1,4 +1,4 @@
-"""A prepared folder in use: reading, sending, describing, and what is said when it is damaged."""
+"""A prepared folder: reading, pickling, summary, fingerprint, and the errors for damaged files."""
 
 import pickle
 
@@ -15,7 +15,7 @@ def dataset(tmp_path) -> Dataset:
     return run(tmp_path, write(tmp_path / "steps.csv", pairs), buckets=2)
 
 
-def test_buckets_come_in_the_order_asked_for(dataset):
+def test_buckets_keep_the_order_given(dataset):
     assert dataset.interactions(Part.TRAIN, [1])[0].tolist() == [1, 1, 3, 3, 3, 3]
     assert dataset.interactions(Part.TRAIN, [1, 0])[0].tolist() == [1, 1, 3, 3, 3, 3, 0, 2, 2, 2, 4, 4, 4, 4, 4]
     assert dataset.interactions(Part.TRAIN, iter([0]))[1].tolist() == [0, 0, 1, 2, 0, 1, 2, 3, 4]
@@ -26,7 +26,7 @@ def test_buckets_come_in_the_order_asked_for(dataset):
         dataset.interactions(Part.TRAIN, [2])
 
 
-def test_a_dataset_is_small_to_send(dataset):
+def test_pickle_is_small(dataset):
     sent = pickle.dumps(dataset)
     assert len(sent) < 2000
     assert raw_pairs(pickle.loads(sent)) == raw_pairs(dataset)
@@ -54,13 +54,13 @@ def test_missing_and_damaged_files(dataset):
         dataset.user_degrees()
 
 
-def test_the_fingerprint_is_that_of_the_content(tmp_path):
+def test_fingerprint_depends_on_the_content_alone(tmp_path):
     fingerprints = {
         "base": run(tmp_path, write(tmp_path / "a.csv", SMALL)),
         "buckets": run(tmp_path, write(tmp_path / "a.csv", SMALL), buckets=5),
         "pair": run(tmp_path, write(tmp_path / "b.csv", [*SMALL[:-1], (2, 7)])),
         "raw id": run(tmp_path, write(tmp_path / "c.csv", [(user + 1, item) for user, item in SMALL])),
-        "kind of id": run(tmp_path, write(tmp_path / "d.csv", [(f"u{user}", item) for user, item in SMALL])),
+        "type of id": run(tmp_path, write(tmp_path / "d.csv", [(f"u{user}", item) for user, item in SMALL])),
         "part": run(tmp_path, write(tmp_path / "e.csv", SMALL[:-1]), test=write(tmp_path / "f.csv", SMALL[-1:])),
     }
     assert len({dataset.manifest.fingerprint for dataset in fingerprints.values()}) == len(fingerprints)

@@ -1,4 +1,4 @@
-"""The made data set: exact counts, power laws, and a truth that can be found again."""
+"""The synthetic data set: exact counts, power laws, and a ground truth that predicts held-out items."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ def data():
     "users, items, interactions, activity",
     [
         (1, 2, 2, 0.5),
-        (7, 2, 14, 1.0),  # everybody has everything
-        (5, 9, 10, 3.0),  # everybody has the least
+        (7, 2, 14, 1.0),  # every user has every item
+        (5, 9, 10, 3.0),  # every user has the minimum
         (5, 9, 44, 0.0),  # all but one pair
         (100, 50, 777, 0.0),
         (100, 50, 777, 2.0),
@@ -30,12 +30,12 @@ def data():
 )
 def test_exact_counts(users, items, interactions, activity):
     config = PlantedConfig(users=users, items=items, interactions=interactions, activity_exponent=activity)
-    made = make(config)
-    assert len(made.users) == len(made.items) == interactions
-    counts = np.bincount(made.users, minlength=users)
+    planted = make(config)
+    assert len(planted.users) == len(planted.items) == interactions
+    counts = np.bincount(planted.users, minlength=users)
     assert len(counts) == users and counts.min() >= 2 and counts.max() <= items
-    assert len(np.unique(made.users * items + made.items)) == interactions
-    assert made.items.min() >= 0 and made.items.max() < items
+    assert len(np.unique(planted.users * items + planted.items)) == interactions
+    assert planted.items.min() >= 0 and planted.items.max() < items
     if activity == 0:
         assert counts.max() - counts.min() <= 1
 
@@ -48,18 +48,18 @@ def test_activity_is_a_power_law(data):
     assert abs(slope - -0.5) < 0.02
 
 
-def test_popularity_is_a_power_law_when_taste_is_out_of_the_way():
+def test_popularity_is_a_power_law_without_taste():
     config = CONFIG.model_copy(update={"taste_strength": 0.0, "interactions": 6000, "activity_exponent": 0.0})
-    made = make(config)
-    degrees = np.bincount(made.items, minlength=400)
-    expected = np.exp(made.log_popularity)
+    planted = make(config)
+    degrees = np.bincount(planted.items, minlength=400)
+    expected = np.exp(planted.log_popularity)
     top = np.argsort(-expected)[:100]
-    # 10 picks a user without replacement flatten the head a little: inclusion is near 1 - exp(-c p).
-    slope = np.polyfit(made.log_popularity[top], np.log(degrees[top]), 1)[0]
+    # Drawing 10 items a user without replacement flattens the head a little: inclusion is near 1 - exp(-c p).
+    slope = np.polyfit(planted.log_popularity[top], np.log(degrees[top]), 1)[0]
     assert 0.75 < slope < 1.05
     assert np.corrcoef(degrees, expected)[0, 1] > 0.97
     flat = np.bincount(make(config.model_copy(update={"popularity_exponent": 0.0})).items, minlength=400)
-    assert flat.max() < 15 + 6 * np.sqrt(15)  # Poisson about 15: no head at all
+    assert flat.max() < 15 + 6 * np.sqrt(15)  # Poisson with mean 15: no head
 
 
 def test_popular_items_dominate(data):
@@ -70,18 +70,18 @@ def test_popular_items_dominate(data):
     assert shares[-40:].sum() > 0.25  # a tenth of the items, more than a quarter of the interactions
 
 
-def test_it_is_a_pure_function_of_its_configuration(data):
+def test_data_are_a_pure_function_of_the_configuration(data):
     again = make(CONFIG)
     np.testing.assert_array_equal(again.users, data.users)
     np.testing.assert_array_equal(again.items, data.items)
     np.testing.assert_array_equal(again.user_taste, data.user_taste)
     other = make(CONFIG.model_copy(update={"seed": 1}))
-    pairs = [set(zip(made.users.tolist(), made.items.tolist(), strict=True)) for made in (data, other)]
+    pairs = [set(zip(planted.users.tolist(), planted.items.tolist(), strict=True)) for planted in (data, other)]
     assert len(pairs[0] & pairs[1]) < 0.4 * len(pairs[0])
 
 
-def test_a_golden_draw(data):
-    """What the seed gives is part of the format: a change here changes every planted result."""
+def test_golden_draw(data):
+    """The draws of a seed are fixed: a change here changes every result on planted data."""
     assert data.items[data.users == 0][:8].tolist() == [22, 30, 42, 53, 71, 93, 103, 109]
 
 
@@ -92,11 +92,11 @@ def test_taste_has_unit_variance(data):
     np.testing.assert_allclose(scores, data.log_popularity + 2.0 * products[[3, 5]], rtol=1e-12, atol=1e-12)
 
 
-def test_the_truth_ranks_held_out_items_far_better_than_popularity(tmp_path, data):
+def test_ground_truth_ranks_held_out_items_far_better_than_popularity(tmp_path, data):
     dataset = run(tmp_path, "planted", planted=CONFIG, valid_fraction=0.1)
     m = dataset.manifest
     assert (m.name, m.users, m.train + m.valid + m.test) == ("planted", 600, 30_000)
-    assert abs(m.test - 6000) < 4 * np.sqrt(600 / 4)  # 0.2 of each user, rounded by a draw of variance 1/4 at most
+    assert abs(m.test - 6000) < 4 * np.sqrt(600 / 4)  # 0.2 of each user, rounded at random with variance at most 1/4
     assert abs(m.valid - 2400) < 4 * np.sqrt(600 / 4)
     raw_items = dataset.item_ids().to_numpy()
     assert dataset.user_ids().to_pylist() == list(range(600))
@@ -111,12 +111,14 @@ def test_the_truth_ranks_held_out_items_far_better_than_popularity(tmp_path, dat
         top = np.argsort(-np.where(seen, -np.inf, scores), axis=1)[:, :20]
         return (np.take_along_axis(wanted, top, axis=1).sum(axis=1) / wanted.sum(axis=1)).mean()
 
-    by_truth, by_popularity, by_chance = (recall(s) for s in (data.scores(np.arange(600)), popularity, -popularity))
-    assert by_truth > 2 * by_popularity > 4 * by_chance
-    assert by_truth > 0.4
+    recall_of_truth, recall_of_popularity, recall_of_chance = (
+        recall(s) for s in (data.scores(np.arange(600)), popularity, -popularity)
+    )
+    assert recall_of_truth > 2 * recall_of_popularity > 4 * recall_of_chance
+    assert recall_of_truth > 0.4
 
 
-def test_the_planted_test_share_can_be_set(tmp_path):
+def test_planted_test_fraction(tmp_path):
     tiny = PlantedConfig(users=10, items=50, interactions=200, activity_exponent=0)
     assert run(tmp_path, "planted", planted=tiny).manifest.test == 40  # 20 each, a fifth
     assert run(tmp_path, "planted", planted=tiny, test_fraction=0.5).manifest.test == 100

@@ -1,4 +1,4 @@
-"""Preparation as a whole: codes, duplicates, overlap, parts, the cache."""
+"""Preparation: codes, duplicates, overlap, parts, and the cache of prepared folders."""
 
 import json
 import multiprocessing
@@ -10,7 +10,7 @@ import pytest
 from distrec.core.config import parse
 from distrec.core.errors import UserError
 from distrec.data import prepare as prepare_module
-from distrec.data import writer as store
+from distrec.data import writer
 from distrec.data.config import DataConfig
 from distrec.data.dataset import Dataset, Part
 from distrec.data.prepare import prepare
@@ -50,7 +50,7 @@ def test_ids_of_two_files_unify(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.txt"])
-def test_the_order_of_lines_decides_nothing(tmp_path, name):
+def test_result_does_not_depend_on_the_order_of_lines(tmp_path, name):
     pairs = [(user, user * item % 31) for user in range(20) for item in range(1, 12)]
     shuffled = [pairs[k] for k in np.random.default_rng(0).permutation(len(pairs))]
     settings = {"valid_fraction": 0.2, "test_fraction": 0.2}
@@ -72,11 +72,11 @@ def test_duplicates_are_merged_and_counted_by_part(tmp_path):
     m = dataset.manifest
     assert (m.train, m.valid, m.test) == (6, 1, 1)
     assert m.duplicates == 4
-    assert m.duplicates_by_part.model_dump() == {"train": 3, "valid": 1, "test": 0}
+    assert m.duplicates_by_part == {"train": 3, "valid": 1, "test": 0}
     assert "data: 4 repeated interactions merged" in lines
 
 
-def test_what_training_has_is_not_held_out(tmp_path):
+def test_held_out_pairs_that_another_part_has_are_dropped(tmp_path):
     write(tmp_path / "d/train.csv", SMALL)
     write(tmp_path / "d/valid.csv", [(1, 2), (2, 7), (2, 30)])  # in training; in test; good
     write(tmp_path / "d/test.csv", [(3, 10), (2, 7)])  # in training; good
@@ -100,7 +100,7 @@ def test_recbole_folder_with_three_parts(tmp_path):
     )
 
 
-def test_parts_are_carved_only_where_the_source_brings_none(tmp_path):
+def test_parts_are_held_out_only_if_the_source_has_none(tmp_path):
     pairs = [(user, item) for user in range(10) for item in range(20)]
     source = write(tmp_path / "all.csv", pairs)
     both = run(tmp_path, source, test_fraction=0.25, valid_fraction=0.2).manifest
@@ -163,7 +163,7 @@ def test_a_second_run_reuses_the_folder(tmp_path, monkeypatch):
     assert again == [f"data: a was prepared before: {first.path}", "data: 1 malformed lines left out"]
 
 
-def test_a_changed_file_or_setting_is_prepared_anew(tmp_path):
+def test_a_changed_file_or_setting_is_prepared_again(tmp_path):
     source = write(tmp_path / "a.csv", SMALL)
     first = run(tmp_path, source)
     paths = {first.path}
@@ -185,37 +185,37 @@ def test_a_changed_file_or_setting_is_prepared_anew(tmp_path):
     assert run(tmp_path, source).path == first.path
 
 
-def test_a_killed_preparation_leaves_nothing_that_is_taken_for_a_data_set(tmp_path, monkeypatch):
+def test_a_killed_preparation_leaves_no_data_set(tmp_path, monkeypatch):
     source = write(tmp_path / "a.csv", SMALL)
 
     def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_write_buckets", killed)
-        patch.setattr(store.shutil, "rmtree", lambda *_, **__: None)  # a killed process does not tidy up
+        patch.setattr(writer, "_write_buckets", killed)
+        patch.setattr(writer.shutil, "rmtree", lambda *_, **__: None)  # a killed process does not clean up
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, source)
-    left = list((tmp_path / "cache").iterdir())
-    assert len(left) == 1 and left[0].name.startswith(".a-") and (left[0] / "users.parquet").exists()
+    remaining = list((tmp_path / "cache").iterdir())
+    assert len(remaining) == 1 and remaining[0].name.startswith(".a-") and (remaining[0] / "users.parquet").exists()
     assert sorted(raw_pairs(run(tmp_path, source))) == sorted(SMALL)
 
 
-def test_a_failed_preparation_tidies_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "fingerprint", lambda *_: 1 / 0)
+def test_a_failed_preparation_cleans_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "fingerprint", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path, write(tmp_path / "a.csv", SMALL))
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def _race(tmp_path, barrier, answers):
-    write_whole = store.write
+def _prepare_together(tmp_path, barrier, answers):
+    original = writer.write
 
-    def write_together(*arguments, **origin):
-        barrier.wait(30)  # both have found no folder, and write at once
-        return write_whole(*arguments, **origin)
+    def write_after_barrier(*arguments, **origin):
+        barrier.wait(30)  # both have found no folder and write at once
+        return original(*arguments, **origin)
 
-    store.write = write_together
+    writer.write = write_after_barrier
     answers.put(raw_pairs(run(tmp_path, tmp_path / "a.csv")))
 
 
@@ -223,27 +223,29 @@ def test_two_preparations_at_once(tmp_path):
     write(tmp_path / "a.csv", SMALL)
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(2), context.Queue()
-    racers = [context.Process(target=_race, args=(tmp_path, barrier, answers)) for _ in range(2)]
-    for racer in racers:
-        racer.start()
-    found = [sorted(answers.get(timeout=60)) for _ in racers]
-    for racer in racers:
-        racer.join(30)
-    assert [racer.exitcode for racer in racers] == [0, 0]
+    processes = [context.Process(target=_prepare_together, args=(tmp_path, barrier, answers)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    found = [sorted(answers.get(timeout=60)) for _ in processes]
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0]
     assert found == [sorted(SMALL)] * 2
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_a_prepared_folder_is_opened_as_it_is(tmp_path):
-    made = run(tmp_path, write(tmp_path / "a.csv", SMALL))
-    assert run(tmp_path, made.path) == made
-    assert prepare(DataConfig(source=str(made.path))) == made  # defaults, which are not what it was prepared with
+def test_a_prepared_folder_is_opened_unchanged(tmp_path):
+    prepared = run(tmp_path, write(tmp_path / "a.csv", SMALL))
+    assert run(tmp_path, prepared.path) == prepared
+    assert (
+        prepare(DataConfig(source=str(prepared.path))) == prepared
+    )  # defaults differ from the settings of the preparation
     for setting in ({"test": tmp_path / "a.csv"}, {"buckets": 17}, {"test_fraction": 0.5}, {"split_seed": 4}):
         with pytest.raises(UserError, match=f"is prepared already: leave data.{next(iter(setting))} out"):
-            run(tmp_path, made.path, **setting)
+            run(tmp_path, prepared.path, **setting)
 
 
-def test_missing_files_name_their_neighbours(tmp_path):
+def test_missing_files_name_similar_files(tmp_path):
     write(tmp_path / "gowalla/train.txt", SMALL)
     with pytest.raises(
         UserError, match=rf"data\.source: there is no {tmp_path}/gowala; nearest in {tmp_path}: gowalla"
@@ -271,7 +273,7 @@ def test_folders_without_a_clear_training_part(tmp_path):
         run(tmp_path, tmp_path / "d")
 
 
-def test_a_folder_where_a_file_should_be(tmp_path):
+def test_a_folder_instead_of_a_file(tmp_path):
     (tmp_path / "x.txt").mkdir()
     with pytest.raises(UserError, match=r"cannot read .*x\.txt: Is a directory"):
         run(tmp_path, write(tmp_path / "a.txt", SMALL), test=tmp_path / "x.txt")
@@ -283,7 +285,7 @@ def test_a_folder_where_a_file_should_be(tmp_path):
         ({"separator": "::"}, "separator: a separator is one ASCII character"),
         ({"separator": '"'}, "separator: a separator is one ASCII character"),
         ({"user_column": "item"}, "user_column and item_column are both 'item'"),
-        ({"test": "x.txt"}, "planted data makes its own parts"),
+        ({"test": "x.txt"}, "planted data has its own parts"),
         ({"test_fraction": 1}, "test_fraction: Input should be less than 1"),
         ({"planted": {"interactions": 12_079}}, "planted: interactions must lie between 12080 .* and 22348000"),
         ({"planted": {"users": 2, "items": 3, "interactions": 7}}, "interactions must lie between 4 .* and 6"),
@@ -300,7 +302,7 @@ def test_configuration_mistakes(tree, message):
     [
         ("{", r"manifest\.json is damaged .*; delete the folder and prepare it again"),
         ("\x00", "is damaged"),
-        ("[1]", "is no manifest of a prepared data set"),
+        ("[1]", "is not the manifest of a prepared data set"),
         ('{"format_version": 2}', "has format 2; this distrec reads format 1: install a newer one"),
         ('{"format_version": 0}', "has the old format 0"),
         ('{"format_version": 1}', "name: Field required"),
@@ -312,12 +314,12 @@ def test_broken_manifests(tmp_path, content, message):
         run(tmp_path, tmp_path)
 
 
-def test_a_folder_without_manifest_is_no_data_set(tmp_path):
+def test_a_folder_without_manifest_is_not_a_data_set(tmp_path):
     with pytest.raises(UserError, match=r"is not a prepared data set: it has no manifest\.json"):
         Dataset.open(tmp_path)
 
 
-def test_the_manifest_names_every_count(tmp_path):
+def test_manifest_holds_every_count(tmp_path):
     dataset = run(tmp_path, write(tmp_path / "a.csv", SMALL))
     tree = json.loads((dataset.path / "manifest.json").read_text())
     assert {key: tree[key] for key in tree if key != "fingerprint"} == {

@@ -1,4 +1,4 @@
-"""Published data sets, where they lie at hand: their counts, and a time that allows an interactive start."""
+"""Published data sets, if they are available: counts, and a preparation time that allows an interactive start."""
 
 import os
 import time

@@ -1,3 +1,5 @@
+"""Ranking metrics against a loop over users, by hand, and over partitions of the users."""
+
 import math
 from fractions import Fraction
 
@@ -11,13 +13,13 @@ from distrec.evaluation.metrics import METRICS, RankingSums, ranking_sums
 
 
 def csr(relevant):
-    """A list of each user's items as offsets and items."""
+    """Return (indptr, indices) of a list of items per user."""
     indptr = np.cumsum([0] + [len(r) for r in relevant])
     return indptr, np.array([i for r in relevant for i in r], np.int64)
 
 
 def loop(ranked, relevant, ks):
-    """Oracle: one user, one place at a time."""
+    """Oracle: one user, one rank at a time."""
     totals = {f"{name}@{k}": 0.0 for name in ("recall", "ndcg") for k in ks}
     users = 0
     for row, wanted in zip(ranked, relevant, strict=True):
@@ -35,7 +37,7 @@ def loop(ranked, relevant, ks):
 
 @st.composite
 def rankings(draw):
-    """Lists of distinct items, padded with -1; relevant items in any order, repeated now and then."""
+    """Return lists of distinct items, padded with -1, and relevant items in any order, with repetitions."""
     items, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
     users = draw(st.integers(0, 6))
     ids = st.integers(0, items - 1)
@@ -78,7 +80,7 @@ def test_cut_off_beyond_the_catalogue():
 
 
 def test_everything_masked_and_id_zero_relevant():
-    """-1 of one user must not meet the last item of the user before."""
+    """The -1 of one user must not match the last item of the previous user."""
     relevant = [[0, 3], [0], [3]]
     got = ranking_sums(np.full((3, 4), -1), *csr(relevant), (4,))
     assert got.users == 3 and set(got.sums.values()) == {0.0}
@@ -87,11 +89,11 @@ def test_everything_masked_and_id_zero_relevant():
 def test_no_relevant_items_at_all():
     got = ranking_sums(np.array([[1, 2], [3, 4]]), *csr([[], []]), (2,))
     assert (got.users, got.left_out) == (0, 2) and set(got.sums.values()) == {0.0}
-    with pytest.raises(UserError, match="none of the 2 users can be ranked for"):
+    with pytest.raises(UserError, match="none of the 2 users has a relevant item"):
         got.means()
 
 
-def test_sums_do_not_depend_on_how_users_are_split():
+def test_sums_do_not_depend_on_the_partition_of_users():
     rng = np.random.default_rng(3)
     ranked = rng.permuted(np.tile(np.arange(60), (997, 1)), axis=1)[:, :20]
     relevant = [rng.choice(60, rng.integers(0, 9), replace=False).tolist() for _ in range(997)]
@@ -101,15 +103,15 @@ def test_sums_do_not_depend_on_how_users_are_split():
         total = parts[-1]
         for part in parts[-2::-1]:
             total = total.add(part)
-        assert total == whole  # bit-equal, not nearly: see _RESOLUTION
+        assert total == whole  # bit-equal, see _RESOLUTION
 
 
-def test_rounding_is_far_below_what_is_printed():
+def test_rounding_error():
     got = ranking_sums(np.array([[0]]), *csr([[0, 1, 2]]), (1,)).sums["recall@1"]
     assert abs(Fraction(got) - Fraction(1, 3)) <= Fraction(1, 2**33)
 
 
-def test_mistakes_are_named():
+def test_errors():
     ranked, relevant = np.array([[1]]), csr([[1]])
     with pytest.raises(UserError, match="unknown metric 'hits'; known: ndcg, recall"):
         ranking_sums(ranked, *relevant, (1,), names=("hits",))

@@ -1,11 +1,11 @@
-"""The sharded ranking against a loop over users and items, on 1, 2 and 3 workers."""
+"""Sharded ranking against a loop over users and items, on 1, 2 and 3 workers."""
 
 import numpy as np
 import pytest
 import torch
 
 from distrec.evaluation import ranking
-from distrec.kernels.numba import topk as tiles
+from distrec.kernels.numba import topk as kernel
 from distrec.sharding.collectives import Exchange
 from distrec.sharding.partition import Partition
 from distrec.testing.ranks import run_ranks
@@ -13,8 +13,9 @@ from distrec.testing.ranks import run_ranks
 USERS, ITEMS, DIM, BUCKETS = 23, 41, 4, 5
 
 
-def world():
-    """Small integers as coordinates: exact scores, many ties. User 3 knows every item, user 4 none."""
+def make_case():
+    """Return users, items and known pairs. Small integers as coordinates: exact scores, many ties. User 3 knows every
+    item, user 4 none."""
     draws = np.random.default_rng(0)
     users, items = draws.integers(-1, 2, (USERS, DIM)), draws.integers(-1, 2, (ITEMS, DIM))
     known = draws.random((USERS, ITEMS)) < 0.2
@@ -23,7 +24,7 @@ def world():
 
 
 def brute_force(k):
-    users, items, known = world()
+    users, items, known = make_case()
     lists = []
     for u in range(USERS):
         candidates = sorted((-int(users[u] @ items[i]), i) for i in range(ITEMS) if not known[u, i])
@@ -32,24 +33,24 @@ def brute_force(k):
     return lists
 
 
-def rank_mine(k, block):
-    """Ranks this worker's users; returns (global user, list) pairs."""
-    ranking._BLOCK_ITEMS, tiles.USERS, tiles.ITEMS = block, 4, 35
+def rank_own(k, block):
+    """Rank for this worker's users, in small blocks and tiles. Returns pairs of global user and list."""
     exchange = Exchange(torch.device("cpu"))
-    users, items, known = world()
-    user_plan, item_plan = (Partition(rows, BUCKETS, exchange.workers) for rows in (USERS, ITEMS))
-    mine = user_plan.rows_of(exchange.rank)
-    own = torch.from_numpy(items[item_plan.rows_of(exchange.rank)]).float()
-    pairs = ranking.Pairs(*np.nonzero(known[mine]))
-    ranked = ranking.rank(torch.from_numpy(users[mine]).float(), pairs, own, item_plan, exchange, k)
-    return list(zip(mine.tolist(), ranked.tolist(), strict=True))
+    users, items, known = make_case()
+    user_partition, item_partition = (Partition(rows, BUCKETS, exchange.workers) for rows in (USERS, ITEMS))
+    own_users = user_partition.rows_of(exchange.rank)
+    own_items = torch.from_numpy(items[item_partition.rows_of(exchange.rank)]).float()
+    pairs = ranking.UserItemPairs(*np.nonzero(known[own_users]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "_BLOCK_ITEMS", block)
+        patch.setattr(kernel, "USERS", 4)
+        patch.setattr(kernel, "ITEMS", 35)
+        ranked = ranking.rank(torch.from_numpy(users[own_users]).float(), pairs, own_items, item_partition, exchange, k)
+    return list(zip(own_users.tolist(), ranked.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize(("k", "block"), [(5, 7), (60, 100)])
-def test_equal_to_a_loop(workers, k, block, monkeypatch):
-    monkeypatch.setattr(ranking, "_BLOCK_ITEMS", block)
-    monkeypatch.setattr(tiles, "USERS", 4)
-    monkeypatch.setattr(tiles, "ITEMS", 35)
-    found = dict(pair for part in run_ranks(workers, rank_mine, k, block) for pair in part)
+def test_equal_to_a_loop(workers, k, block):
+    found = dict(pair for part in run_ranks(workers, rank_own, k, block) for pair in part)
     assert [found[u] for u in range(USERS)] == brute_force(k)

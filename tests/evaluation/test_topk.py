@@ -1,3 +1,5 @@
+"""Top-K blocks and merges against a full sort."""
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from distrec.evaluation.topk import _largest, merge_topk, topk_block
 
 
 def lexsort_topk(scores_BV, ids_V, k):
-    """Oracle: sorts every row by (-score, id)."""
+    """Oracle: sort every row by (-score, id)."""
     scores, ids = scores_BV.numpy(), ids_V.numpy()
     best = np.full((len(scores), k), -np.inf, scores.dtype)
     best_ids = np.full((len(scores), k), -1)
@@ -29,7 +31,7 @@ def check(scores_BV, ids_V, k):
 
 @st.composite
 def blocks(draw):
-    """Few distinct values, so that ties are everywhere; some masked; ids with gaps."""
+    """Return scores with few distinct values, so that ties are frequent, and masks; ids with gaps."""
     rows, width, seed = draw(st.integers(0, 5)), draw(st.integers(0, 40)), draw(st.integers(0, 2**20))
     generator = torch.Generator().manual_seed(seed)
     levels = draw(st.integers(1, 8))
@@ -47,7 +49,7 @@ def test_equals_full_lexsort(block, k):
 
 @given(blocks(), st.integers(1, 12), st.integers(1, 4), st.randoms())
 @settings(max_examples=150, deadline=None)
-def test_split_by_any_rule_and_merged_in_any_order_equals_the_whole(block, k, parts, random):
+def test_merged_parts_equal_the_whole(block, k, parts, random):
     scores, ids = block
     lists = [topk_block(scores[:, part::parts], ids[part::parts], k) for part in range(parts)]
     random.shuffle(lists)
@@ -60,7 +62,7 @@ def test_split_by_any_rule_and_merged_in_any_order_equals_the_whole(block, k, pa
 
 @pytest.mark.parametrize("levels", [1, 3, 200, 10**6])
 @pytest.mark.parametrize("width", [64 * 8 * 6, 64 * 8 * 6 + 1, 5003])
-def test_wide_rows_go_through_column_groups(levels, width):
+def test_wide_rows_use_column_groups(levels, width):
     scores = torch.randint(0, levels, (9, width), generator=torch.Generator().manual_seed(levels)).float()
     scores[0] = -torch.inf
     scores[1, 3:] = -torch.inf
@@ -69,7 +71,7 @@ def test_wide_rows_go_through_column_groups(levels, width):
     assert torch.equal(_largest(scores, 6)[0], scores.topk(6).values)
 
 
-def test_signed_zeros_tie_and_extremes_keep_their_order():
+def test_signed_zeros_tie_and_extremes_are_ordered():
     scores = torch.tensor([[0.0, -0.0, 1e4, -1e4, 3e38, -3e38, torch.inf]])
     assert topk_block(scores, torch.arange(7), 7)[1].tolist() == [[6, 4, 2, 0, 1, 3, 5]]
 
@@ -81,7 +83,7 @@ def test_other_float_types(dtype):
     assert got[0].dtype == dtype and torch.equal(got[1], want[1])
 
 
-def test_nan_is_named_and_the_block_is_left_alone():
+def test_nan_is_an_error_and_the_block_is_not_changed():
     scores = torch.randn(3, 6000)
     before = scores.clone()
     topk_block(scores, torch.arange(6000), 20)
@@ -91,6 +93,6 @@ def test_nan_is_named_and_the_block_is_left_alone():
         topk_block(scores, torch.arange(6000), 20)
 
 
-def test_columns_that_are_not_contiguous():
+def test_non_contiguous_columns():
     scores = torch.randint(0, 30, (5000, 4), generator=torch.Generator().manual_seed(2)).float().T
     check(scores, torch.arange(5000), 7)

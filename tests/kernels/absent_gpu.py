@@ -1,4 +1,4 @@
-"""Compiling Triton's programs for a GPU that need not be there. For scripts, as it puts another driver into Triton."""
+"""Compilation of Triton programs for an absent GPU. For scripts, as it replaces Triton's driver."""
 
 import re
 
@@ -7,7 +7,7 @@ from triton.runtime import JITFunction, driver
 
 
 class AbsentGPU:
-    """As much of a driver as compiling asks for."""
+    """The methods of a driver that compilation calls."""
 
     def __init__(self, capability: int) -> None:
         self._target = GPUTarget("cuda", capability, 32)
@@ -23,7 +23,7 @@ class AbsentGPU:
 
 
 def compile_for(capability: int) -> list:
-    """From now on a launch compiles only, for this compute capability; returns where the results go."""
+    """Make launches compile only, for this compute capability; return the list that collects the results."""
     driver.set_active(AbsentGPU(capability))
     found, launch = [], JITFunction.run
 
@@ -36,6 +36,6 @@ def compile_for(capability: int) -> list:
 
 
 def arithmetic_is_exact(name: str, ptx: str, fused: str = "fma") -> None:
-    """Operations are IEEE's, and none is fused."""
+    """Assert that operations are IEEE and not fused."""
     inexact = re.findall(rf"(?:add|sub|mul|div|rcp|sqrt)\.\S*(?:approx|full|ftz)\S*|{fused}", ptx)
     assert not inexact, f"{name}: {inexact}"

@@ -1,50 +1,58 @@
-"""Compiles every Triton program for a GPU that need not be there, and looks at the machine code. Run as a script, as it
-puts another driver into Triton: `python -m tests.kernels.compile_optimizer 90` for compute capability 9.0."""
+"""Compile every Triton program of the optimizer for an absent GPU and check its machine code.
+
+A script, as it replaces Triton's driver: `python -m tests.kernels.compile_optimizer 90` for compute capability 9.0.
+"""
 
 import sys
+from collections.abc import Iterator
 
 import torch
 
 from distrec.kernels.optimizer import Decay, MissedSteps
-from distrec.kernels.triton.optimizer import _REPLAYS, TritonKernels
+from distrec.kernels.triton.optimizer import TritonKernels
 from distrec.optim.config import OptimConfig
 from distrec.optim.rules import RULES
 from tests.kernels.absent_gpu import arithmetic_is_exact, compile_for
 
 V, U, D = 100, 33, 64
-HOST_NUMBERS = {"lr", "momentum", "beta1", "beta2", "eps", "shrink", "l2", "log_beta1", "log_beta2"}
+HOST_SCALARS = {"c0", "c1", "c2", "c3", "shrink", "l2", "log_decay1", "log_decay2"}
 
 
-def call_all(dtype: torch.dtype) -> None:
-    """Each kernel, for each rule."""
-    kernels, local_U = TritonKernels(), torch.arange(U)
+def call_all(dtype: torch.dtype) -> Iterator[str]:
+    """Call each kernel for each rule; yield the name of each after its call."""
+    kernels, local_U = TritonKernels(), torch.arange(U)  # row indices on the CPU are checked before a launch
     stored_VD, grad_UD = torch.ones(V, D, dtype=dtype), torch.ones(U, D, dtype=dtype)
-    # Row numbers are checked on CPU tensors before a launch, so these are of rows that exist.
     kernels.affine_(stored_VD, torch.ones_like(stored_VD), local_U, torch.ones(4, U, dtype=torch.float64))
+    yield "affine"
     for name in RULES:
         rule = RULES[name](stored_VD, OptimConfig(rule=name))
-        kernels.step_(stored_VD, local_U, grad_UD, Decay(), rule, rule.coefficients(0.1, 3))
-        if type(rule) in _REPLAYS:
-            coefficients_CS = torch.ones(2 + len(rule.coefficients(0.1, 3)), 8, dtype=torch.float64)
-            kernels.replay_(
-                stored_VD, local_U, torch.zeros(U, dtype=torch.int32), MissedSteps(coefficients_CS, 5, 3, 0.1, 0), rule
-            )
+        coefficients = rule.coefficients(0.1, 3)
+        kernels.step_(stored_VD, local_U, grad_UD, Decay(), rule, coefficients)
+        yield f"step of {name}"
+        if name not in ("sgd", "momentum"):  # never replayed
+            kernels = TritonKernels()
+            missed = MissedSteps(torch.ones(2 + len(coefficients), 8, dtype=torch.float64), 5, 3, 0.1, 0)
+            kernels.replay_(stored_VD, local_U, torch.zeros(U, dtype=torch.int32), missed, rule)
+            yield f"replay of {name}"
 
 
-def check(kernel, ptx: str) -> None:
-    """Float64 numbers from the host, IEEE arithmetic that is not fused, row numbers checked, a cubin made."""
-    name, signature = kernel.metadata.name, kernel.src.signature
-    narrow = {argument for argument in HOST_NUMBERS & signature.keys() if signature[argument] != "fp64"}
+def check(name: str, kernel) -> None:
+    """Check: host scalars are float64, arithmetic is IEEE and not fused, row indices are checked, a cubin exists."""
+    signature, ptx = kernel.src.signature, kernel.asm["ptx"]
+    narrow = {k for k in HOST_SCALARS & signature.keys() if signature[k] not in ("fp64", "constexpr")}
     assert not narrow, f"{name} takes {narrow} in float32"
-    arithmetic_is_exact(name, ptx, r"fma\S*\.f32" if name == "replay_adam" else "fma")  # its exp, in float64, has some
-    assert "__assertfail" in ptx, f"{name} does not check row numbers"
+    assert ("step" not in name) or HOST_SCALARS & signature.keys() >= {"c0", "shrink", "l2"}, signature
+    # The exponentials of the replay of Adam, in float64, have fused multiply-adds of their own.
+    arithmetic_is_exact(name, ptx, r"fma\S*\.f32" if name == "replay of adam" else "fma")
+    assert "__assertfail" in ptx, f"{name} does not check row indices"
     assert kernel.asm["cubin"], name
 
 
 if __name__ == "__main__":
-    made = compile_for(int(sys.argv[1]))
+    made, names = compile_for(int(sys.argv[1])), []
     for dtype in (torch.float32, torch.float64):
-        call_all(dtype)
-    for kernel in made:
-        check(kernel, kernel.asm["ptx"])
-    print(len(made), "launches;", ", ".join(sorted({kernel.metadata.name for kernel in made})))
+        for name in call_all(dtype):
+            names.append(f"{name}, {dtype}")
+            assert len(made) == len(names), names
+            check(name, made[-1])
+    print(len(made), "launches:", "; ".join(names))

@@ -1,5 +1,5 @@
-"""Compiles the Triton programs for scores of pairs for a GPU that need not be there, and looks at the machine code. Run
-as a script, as it puts another driver into Triton: `python -m tests.kernels.compile_pair_scores 90` for compute capability 9.0."""
+"""Compile the Triton programs for pair scores for an absent GPU and check the PTX. A script, as it replaces Triton's
+driver: `python -m tests.kernels.compile_pair_scores 90` for compute capability 9.0."""
 
 import re
 import sys
@@ -13,18 +13,18 @@ NAMES = {"scores", "first_chunks", "later_chunks", "add_chunks"}
 
 
 def call_all(dim: int, dtype: torch.dtype, index: torch.dtype) -> None:
-    """Scores and gradients, with more places than one program adds. Programs that are compiled only leave no result."""
+    """Launch every program, with more summands than one program adds. Programs are compiled, not run."""
     users, items = (torch.ones(9, dim, dtype=dtype, requires_grad=True) for _ in range(2))
     user_index, item_index = torch.zeros(10, dtype=index), torch.zeros(10, CHUNK, dtype=index)
     PairScores.apply(users, items, user_index, item_index).sum().backward()
 
 
 def check(kernel) -> None:
-    """IEEE arithmetic that is not fused, sums in one order, places checked, a cubin made."""
+    """Assert unfused IEEE arithmetic, a fixed order of summation, checked indices, and a cubin."""
     name, ptx = kernel.metadata.name, kernel.asm["ptx"]
     arithmetic_is_exact(name, ptx)
-    assert not re.findall(r"\b(?:atom|red)\.", ptx), f"{name} adds in an order that is not fixed"
-    assert name != "scores" or "__assertfail" in ptx, f"{name} does not check places"
+    assert not re.findall(r"\b(?:atom|red)\.", ptx), f"{name} has no fixed order of summation"
+    assert name != "scores" or "__assertfail" in ptx, f"{name} does not check indices"
     assert kernel.asm["cubin"], name
 
 

@@ -1,9 +1,8 @@
-"""What tests of Triton's programs share: marks by what they need, and a process of their own."""
+"""Marks of tests by what they need of Triton and GPUs, and runs in a separate process."""
 
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,10 +14,6 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA = torch.cuda.is_available() and not INTERPRETING
 installed = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
 compiling = pytest.mark.skipif(INTERPRETING or not find_spec("triton"), reason="needs triton, not interpreting")
-to_interpret = pytest.mark.skipif(
-    INTERPRETING or not find_spec("triton") or tuple(map(int, version("triton").split(".")[:2])) < (3, 7),
-    reason="needs triton 3.7, whose interpreter knows numpy 2.4, not interpreting yet",
-)
 interpreted = pytest.mark.skipif(not INTERPRETING, reason="needs TRITON_INTERPRET=1: make test-triton")
 on_gpu = pytest.mark.skipif(not CUDA or not find_spec("triton"), reason="needs a GPU and triton")
 running = pytest.mark.skipif(
@@ -27,7 +22,7 @@ running = pytest.mark.skipif(
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Python in a process of its own, at the root of the repository."""
+    """Run Python in a process of its own at the root of the repository."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""What the compiled kernels must bear: forks, several Python threads, a start without them."""
+"""Compiled optimizer kernels: forks, Python threads, the cache on disk, and imports without a compiler."""
 
 import os
 import subprocess
@@ -7,19 +7,19 @@ import textwrap
 
 import pytest
 
-from distrec.kernels.numba.optimizer import _STEPS
+from distrec.kernels.numba.optimizer import REPLAYS, STEPS
 from distrec.optim.rules import RULES
 
 PRELUDE = """
 import os, threading, torch
 from distrec.optim.config import OptimConfig
 from distrec.optim.sparse import SparseOptimizer
-from distrec.sharding.partition import Plan
+from distrec.sharding.partition import Partition
 from distrec.sharding.table import Table
 torch.set_num_threads(2)
 
 def steps():
-    table = Table("items", Plan(500, 1, 1), 0, torch.ones(500, 5))
+    table = Table("items", Partition(500, 1, 1), 0, torch.ones(500, 5))
     optimizer = SparseOptimizer(table, OptimConfig(rule="sgd", lr=0.5), 100)
     for _ in range(50):
         optimizer.step(torch.arange(500), torch.ones(500, 5))
@@ -27,8 +27,8 @@ def steps():
 """
 
 
-def run(script: str, **environment: str) -> None:
-    """Runs a script in a process of its own; it must end well, and in time."""
+def run(script: str, **environment: str) -> str:
+    """Run a script in a process of its own; it must exit with 0 within the time limit."""
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + textwrap.dedent(script)],
         env=os.environ | environment,
@@ -37,19 +37,38 @@ def run(script: str, **environment: str) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_every_rule_has_its_loop():
-    assert set(_STEPS) == {RULES[name] for name in RULES}
+    assert set(STEPS) == set(REPLAYS) == set(RULES)
 
 
-def test_configurations_are_read_without_compiler():
-    run("import sys, distrec.optim.config; assert not {'numba', 'llvmlite'} & {*sys.modules}")
+def test_rules_do_not_collide_in_the_cache_and_a_second_process_hits_it(tmp_path):
+    """The loops of all rules are closures of one source line, which share an index file of numba's cache."""
+    script = """
+        import numpy as np
+        from distrec.kernels.numba import optimizer as loops
+        for rule in ("sgd", "adagrad"):
+            loop, w = loops.STEPS[rule].serial, np.ones((2, 4))
+            slot = np.ones((2, 4)), w[:, :0]
+            loop(w, np.array([1]), np.full((1, 4), 3.0), *slot, np.array([0.5, 0.0]), 1.0, 0.0)
+            print(rule, w[1, 0], sum(loop.stats.cache_hits.values()))
+    """
+    expected = 1 - 0.5 * 3, 1 - 0.5 * 3 / 10**0.5
+    for hits in (0, 1):
+        found = run(script, NUMBA_CACHE_DIR=str(tmp_path), OMP_NUM_THREADS="1").split()
+        assert found == ["sgd", str(expected[0]), str(hits), "adagrad", str(expected[1]), str(hits)]
+
+
+def test_the_interface_is_imported_without_a_compiler():
+    imports = "distrec.optim.sparse, distrec.kernels.dispatch, distrec.kernels.optimizer"
+    run(f"import sys, {imports}; assert not {{'numba', 'llvmlite', 'triton'}} & {{*sys.modules}}")
 
 
 @pytest.mark.parametrize("layer", ["default", "workqueue"])
 def test_a_fork_of_a_process_that_has_used_threads(layer):
-    """Python's own default way to start processes on Linux until 3.14."""
+    """Fork is Python's default way to start processes on Linux until 3.14."""
     run(
         """
         steps()

@@ -1,4 +1,4 @@
-"""The compiled lists against those of plain torch: small integers as coordinates, so that scores are exact and tie."""
+"""Compiled top-K lists against plain torch. Coordinates are small integers, so that scores are exact and tie."""
 
 import subprocess
 import sys
@@ -11,22 +11,22 @@ from hypothesis import strategies as st
 
 from distrec.core.errors import UserError
 from distrec.evaluation import ranking
-from distrec.kernels.numba import topk as tiles
-from distrec.evaluation.ranking import Pairs, add_block, add_block_reference
+from distrec.evaluation.ranking import UserItemPairs, add_block, add_block_reference
+from distrec.kernels.numba import topk as kernel
 from distrec.sharding.collectives import Exchange
 from distrec.sharding.partition import Partition
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Whole runs, what is left of one, and users in several tiles."""
-    monkeypatch.setattr(tiles, "USERS", 3)
-    monkeypatch.setattr(tiles, "ITEMS", 75)
+    """Tiles of whole vectors and a remainder, and users in several tiles."""
+    monkeypatch.setattr(kernel, "USERS", 3)
+    monkeypatch.setattr(kernel, "ITEMS", 75)
 
 
 @st.composite
-def worlds(draw):
-    """(users, items, known, k) with many ties."""
+def cases(draw):
+    """Return (users, items, known, k) with many ties."""
     users, width, dim = draw(st.integers(0, 7)), draw(st.integers(1, 200)), draw(st.integers(1, 3))
     rng, levels = np.random.default_rng(draw(st.integers(0, 2**20))), draw(st.integers(0, 5))
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
@@ -36,11 +36,11 @@ def worlds(draw):
 
 
 def lists(add, users_UD, items_VD, known_UV, k, parts=(slice(None),)):
-    """The best after the items of each part in turn."""
+    """Return the lists after adding the items of each part in turn."""
     ids_V = torch.arange(len(items_VD)) * 3 + 1
     best = (users_UD.new_full((len(users_UD), k), -torch.inf), torch.full((len(users_UD), k), -1))
     for part in parts:
-        add(best, users_UD, items_VD[part], ids_V[part], Pairs(*np.nonzero(known_UV[:, part])))
+        add(best, users_UD, items_VD[part], ids_V[part], UserItemPairs(*np.nonzero(known_UV[:, part])))
     return best
 
 
@@ -48,16 +48,16 @@ def same(a, b):
     return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
-@given(worlds(), st.integers(1, 4), st.randoms())
+@given(cases(), st.integers(1, 4), st.randoms())
 @settings(max_examples=150, deadline=None)
-def test_equals_plain_torch_for_items_that_come_in_any_order(world, workers, random):
-    parts = [slice(w, None, workers) for w in range(min(workers, len(world[1])))]
+def test_equals_plain_torch_in_any_order_of_items(case, workers, random):
+    parts = [slice(w, None, workers) for w in range(min(workers, len(case[1])))]
     random.shuffle(parts)
-    assert same(lists(add_block, *world, parts), lists(add_block_reference, *world))
+    assert same(lists(add_block, *case, parts), lists(add_block_reference, *case))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_threads_change_no_digit(dtype):
+def test_bit_equal_over_threads(dtype):
     torch.manual_seed(0)
     users, items, before = torch.randn(50, 16, dtype=dtype), torch.randn(900, 16, dtype=dtype), torch.get_num_threads()
     known, found = np.random.default_rng(0).random((50, 900)) < 0.1, []
@@ -70,7 +70,7 @@ def test_threads_change_no_digit(dtype):
 
 
 @pytest.mark.parametrize("column", [0, 31, 32, 74, 80, 149, 150, 199])
-def test_nan_is_named_unless_it_is_known(column):
+def test_nan_is_an_error_unless_masked(column):
     users, items, known = torch.ones(5, 2), torch.ones(200, 2), np.zeros((5, 200), bool)
     items[column] = torch.nan
     with pytest.raises(UserError, match="a score is NaN"):
@@ -93,13 +93,13 @@ def test_infinities_and_signed_zeros(add):
     assert scores[0, 140:].tolist() == [-torch.inf] * 10
 
 
-def test_known_items_in_any_order_and_long_lists(monkeypatch):
+def test_known_items_in_any_order_with_and_without_the_kernel(monkeypatch):
     rng = np.random.default_rng(1)
     users, items = (torch.from_numpy(rng.integers(-3, 4, (n, 3))).float() for n in (9, 200))
     known = rng.random((9, 200)) < 0.3
     row, item = np.nonzero(known)
-    mixed = np.lexsort((rng.random(len(row)), row))
-    pairs = Pairs(row[mixed], item[mixed].astype(np.int32))
+    shuffled = np.lexsort((rng.random(len(row)), row))
+    pairs = UserItemPairs(row[shuffled], item[shuffled].astype(np.int32))
     found = []
     for longest in (0, 256):
         monkeypatch.setattr(ranking, "_LONGEST", longest)
@@ -107,6 +107,6 @@ def test_known_items_in_any_order_and_long_lists(monkeypatch):
     assert torch.equal(*found)
 
 
-def test_start_up_needs_no_compiler():
+def test_importing_ranking_imports_no_compiler():
     script = "import sys, distrec.evaluation.ranking; assert not {'numba', 'llvmlite'} & {*sys.modules}"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

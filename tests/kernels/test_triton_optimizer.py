@@ -1,4 +1,4 @@
-"""The Triton kernels: in the interpreter, as machine code for a GPU that is not there, and on one where there is."""
+"""Triton kernels of the optimizer: in the interpreter, as machine code for an absent GPU, and on a GPU."""
 
 import sys
 from types import SimpleNamespace
@@ -7,21 +7,11 @@ import pytest
 import torch
 
 from distrec.core.errors import UserError
-from distrec.kernels import optimizer_dispatch as choose
-from distrec.kernels.optimizer_dispatch import kernels_for
+from distrec.kernels.dispatch import kernels_for
+from distrec.kernels.optimizer import OptimizerKernels
 from distrec.optim.rules import RULES
-from tests.kernels.gpu import INTERPRETING, compiling, installed, interpreted, on_gpu, python, running, to_interpret
-from tests.optim.cases import ALLOWED, batches, config, start, table_of
-
-
-@to_interpret
-def test_a_part_of_the_shared_tests_in_the_interpreter():
-    """All of them: make test-triton. A process of its own, as Triton looks at the variable when it is imported."""
-    gaps, loops = "(long_gaps and adam and full and not lazy_adam)", "(compiled_loops and float32 and full)"
-    chosen = f"every_allowed or {gaps} or {loops} or not_there"
-    files = [f"{name}.py" for name in ("tests/optim/test_sparse", "tests/kernels/test_triton_optimizer")]
-    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, *files, TRITON_INTERPRET="1")
-    assert done.returncode == 0, done.stdout
+from tests.kernels.gpu import INTERPRETING, compiling, installed, interpreted, on_gpu, python, running
+from tests.optim.cases import DTYPES, batches, config, each_mode, start
 
 
 @compiling
@@ -32,13 +22,17 @@ def test_every_program_compiles_for_a_gpu(tmp_path):
 
 @installed
 def test_every_rule_has_its_program():
-    from distrec.kernels.triton.optimizer import _STEPS
+    from distrec.kernels.triton.optimizer import UPDATES
 
-    assert set(_STEPS) == {RULES[name] for name in RULES}
+    assert set(UPDATES) == set(RULES)
+
+
+def chosen(name: str, device: str) -> OptimizerKernels:
+    return kernels_for(name, torch.device(device), torch.float32, lambda local: local)
 
 
 def rows_and_slots(rule, scope, coupling, dtype, kernels, device) -> list[torch.Tensor]:
-    """What a run leaves that has gaps, a settling in between, and rows that are touched late or never."""
+    """Return rows and slots after a run with gaps, a flush in between, and rows that are touched late or never."""
     rows_VD = torch.linspace(-1, 1, 35, dtype=dtype).view(7, 5).to(device)
     table, optimizer = start(config(rule, scope, coupling, kernels=kernels), rows_VD)
     for step, (rows_U, grad_UD) in enumerate(batches(3, 40, 6, dtype)):
@@ -51,19 +45,18 @@ def rows_and_slots(rule, scope, coupling, dtype, kernels, device) -> list[torch.
 
 
 @running
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
-def test_equal_to_the_compiled_loops_digit_by_digit(rule, scope, coupling, dtype):
+@each_mode(dtype=DTYPES)
+def test_bits_equal_those_of_the_compiled_loops(rule, scope, coupling, dtype):
     expected = rows_and_slots(rule, scope, coupling, dtype, "numba", "cpu")
     found = rows_and_slots(rule, scope, coupling, dtype, "triton", "cpu" if INTERPRETING else "cuda")
-    # A sum over a row has another order here, so its last digit may differ.
+    # A sum over a row has another order here, so its last bits may differ.
     tolerance = 40 * torch.finfo(dtype).eps if rule == "rowwise_adagrad" else 0
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @interpreted
 @pytest.mark.parametrize("row", [-1, 4])
-def test_a_row_that_is_not_there_is_an_error(row):
+def test_an_invalid_row_index_is_an_error(row):
     table, optimizer = start(config(scope="full", kernels="triton"), torch.zeros(4, 5))
     with pytest.raises(IndexError):
         optimizer.step(torch.tensor([0, row]), torch.zeros(2, 5))
@@ -73,10 +66,10 @@ def test_a_row_that_is_not_there_is_an_error(row):
 
 @on_gpu
 @pytest.mark.parametrize("rule", ["sgd", "adagrad", "rowwise_adagrad", "lazy_adam"])
-def test_a_step_does_not_wait_for_the_gpu(rule):
+def test_a_step_does_not_synchronise(rule):
     _, optimizer = start(config(rule, "full", kernels="triton"), torch.ones(7, 5, device="cuda"))
     rows_U, grad_UD = torch.arange(3, device="cuda"), torch.ones(3, 5, device="cuda")
-    optimizer.step(rows_U, grad_UD)  # compiles, which may wait
+    optimizer.step(rows_U, grad_UD)  # compiles, which may synchronise
     torch.cuda.set_sync_debug_mode("error")
     try:
         optimizer.step(rows_U, grad_UD)
@@ -86,8 +79,8 @@ def test_a_step_does_not_wait_for_the_gpu(rule):
 
 @on_gpu
 @pytest.mark.parametrize("row", [-1, 4])
-def test_a_row_that_is_not_there_stops_the_gpu(row):
-    """As an index error of torch does, and like it in a process of its own: none of the GPU is left to the others."""
+def test_an_invalid_row_index_is_an_error_of_the_gpu(row):
+    """As with an index error of torch, the process cannot use the GPU afterwards; hence a process of its own."""
     script = f"""
 import torch
 from tests.optim.cases import config, start
@@ -101,7 +94,7 @@ torch.cuda.synchronize()
 
 
 @on_gpu
-def test_more_elements_than_32_bits_can_count():
+def test_more_elements_than_32_bits_can_index():
     rows, dim = 2**31 // 64 + 10, 64
     if torch.cuda.mem_get_info()[0] < 12 * rows * dim:
         pytest.skip("needs 26 GB of GPU memory")
@@ -114,18 +107,18 @@ def test_more_elements_than_32_bits_can_count():
 
 @pytest.mark.skipif(INTERPRETING, reason="the interpreter takes tables on CPUs")
 @installed
-def test_triton_is_for_gpus_and_their_default():
-    assert type(choose._for_device("auto", torch.device("cuda"))).__name__ == "TritonKernels"
+def test_triton_is_the_default_on_gpus_only():
+    assert type(chosen("auto", "cuda")).__name__ == "TritonKernels"
     with pytest.raises(UserError, match="triton runs on GPUs, but the tables are on cpu; use auto or reference"):
-        kernels_for("triton", table_of(torch.zeros(2, 5)))
+        chosen("triton", "cpu")
 
 
 @pytest.mark.parametrize(
-    ("module", "lacking"),
+    ("version", "missing"),
     [(None, "the package triton, which is not installed"), ("3.5.1", "triton 3.6 or newer, not 3.5.1")],
 )
-def test_without_a_fitting_triton_gpus_get_the_reference(module, lacking, monkeypatch):
-    monkeypatch.setitem(sys.modules, "triton", module and SimpleNamespace(__version__=module))
-    assert type(choose._for_device("auto", torch.device("cuda"))).__name__ == "ReferenceKernels"
-    with pytest.raises(UserError, match=f"triton needs {lacking}; use auto or reference"):
-        kernels_for("triton", table_of(torch.zeros(2, 5)))
+def test_gpus_get_the_reference_without_a_new_enough_triton(version, missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", version and SimpleNamespace(__version__=version))
+    assert type(chosen("auto", "cuda")).__name__ == "ReferenceKernels"
+    with pytest.raises(UserError, match=f"triton needs {missing}; use auto or reference"):
+        chosen("triton", "cpu")

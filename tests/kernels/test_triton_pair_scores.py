@@ -1,6 +1,6 @@
-"""Scores of pairs on GPUs: in the interpreter, as machine code for a GPU that is not there, and on one where there is.
+"""Pair scores in Triton: in the interpreter, compiled for an absent GPU, and run on a GPU if there is one.
 
-What they have in common with those on the CPU is tested in test_kernels.py."""
+Tests shared with the CPU implementation are in test_pair_scores.py."""
 
 import sys
 from types import SimpleNamespace
@@ -10,17 +10,9 @@ import torch
 
 from distrec.kernels.dispatch import has_gpu_kernel
 from distrec.models.scoring import pair_scores, pair_scores_reference
-from tests.kernels.gpu import compiling, installed, on_gpu, python, running, to_interpret
-from tests.kernels.implementations import by_triton
+from tests.kernels.gpu import compiling, installed, on_gpu, python, running
+from tests.kernels.implementations import triton_pair_scores
 from tests.kernels.test_pair_scores import case, scored
-
-
-@to_interpret
-def test_a_part_of_the_shared_tests_in_the_interpreter():
-    """All of them: make test-triton. A process of its own, as Triton looks at the variable when it is imported."""
-    chosen = "triton and (usual or nothing or less or several or one_order or layout or outside)"
-    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "tests/kernels", TRITON_INTERPRET="1")
-    assert done.returncode == 0, done.stdout
 
 
 @compiling
@@ -32,30 +24,32 @@ def test_every_program_compiles_for_a_gpu(tmp_path):
 @running
 @pytest.mark.parametrize("shape", [(9, 5, 5, 3, 4), (14, 3, 3, 20, 30), (4, 8, 6, 1, 1), (8, 1, 130, 1, 2)])
 @pytest.mark.parametrize("chunk", [1, 4])
-def test_a_row_with_several_chunks(shape, chunk, monkeypatch):
-    """Rows that end with a chunk, or one place before or after it; slots that nobody needs."""
+def test_rows_with_several_chunks(shape, chunk, monkeypatch):
+    """Rows that end at the end of a chunk, or one summand before or after it; surplus programs."""
     monkeypatch.setattr("distrec.kernels.triton.pair_scores.CHUNK", chunk)
     users, items, user_index, item_index = case(shape)
     grad = torch.randn(item_index.shape, dtype=torch.float64)
     expected = scored(pair_scores_reference, users, items, user_index, item_index, grad)
-    for found, wanted in zip(scored(by_triton, users, items, user_index, item_index, grad), expected, strict=True):
+    for found, wanted in zip(
+        scored(triton_pair_scores, users, items, user_index, item_index, grad), expected, strict=True
+    ):
         assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 @running
-def test_digits_of_a_row_are_those_of_the_cpu_whatever_else_is_in_the_batch(monkeypatch):
+def test_rows_of_one_chunk_are_bit_equal_to_the_cpu(monkeypatch):
     monkeypatch.setattr("distrec.kernels.triton.pair_scores.CHUNK", 16)
     users, items, user_index, item_index = case((20, 6, 8, 4, 30), torch.float32)
-    item_index[:, ::2] = 0  # a row with four chunks, beside rows with no more than one
+    item_index[:, ::2] = 0  # a row with four chunks beside rows with at most one
     grad = torch.randn(item_index.shape)
     _, _, expected = scored(pair_scores, users, items, user_index, item_index, grad)
-    _, _, found = scored(by_triton, users, items, user_index, item_index, grad)
+    _, _, found = scored(triton_pair_scores, users, items, user_index, item_index, grad)
     assert torch.equal(found[1:], expected[1:])
     assert torch.allclose(found[0], expected[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("triton", [None, "3.5.1", "3.6.0"])
-def test_gpus_get_programs_where_a_fitting_triton_is(triton, monkeypatch):
+def test_programs_need_a_supported_triton_and_dtype(triton, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", triton and SimpleNamespace(__version__=triton))
     rows = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
     assert has_gpu_kernel(rows) == (triton == "3.6.0")
@@ -65,10 +59,10 @@ def test_gpus_get_programs_where_a_fitting_triton_is(triton, monkeypatch):
 
 
 @on_gpu
-def test_on_a_gpu_nothing_of_the_size_of_all_items_is_built_and_nothing_waits():
+def test_neither_materialises_item_rows_nor_synchronises():
     tensors = [tensor.cuda() for tensor in case((256, 400, 64, 200, 5000), torch.float32)]
     grad = torch.ones(256, 400, device="cuda")
-    scored(pair_scores, *tensors, grad)  # compiles, which may wait
+    scored(pair_scores, *tensors, grad)  # compiles, which may synchronise
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -81,20 +75,21 @@ def test_on_a_gpu_nothing_of_the_size_of_all_items_is_built_and_nothing_waits():
 
 
 @on_gpu
-@pytest.mark.parametrize(("where", "wrong"), [("user_at", -1), ("item_at", 5)])
-def test_a_place_outside_the_rows_stops_the_gpu(where, wrong):
-    """As an index error of torch does, and like it in a process of its own: none of the GPU is left to the others."""
+@pytest.mark.parametrize(("where", "wrong"), [("user_index", -1), ("item_index", 5)])
+def test_index_outside_the_rows_is_a_device_assertion(where, wrong):
+    """Like an index error of torch. In a separate process, as the process cannot use the GPU afterwards."""
     script = f"""
 import torch
 from distrec.models.scoring import pair_scores
-rows, user_at, item_at = torch.ones(5, 8).cuda(), torch.zeros(4).int().cuda(), torch.zeros(4, 3).int().cuda()
+rows = torch.ones(5, 8).cuda()
+user_index, item_index = torch.zeros(4).int().cuda(), torch.zeros(4, 3).int().cuda()
 {where}.view(-1)[2] = {wrong}
-pair_scores(rows, rows, user_at, item_at)
+pair_scores(rows, rows, user_index, item_index)
 torch.cuda.synchronize()
 """
     done = python("-c", script)
     assert done.returncode != 0
-    assert "a place outside the rows of the batch" in done.stdout
+    assert "an index outside the rows of the batch" in done.stdout
 
 
 @installed
@@ -104,6 +99,6 @@ def test_widths_are_powers_of_2():
     assert [_width(dim) for dim in (0, 1, 3, 64, 65, 1000)] == [1, 1, 4, 64, 128, 128]
 
 
-def test_scores_load_no_compiler_before_they_are_asked_for():
+def test_importing_scores_imports_no_compiler():
     done = python("-c", "import sys, distrec.models.scoring; sys.exit(str({'numba', 'triton'} & sys.modules.keys()))")
     assert done.stdout.strip() == "set()", done.stdout

@@ -1,4 +1,4 @@
-"""Each registered loss against its formula in float64, written out pair by pair, and at extremes."""
+"""Each registered loss against its formula in float64, pair by pair, and at extremes."""
 
 import math
 
@@ -72,7 +72,7 @@ def test_masked_negatives_do_not_count(name):
 
 @pytest.mark.parametrize("name", sorted(FORMULAS))
 def test_extremes_keep_their_gradient(name):
-    """A pair ranked worst of all is pulled with full strength; a pair ranked best costs nothing."""
+    """The worst-ranked pair has a gradient of full strength; the best-ranked pair has loss 0."""
     positive = torch.tensor([-1e4, 1e4], requires_grad=True)
     negative = torch.tensor([[1e4], [-1e4]], requires_grad=True)
     loss = losses[name](Scores(positive, negative), LossConfig(name=name, temperature=1.0))
@@ -89,7 +89,7 @@ def test_empty(name):
 
 
 @pytest.mark.parametrize("t", [0.05, 1.0])
-def test_log_sum_exp_is_torchs(t):
+def test_log_sum_exp_equals_torch(t):
     generator = torch.Generator().manual_seed(0)
     scores_BN = 30 * torch.randn(5, 7, generator=generator, dtype=torch.float64)
     scores_BN[1, 2:5] = -torch.inf

@@ -1,4 +1,4 @@
-"""Scores against a loop over pairs."""
+"""Pair scores and shared scores against a loop over pairs; models."""
 
 import torch
 
@@ -25,7 +25,7 @@ def test_scores_against_a_loop():
     )
 
 
-def test_mf_is_cosine_or_dot_product():
+def test_mf_similarities():
     rows = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     assert make_model(ModelConfig(similarity="dot")).users(rows) is rows
     cosine = make_model(ModelConfig(similarity="cosine"))

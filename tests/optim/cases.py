@@ -1,9 +1,12 @@
-"""Random runs of an optimizer: the configuration, the rows that each step touches, the reads in between."""
+"""Configurations and random runs of an optimizer: the rows of each step, and the reads in between."""
 
-import itertools
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -13,13 +16,14 @@ from distrec.optim.sparse import SparseOptimizer
 from distrec.sharding.partition import Partition
 from distrec.sharding.table import Table
 
+SCOPES, COUPLINGS = ["none", "in_batch", "full"], ["decoupled", "l2"]
 MODES = [("none", "decoupled"), ("in_batch", "decoupled"), ("in_batch", "l2"), ("full", "decoupled"), ("full", "l2")]
-ALLOWED = [(rule, scope, coupling) for rule, (scope, coupling) in itertools.product(RULES, MODES)]
-# Of the CPU; in Triton's interpreter, where one launch takes milliseconds, nothing else.
+DTYPES = [torch.float32, torch.float64]
+# On the CPU; in Triton's interpreter, where one launch takes milliseconds, only its own.
 KERNELS = ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else ["reference", "numba"]
 IDLE = ["lazy", "lazy", "sweep"]
-SHRINKS = [0.0, 1e-12, 1e-6, 1e-3, 0.3, 0.999999]  # lr * strength: from nothing to the edge of what is allowed
-FADING = [(0.9, 0.999), (0.0, 0.5), (0.5, 0.9), (0.95, 0.9)]  # beta1, beta2; with the last, idle updates never fade
+SHRINKS = [0.0, 1e-12, 1e-6, 1e-3, 0.3, 0.999999]  # lr * strength, from nothing to the largest that is accepted
+BETAS = [(0.9, 0.999), (0.0, 0.5), (0.5, 0.9), (0.95, 0.9)]  # beta1, beta2; with the last, idle updates never fade
 SCHEDULES = st.builds(
     ScheduleConfig,
     name=st.sampled_from(["constant", "linear", "cosine", "step"]),
@@ -31,10 +35,53 @@ SCHEDULES = st.builds(
 DIM = 5
 
 
+def pairwise(*options: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Return a covering array: tuples in which every pair of values of any two options occurs.
+
+    Greedy and deterministic. It depends only on the positions of the values: reversing an option of two values gives
+    each tuple the other one, so that two tests between them cover all combinations with it.
+    """
+    axes = [range(len(values)) for values in options]
+    uncovered = {((i, a), (j, b)) for i, j in combinations(range(len(axes)), 2) for a, b in product(axes[i], axes[j])}
+    used = {(k, value): 0 for k, axis in enumerate(axes) for value in axis}
+    found = []
+    while uncovered:
+        chosen = dict(min(uncovered))
+        for k in [k for k in range(len(axes)) if k not in chosen]:
+            others = list(chosen.items())
+            gains = [sum(tuple(sorted([(k, value), other])) in uncovered for other in others) for value in axes[k]]
+            chosen[k] = max(axes[k], key=lambda value, k=k, gains=gains: (gains[value], -used[k, value]))
+        uncovered -= set(combinations(sorted(chosen.items()), 2))
+        for item in chosen.items():
+            used[item] += 1
+        found.append(tuple(options[k][chosen[k]] for k in range(len(axes))))
+    return found
+
+
+def each_mode(**options: Sequence[Any]) -> Callable:
+    """Parametrize a test over every rule with every (scope, coupling), and pairwise over more options."""
+    cases = [(rule, *mode, *rest) for rule, mode, *rest in pairwise(list(RULES), MODES, *options.values())]
+    return _parametrize(["rule", "scope", "coupling", *options], cases)
+
+
+def each_pair(couplings: Sequence[str] = COUPLINGS, **options: Sequence[Any]) -> Callable:
+    """Parametrize a test pairwise over rule, scope, coupling and more options."""
+    return _parametrize(
+        ["rule", "scope", "coupling", *options], pairwise(list(RULES), SCOPES, couplings, *options.values())
+    )
+
+
+def _parametrize(names: list[str], cases: list[tuple[Any, ...]]) -> Callable:
+    ids = ["-".join(str(value).removeprefix("torch.") for value in case) for case in cases]
+    return pytest.mark.parametrize(names, cases, ids=ids)
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run over a table of `size` rows. An action is a step ("step", rows), or ("read", rows), or ("settle", ()), or
-    ("pause", one entry for each empty step)."""
+    """A run over a table of `size` rows.
+
+    An action is ("step", rows), ("read", rows), ("flush", ()) or ("pause", one entry for each empty step).
+    """
 
     config: OptimConfig
     total_steps: int
@@ -45,7 +92,7 @@ class Run:
 
 
 def config(rule="sgd", scope="none", coupling="decoupled", lr=0.1, shrink=0.01, schedule=ScheduleConfig(), **more):
-    """A configuration whose decay shrinks a row by `shrink` at the peak of the schedule."""
+    """Return a configuration whose decay shrinks a row by `shrink` at the peak of the schedule."""
     strength = 0.0 if scope == "none" else shrink / lr
     decay = DecayConfig(scope=scope, coupling=coupling, strength=strength)
     return OptimConfig(rule=rule, lr=lr, decay=decay, schedule=schedule, **more)
@@ -53,10 +100,10 @@ def config(rule="sgd", scope="none", coupling="decoupled", lr=0.1, shrink=0.01, 
 
 @st.composite
 def runs(draw) -> Run:
-    """Runs with gaps, empty batches, and rows that are never touched."""
-    rule, scope, coupling = draw(st.sampled_from(ALLOWED))
+    """Draw runs with gaps, empty batches, and rows that are never touched."""
+    rule, (scope, coupling) = draw(st.sampled_from(list(RULES))), draw(st.sampled_from(MODES))
     lr, shrink = draw(st.sampled_from([1e-3, 0.1])), draw(st.sampled_from(SHRINKS))
-    beta1, beta2 = draw(st.sampled_from(FADING))
+    beta1, beta2 = draw(st.sampled_from(BETAS))
     chosen = config(
         rule,
         scope,
@@ -75,7 +122,7 @@ def runs(draw) -> Run:
     step = st.tuples(st.just("step"), st.one_of(st.just([]), rows, rows, rows))
     pause = st.tuples(st.just("pause"), st.lists(st.just(0), min_size=1, max_size=60))
     action = st.one_of(
-        step, step, step, pause, st.tuples(st.just("read"), rows), st.tuples(st.just("settle"), st.just([]))
+        step, step, step, pause, st.tuples(st.just("read"), rows), st.tuples(st.just("flush"), st.just([]))
     )
     return Run(
         config=chosen,
@@ -88,12 +135,12 @@ def runs(draw) -> Run:
 
 
 def table_of(rows_VD: torch.Tensor) -> Table:
-    """A whole table on one worker, holding a copy of these rows."""
+    """Return a whole table on one worker that holds a copy of these rows."""
     return Table("items", Partition(len(rows_VD), max(1, len(rows_VD)), 1), 0, rows_VD.clone())
 
 
 def start(chosen: OptimConfig, rows_VD: torch.Tensor, total_steps: int = 100) -> tuple[Table, SparseOptimizer]:
-    """A table that holds a copy of these rows, with its optimizer."""
+    """Return a table that holds a copy of these rows, with its optimizer."""
     table = table_of(rows_VD)
     return table, SparseOptimizer(table, chosen, total_steps)
 
@@ -101,7 +148,7 @@ def start(chosen: OptimConfig, rows_VD: torch.Tensor, total_steps: int = 100) ->
 def batches(
     seed: int, steps: int, size: int, dtype: torch.dtype = torch.float64
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(rows, gradients) of some steps: each row in half of them, in no order; every fifth step is empty."""
+    """Return (rows, gradients) of some steps: each row in half of them, in any order; every fifth step is empty."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""Rows of bfloat16 with float32 state: right on average, and nothing is lost to rounding."""
+"""Rows of bfloat16 with float32 state: unbiased, and nothing is lost to rounding."""
 
 import pytest
 import torch
@@ -8,12 +8,12 @@ from distrec.optim.dense_reference import DenseReference
 from distrec.optim.sparse import SparseOptimizer
 from distrec.sharding.partition import Partition
 from distrec.sharding.table import Table
-from tests.optim.cases import ALLOWED, KERNELS, config, start
+from tests.optim.cases import COUPLINGS, KERNELS, config, each_pair, start
 
-WIDE = 4096  # columns that are treated alike, so that their mean shows the mean of the rounding
+WIDE = 4096  # columns with equal values and gradients: their mean shows the bias of the rounding
 
 
-def test_rounding_goes_to_a_neighbour_and_is_right_on_average():
+def test_rounding_is_to_a_neighbour_and_unbiased():
     for value in (1.001, -3.14159, 1e-20, 6e4, 1.0 + 2**-9):
         rows_UD = torch.full((64, WIDE), value)
         rounded_UD = round_(rows_UD.clone(), torch.arange(64), step=3).float()
@@ -24,7 +24,7 @@ def test_rounding_goes_to_a_neighbour_and_is_right_on_average():
         assert share == pytest.approx((rows_UD[0, 0].item() - down) / (up - down), abs=5 * 0.5 / rows_UD.numel() ** 0.5)
 
 
-def test_what_bfloat16_can_say_stays():
+def test_values_of_bfloat16_do_not_change():
     kept = torch.tensor([[0.0, -0.0, 1.0, -2.5, float("inf"), -float("inf"), 2.0**-130]])
     for step in range(20):
         assert torch.equal(round_(kept.clone(), torch.tensor([step]), step).float(), kept)
@@ -33,20 +33,17 @@ def test_what_bfloat16_can_say_stays():
 
 @pytest.mark.parametrize("axis", ["row", "column", "step"])
 def test_rounding_is_independent_along_each_axis(axis):
-    """The half of the values rounded up has no runs: neighbours agree as often as not."""
+    """Half of the values are rounded up, and neighbours agree half of the time."""
     n = 40_000
-    half = {"row": (n, 1, [0]), "column": (1, n, [0]), "step": (1, 1, range(n))}[axis]
-    rows, columns, steps = half
-    up = torch.cat(
-        [round_(torch.full((rows, columns), 1 + 2**-8), torch.arange(rows), s).float().ravel() > 1 for s in steps]
-    )
+    rows, columns, step = {"row": (n, 1, 0), "column": (1, n, 0), "step": (n, 1, torch.arange(n)[:, None])}[axis]
+    ids_U = torch.zeros(n, dtype=torch.int64) if axis == "step" else torch.arange(rows)
+    up = round_(torch.full((rows, columns), 1 + 2**-8), ids_U, step).float().ravel() > 1
     agree = (up[1:] == up[:-1]).double().mean().item()
     assert up.double().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / n**0.5)
     assert agree == pytest.approx(0.5, abs=5 * 0.5 / n**0.5)
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+@each_pair(kernels=KERNELS)
 def test_the_mean_of_many_columns_is_the_reference(rule, scope, coupling, kernels):
     rows_VD = torch.linspace(0.5, 1.5, 4)[:, None].repeat(1, WIDE).bfloat16()
     chosen = config(rule, scope, coupling, lr=0.01, kernels=kernels)
@@ -61,7 +58,7 @@ def test_the_mean_of_many_columns_is_the_reference(rule, scope, coupling, kernel
     found_VD = table.flush()
     assert found_VD.dtype == torch.bfloat16
     assert {slot.dtype for slot in optimizer._rule.slots.values()} <= {torch.float32}
-    # A rounding is off by 2^-8 of the row at most; 25 of them, averaged over the columns, by a 64th of their root sum.
+    # The error of a rounding is at most 2^-8 of the row; 25 add up in quadrature, and the mean divides by sqrt(WIDE).
     bound = 5 * 2**-8 * 25**0.5 / WIDE**0.5
     torch.testing.assert_close(found_VD.double().mean(1), reference.rows_VD[:, 0], rtol=2 * bound, atol=2 * bound)
 
@@ -74,7 +71,7 @@ def test_updates_far_below_the_resolution_are_not_lost():
 
 
 def test_decay_far_below_the_resolution_is_not_lost():
-    """Settling after each step rounds 500 times; reading at the end rounds once."""
+    """A sweep rounds 500 times; a read at the end rounds once."""
     for idle in ("lazy", "sweep"):
         table, optimizer = start(config("sgd", "full", shrink=1e-4, idle=idle), torch.ones(1, WIDE).bfloat16())
         for _ in range(500):
@@ -82,8 +79,9 @@ def test_decay_far_below_the_resolution_is_not_lost():
         assert table.read_all().mean().item() == pytest.approx((1 - 1e-4) ** 500, abs=0.002)
 
 
-@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+@each_pair(COUPLINGS[::-1])
 def test_the_worker_that_holds_a_row_does_not_matter(rule, scope, coupling):
+    """Couplings in reverse: those that the test above leaves out."""
     found = []
     rows_VD = torch.linspace(-1, 1, 60).view(6, 10).bfloat16()
     for workers in (1, 2, 3):

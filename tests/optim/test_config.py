@@ -1,4 +1,6 @@
-"""Which settings are refused, and what the message says."""
+"""Settings that are refused, and the messages."""
+
+from itertools import product
 
 import pytest
 from pydantic import ValidationError
@@ -6,21 +8,22 @@ from pydantic import ValidationError
 from distrec.core.config import describe, parse
 from distrec.core.errors import UserError
 from distrec.optim.config import DecayConfig, OptimConfig, refusal
-from tests.optim.cases import ALLOWED, config
+from distrec.optim.rules import RULES
+from tests.optim.cases import MODES, config
 
 
-def test_the_defaults_stand():
+def test_the_defaults_are_accepted():
     assert refusal(OptimConfig()) is None
 
 
-@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
-def test_allowed_combinations_have_no_reason_against_them(rule, scope, coupling):
-    assert refusal(config(rule, scope, coupling)) is None
+def test_every_rule_with_every_scope_and_coupling_is_accepted():
+    for rule, (scope, coupling) in product(RULES, MODES):
+        assert refusal(config(rule, scope, coupling)) is None
 
 
 @pytest.mark.parametrize("scope", ["in_batch", "full"])
 @pytest.mark.parametrize(("lr", "strength"), [(0.5, 2.0), (1.0, 1.0), (0.1, 50.0)])
-def test_decay_that_takes_a_whole_row_is_refused(scope, lr, strength):
+def test_decay_of_a_whole_row_in_a_step_is_refused(scope, lr, strength):
     with pytest.raises(UserError, match="must be below 1"):
         parse(OptimConfig, {"rule": "sgd", "lr": lr, "decay": {"scope": scope, "strength": strength}})
     with pytest.raises(ValueError, match="must be below 1"):
@@ -29,16 +32,16 @@ def test_decay_that_takes_a_whole_row_is_refused(scope, lr, strength):
 
 
 def test_strength_without_scope_is_refused():
-    with pytest.raises(UserError, match="decays nothing; choose scope in_batch or full, or set strength to 0"):
+    with pytest.raises(UserError, match="nothing decays; choose scope in_batch or full, or set strength to 0"):
         parse(OptimConfig, {"decay": {"strength": 0.1}})
 
 
-def test_a_table_may_have_its_own_strength_and_is_held_to_the_same_bounds():
+def test_a_table_may_have_its_own_strength_within_the_same_bounds():
     decay = DecayConfig(scope="full", strength=0.1, users=0.0)
     assert (decay.strength_of("users"), decay.strength_of("items")) == (0.0, 0.1)
     with pytest.raises(UserError, match=r"lr \* decay.items is 2 and must be below 1"):
         parse(OptimConfig, {"lr": 0.5, "decay": {"scope": "full", "items": 4.0}})
-    with pytest.raises(UserError, match="decay.users is 0.1, but decay.scope none decays nothing"):
+    with pytest.raises(UserError, match="decay.users is 0.1, but decay.scope is none and nothing decays"):
         parse(OptimConfig, {"decay": {"users": 0.1}})
 
 

@@ -1,4 +1,4 @@
-"""The dense reference against torch's own optimizers and against formulas written out by hand."""
+"""Dense reference against torch's own optimizers and against formulas evaluated by hand."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def rows() -> torch.Tensor:
 
 
 def compare(chosen: OptimConfig, make, sparse: bool, every_row: bool = False) -> None:
-    """Runs the reference and a torch optimizer over the same gradients; `make` builds it from its parameters."""
+    """Compare the reference with a torch optimizer on the same gradients; `make` builds it from its parameters."""
     reference = DenseReference(rows(), chosen, STEPS)
     weight = rows().requires_grad_()
     rival = make([weight])
@@ -35,7 +35,7 @@ def compare(chosen: OptimConfig, make, sparse: bool, every_row: bool = False) ->
 
 @pytest.mark.parametrize("coupling", ["l2", "decoupled"])
 def test_sgd_with_full_decay_is_torch_sgd_with_weight_decay(coupling):
-    """Under SGD the two couplings are one and the same."""
+    """With SGD both couplings are the same."""
     chosen = config("sgd", "full", coupling, shrink=0.02, schedule=SCHEDULE)
     compare(chosen, lambda p: torch.optim.SGD(p, lr=1.0, weight_decay=chosen.decay.strength), sparse=False)
 
@@ -104,7 +104,7 @@ def test_rowwise_adagrad_on_rows_of_one_element_is_adagrad():
     ],
 )
 def test_lazy_adam_on_batches_of_every_row_is_torch_adam(scope, coupling, rival):
-    """With epsilon next to nothing, as torch.optim.Adam and SparseAdam put it in different places."""
+    """With a negligible epsilon, which torch.optim.Adam and SparseAdam add at different points."""
     chosen = config("lazy_adam", scope, coupling, schedule=SCHEDULE, eps=1e-30)
     rate = chosen.decay.strength
     compare(chosen, lambda p: rival(p, eps=1e-30, weight_decay=rate), sparse=False, every_row=True)
@@ -119,7 +119,7 @@ def test_decoupled_decay_by_hand():
     torch.testing.assert_close(reference.rows_VD, expected, rtol=1e-14, atol=0)
 
 
-def test_scope_in_batch_spares_idle_rows():
+def test_scope_in_batch_does_not_change_idle_rows():
     for coupling in ("decoupled", "l2"):
         reference = DenseReference(rows(), config("sgd", "in_batch", coupling), STEPS)
         reference.step(torch.tensor([2]), torch.zeros(1, DIM, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""Learning rate over a run."""
 
 import pytest
 from hypothesis import given
@@ -23,15 +23,15 @@ def test_shapes_by_hand():
     assert rates(6, name="step", warmup_steps=1, every_steps=2, factor=0.5) == [8, 8, 8, 4, 4, 2]
 
 
-def test_past_the_end_the_final_rate_holds():
+def test_the_final_rate_holds_after_the_last_step():
     for name in ("linear", "cosine"):
         schedule = ScheduleConfig(name=name, final_fraction=0.25)
         assert [learning_rate(schedule, 8.0, t, 5) for t in (6, 7, 100)] == [2, 2, 2]
 
 
 @given(SCHEDULES, st.floats(1e-9, 10), st.integers(0, 30), st.integers(1, 60))
-def test_the_peak_is_lr_and_nothing_exceeds_it(schedule, lr, total, t):
-    """The configuration relies on it when it compares lr * strength with 1."""
+def test_the_peak_is_lr_and_no_rate_exceeds_it(schedule, lr, total, t):
+    """The configuration relies on this when it compares lr * strength with 1."""
     assert 0 <= learning_rate(schedule, lr, t, total) <= lr
     if total > schedule.warmup_steps:
         assert learning_rate(schedule, lr, schedule.warmup_steps + 1, total) == lr

@@ -1,4 +1,4 @@
-"""A run that is saved and resumed, on as many workers or on others, is the run that was never interrupted."""
+"""A run that is saved and resumed, on any number of workers, equals the uninterrupted run."""
 
 import numpy as np
 import pytest
@@ -9,17 +9,15 @@ from distrec.optim.config import OptimConfig, ScheduleConfig
 from distrec.optim.sparse import SparseOptimizer
 from distrec.sharding.partition import Partition
 from distrec.sharding.table import Table
-from tests.optim.cases import ALLOWED, DIM, KERNELS, batches, config, start
+from tests.optim.cases import DIM, DTYPES, KERNELS, batches, config, each_mode, start
 
 SCHEDULE = ScheduleConfig(name="linear", warmup_steps=4)
 STEPS, CUT, V = 30, 13, 9
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
+@each_mode(dtype=DTYPES, kernels=KERNELS)
 def test_resumed_equals_uninterrupted_bit_for_bit(rule, scope, coupling, dtype, kernels):
-    """Both settle where the checkpoint is taken: saving settles the run that goes on, too."""
+    """Both flush at the checkpoint, as saving flushes the uninterrupted run, too."""
     chosen = config(rule, scope, coupling, schedule=SCHEDULE, kernels=kernels)
     steps = batches(5, STEPS, V, dtype)
     table, optimizer = start(chosen, torch.randn(V, DIM, dtype=dtype), STEPS)
@@ -29,7 +27,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(rule, scope, coupling, dtype, 
     saved = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in optimizer.state().items()}
 
     other_table, other = start(chosen, torch.randn(V, DIM, dtype=dtype), STEPS)
-    for batch in steps[:3]:  # a used optimizer must forget what it did
+    for batch in steps[:3]:  # loading must discard the past of the optimizer
         other.step(*batch)
     other_table.stored_VD.copy_(saved_VD)
     other.load(saved)
@@ -43,55 +41,55 @@ def test_resumed_equals_uninterrupted_bit_for_bit(rule, scope, coupling, dtype, 
 
 
 def shards(chosen: OptimConfig, rows_VD: torch.Tensor, workers: int) -> list[tuple[Table, SparseOptimizer]]:
-    """The table over some workers, each with its optimizer."""
+    """Return the shards of the table over some workers, each with its optimizer."""
     partition = Partition(V, 4, workers)
     tables = [Table("items", partition, w, rows_VD[partition.rows_of(w)].clone()) for w in range(workers)]
     return [(table, SparseOptimizer(table, chosen, STEPS)) for table in tables]
 
 
-def take(parts: list[tuple[Table, SparseOptimizer]], rows_U: torch.Tensor, grad_UD: torch.Tensor) -> None:
-    """One step of all workers, each with the rows that it owns."""
+def step_all(parts: list[tuple[Table, SparseOptimizer]], rows_U: torch.Tensor, grad_UD: torch.Tensor) -> None:
+    """Take one step on all workers, each with the rows that it owns."""
     for table, optimizer in parts:
         mine = table.partition.owner(rows_U) == table.worker
         optimizer.step(table.partition.local(rows_U[mine]), grad_UD[mine])
 
 
 def gather(parts: list[tuple[Table, SparseOptimizer]]) -> dict[str, torch.Tensor]:
-    """Rows and per-row state of the whole table, in the order of its rows."""
+    """Return rows and per-row state of the whole table, in the order of its rows."""
     order = torch.from_numpy(np.concatenate([table.partition.rows_of(table.worker) for table, _ in parts]))
     local = [{"rows": table.flush(), **optimizer.state()} for table, optimizer in parts]
     names = [name for name in local[0] if name != "t"]
     return {name: torch.cat([part[name] for part in local])[order.argsort()] for name in names}
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 4)])
-@pytest.mark.parametrize(("rule", "scope", "coupling"), ALLOWED)
-def test_resharding_by_row_changes_nothing(rule, scope, coupling, before, after):
-    """To a few roundings: how torch vectorises, and so rounds, may depend on the number of rows in a batch."""
+@each_mode(workers=[(1, 3), (3, 1), (2, 4)])
+def test_resharding_by_row_changes_nothing(rule, scope, coupling, workers):
+    """Up to a few roundings: how torch vectorises, and so rounds, may depend on the number of rows in a batch."""
+    before, after = workers
     chosen = config(rule, scope, coupling, schedule=SCHEDULE)
     rows_VD = torch.randn(V, DIM, dtype=torch.float64)
     steps = batches(6, STEPS, V)
     one, old = shards(chosen, rows_VD, 1), shards(chosen, rows_VD, before)
     for batch in steps[:CUT]:
-        take(one, *batch)
-        take(old, *batch)
+        step_all(one, *batch)
+        step_all(old, *batch)
     whole = gather(old)
     new = shards(chosen, whole.pop("rows"), after)
     for table, optimizer in new:
         mine = table.partition.rows_of(table.worker)
         optimizer.load({"t": CUT, **{name: value[mine] for name, value in whole.items()}})
     for batch in steps[CUT:]:
-        take(one, *batch)
-        take(new, *batch)
+        step_all(one, *batch)
+        step_all(new, *batch)
     expected, found = gather(one), gather(new)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-13, atol=1e-14)
 
 
-def test_the_state_is_by_row_and_decay_owes_nothing_in_it():
+def test_the_state_is_by_row_and_has_no_pending_decay():
     table, optimizer = start(config("lazy_adam", "full"), torch.randn(V, DIM))
     optimizer.step(torch.tensor([0]), torch.ones(1, DIM))
-    with pytest.raises(AssertionError, match="settle table items"):
+    with pytest.raises(AssertionError, match="flush table items"):
         optimizer.state()
     table.flush()
     state = optimizer.state()

@@ -1,4 +1,4 @@
-"""Shards written by any number of workers are read back by any other, bit for bit."""
+"""Shards written by any number of workers are read back by any other number, bit for bit."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def partitions(workers):
 
 
 def tables(workers, worker):
-    """Rows that name themselves: the row's id times 10 plus the column."""
+    """Return rows with known contents: the row's id times 10 plus the column."""
     ids = {name: torch.from_numpy(partition.rows_of(worker)) for name, partition in partitions(workers).items()}
     return {n: {"rows": i[:, None] * 10.0 + torch.arange(3), "optim.count": i.int()} for n, i in ids.items()}
 
@@ -32,11 +32,11 @@ def test_resharding(tmp_path, saved, loaded):
             assert all(torch.equal(rows[name][key], expected[key]) for key in expected)
 
 
-def test_what_cannot_be_loaded_is_said(tmp_path):
+def test_messages_for_invalid_checkpoints(tmp_path):
     with pytest.raises(UserError, match="no checkpoint in"):
         load_shard(tmp_path, 0, partitions(1))
     save_shard(tmp_path, 0, partitions(2), tables(2, 0), {})
-    with pytest.raises(UserError, match="holds 1 of 2 shards"):
+    with pytest.raises(UserError, match="contains 1 of 2 shards"):
         load_shard(tmp_path, 0, partitions(1))
     save_shard(tmp_path, 1, partitions(2), tables(2, 1), {})
     with pytest.raises(UserError, match="not for this data set"):

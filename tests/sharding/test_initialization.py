@@ -22,10 +22,10 @@ def test_equal_bits_for_any_number_of_workers():
             assert torch.equal(whole(rows, 8, workers), one)
 
 
-def test_seed_and_table_matter_and_the_values_are_normal():
+def test_rows_depend_on_seed_and_table_and_are_normal():
     rows = whole(5000, 64, 1)
     assert not torch.equal(rows, whole(5000, 64, 1, seed=1))
     assert not torch.equal(rows, whole(5000, 64, 1, table="users"))
-    assert len(np.unique(rows.numpy())) > 39_000  # no bucket repeats another
+    assert len(np.unique(rows.numpy())) > 39_000  # buckets have distinct streams
     assert abs(rows.mean()) < 0.01 and abs(rows.std() - 0.5) < 0.01
     assert abs((rows.abs() < 0.5).float().mean() - 0.6827) < 0.01

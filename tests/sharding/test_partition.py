@@ -1,4 +1,4 @@
-"""The plan is arithmetic: compare it with the mapping written out row by row."""
+"""The partition equals the mapping of its definition, row by row."""
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ def partitions(draw):
 
 
 @given(partitions())
-def test_rows_are_split_as_the_definition_says(partition):
+def test_rows_are_partitioned_by_definition(partition):
     owned = {
         w: [r for r in range(partition.rows) if (r % partition.buckets) % partition.workers == w]
         for w in range(partition.workers)

@@ -1,6 +1,6 @@
-"""The published configurations on the real data sets, through the command line. DISTREC_DATA names their folder.
+"""The configurations of configs/ on their public data sets, through the command line. DISTREC_DATA names the folder.
 
-One look at the test part a run, at its end, after a fixed number of epochs.
+Each run has a fixed number of epochs and is evaluated on the test part once, at its end.
 """
 
 import json
@@ -17,13 +17,13 @@ DATA = Path(os.environ.get("DISTREC_DATA", ROOT.parent / "shared" / "data"))
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not DATA.is_dir(), reason="no data sets: set DISTREC_DATA"),
+    pytest.mark.skipif(not DATA.is_dir(), reason="needs the public data sets: set DISTREC_DATA"),
 ]
 
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-    """Trains through the command line, each configuration once; returns the content of result.json."""
+    """Train through the command line, each configuration once; return the content of result.json."""
     folder, results = tmp_path_factory.mktemp("public"), {}
 
     def run(name: str, workers: int, epochs: int) -> dict:
@@ -54,7 +54,7 @@ def test_gowalla_is_the_same_on_one_two_and_three_workers(train, epochs, toleran
     assert max(found) - min(found) <= tolerance, found
 
 
-def test_yelp_works(train):
+def test_yelp_reaches_its_quality(train):
     result = train("yelp2018", 2, 15)
     assert result["metrics"]["test/recall@20"] > 0.05
     assert result["metrics"]["test/ndcg@20"] > 0.04

@@ -1,4 +1,4 @@
-"""A real `mlflow server` on a free loopback port, for one test. Nothing of it is left behind."""
+"""A real `mlflow server` on a free loopback port, for one test. No process of it outlives the test."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ def free_port():
 
 @contextmanager
 def mlflow_server(folder, port):
-    """Yields the URI. Starting it again on the same folder finds the same runs."""
+    """Yield the URI. A server restarted on the same folder has the same runs."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
@@ -30,13 +30,13 @@ def mlflow_server(folder, port):
             command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        _wait_for_health(server, f"http://127.0.0.1:{port}", log)
+        _poll_health(server, f"http://127.0.0.1:{port}", log)
         yield f"http://127.0.0.1:{port}"
     finally:
-        _end(server)
+        _stop(server)
 
 
-def _wait_for_health(server, uri, log, seconds=60):
+def _poll_health(server, uri, log, seconds=60):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -50,12 +50,12 @@ def _wait_for_health(server, uri, log, seconds=60):
     raise AssertionError(f"no answer after {seconds} s:\n{log.read_text()[-2000:]}")
 
 
-def _end(server):
-    """Ends the server's own session (it starts worker processes) and sees it gone."""
-    for plan_lookup in (signal.SIGTERM, signal.SIGKILL):
+def _stop(server):
+    """Stop all processes of the server's session (it starts workers) and poll until they are gone."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
         for pid in _session(server.pid):
             try:
-                os.kill(pid, plan_lookup)
+                os.kill(pid, signal_number)
             except ProcessLookupError:
                 continue
         deadline = time.monotonic() + 10
@@ -68,7 +68,7 @@ def _end(server):
 
 
 def _session(leader):
-    """The live processes of a session: a worker may have a process group of its own."""
+    """Return the live processes of a session; workers may have process groups of their own."""
     found = []
     for entry in os.listdir("/proc"):
         try:

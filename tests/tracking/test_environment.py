@@ -1,3 +1,5 @@
+"""Versions of packages and the git commit of the code."""
+
 import subprocess
 
 from distrec.tracking.environment import git_commit, versions
@@ -9,7 +11,7 @@ def git(folder, *arguments):
     return done.stdout.strip()
 
 
-def test_versions_name_the_packages_that_matter():
+def test_versions_of_packages():
     found = versions()
     assert {"python", "distrec", "torch", "numpy", "mlflow", "ray", "pyarrow"} <= found.keys()
     assert all(found.values())

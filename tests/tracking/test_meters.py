@@ -1,4 +1,7 @@
+"""Step meters: sums, errors, and the cost of a use."""
+
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -15,10 +18,10 @@ def test_parts_add_up_and_reset():
     assert 0.03 <= seconds["compute"] < 0.3 and seconds["wait"] == 0.0
     meters.reset()
     assert set(meters.snapshot().values()) == {0.0}
-    assert seconds["compute"] > 0, "a snapshot stays as it was"
+    assert seconds["compute"] > 0, "a snapshot is a copy"
 
 
-def test_a_part_that_raises_is_counted_and_the_error_goes_through():
+def test_a_part_that_raises_is_counted_and_the_error_propagates():
     meters = StepMeters(("only",))
     with pytest.raises(ZeroDivisionError), meters.part("only"):
         1 / 0  # noqa: B018
@@ -27,15 +30,24 @@ def test_a_part_that_raises_is_counted_and_the_error_goes_through():
         meters.part("onyl")
 
 
-def test_a_use_costs_less_than_2_us():
-    meters, uses = StepMeters(), 20_000
-    best = min(_seconds(meters, uses) for _ in range(5))
-    assert best / uses < 2e-6
+def test_a_use_costs_less_than_half_of_a_generator_context_manager():
+    """About 1 us against 4: a step has about ten uses. A ratio, measured in turns, holds on a busy machine too."""
+    meters, seconds = StepMeters(), {}
+
+    @contextmanager
+    def generator_part(name):
+        started = time.perf_counter()
+        yield
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+
+    pairs = [(_seconds(meters.part), _seconds(generator_part)) for _ in range(5)]
+    ours, theirs = (min(column) for column in zip(*pairs, strict=True))
+    assert ours < 0.5 * theirs
 
 
-def _seconds(meters, uses):
-    began = time.perf_counter()
+def _seconds(part, uses=20_000):
+    started = time.perf_counter()
     for _ in range(uses):
-        with meters.part("update"):
+        with part("update"):
             pass
-    return time.perf_counter() - began
+    return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Whole runs on a small Ray cluster of this machine: the same for any number of workers, and when interrupted."""
+"""Whole runs on the Ray cluster of the tests: equal for any number of workers, and equal when interrupted."""
 
 import contextlib
 import json
@@ -16,37 +16,10 @@ from distrec.core.config import flat, parse
 from distrec.core.errors import UserError, WorkerLost
 from distrec.data.dataset import Part
 from distrec.training.config import Config
-from distrec.training.driver import ray_running, train
-from tests.conftest import changed
+from distrec.training.driver import train
+from tests.conftest import EPOCHS, changed, run_config
 
 pytestmark = pytest.mark.timeout(240)
-
-EPOCHS = 15
-
-
-@pytest.fixture(scope="module")
-def ray():
-    with ray_running(workers=4):
-        yield
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-def run_config(small, runs, name, workers=2, **sections):
-    run = {"dir": str(runs / name), **sections.pop("run", {})}
-    return changed(
-        small, run=run, train={"workers": workers, "epochs": EPOCHS, **sections.pop("train", {})}, **sections
-    )
-
-
-@pytest.fixture(scope="module")
-def whole(ray, small, runs):
-    """An uninterrupted run on two workers, and the events it told."""
-    events = []
-    return train(run_config(small, runs, "whole"), on_event=events.append), events
 
 
 def test_the_result(whole, dataset):
@@ -75,7 +48,7 @@ def test_the_run_folder_and_the_events(whole, small, runs):
     assert any(event["kind"] == "step" for event in events)
 
 
-def test_mlflow_has_it_all(whole):
+def test_mlflow_records_the_run(whole):
     result, _ = whole
     client = MlflowClient(f"sqlite:///{result.folder.parent / 'mlflow.db'}")
     facts = json.loads((result.folder / "run.json").read_text())
@@ -97,18 +70,18 @@ def test_mlflow_has_it_all(whole):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_other_numbers_of_workers_give_the_same(ray, whole, small, runs, workers):
+def test_other_numbers_of_workers_give_the_same_result(ray_cluster, whole, small, runs, workers):
     stream = "ray" if workers == 1 else "thread"
     result = train(run_config(small, runs, f"workers-{workers}", workers, train={"stream": stream}))
     assert result.metrics == pytest.approx(whole[0].metrics, abs=5e-4)
     assert result.loss == pytest.approx(whole[0].loss, rel=1e-5)
 
 
-def workers_of_ray() -> list[int]:
-    """Processes of the workers of Ray Train, of the Ray that this process has started."""
+def train_workers() -> list[int]:
+    """Return the process ids of the Ray Train workers of the Ray that this process has started."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError):  # the process has just ended
             if (
                 b"RayTrainWorker" in (process / "cmdline").read_bytes()
                 and parent(parent(int(process.name))) == getpid()
@@ -126,17 +99,17 @@ def interrupt():
 
 
 def kill_a_worker():
-    workers = workers_of_ray()
+    workers = train_workers()
     assert len(workers) == 2
     kill(max(workers), signal.SIGKILL)
 
 
-# Of the last epoch, who is killed may have told before its checkpoint was in its place.
+# A worker that is killed may have emitted the event of an epoch whose checkpoint was not committed yet.
 @pytest.mark.parametrize(
     ("stop", "error", "message", "least"),
     [(interrupt, KeyboardInterrupt, None, 2), (kill_a_worker, WorkerLost, "a worker was lost", 1)],
 )
-def test_an_interrupted_run_goes_on_to_the_same_end(ray, whole, small, runs, stop, error, message, least):
+def test_an_interrupted_run_resumes_to_the_same_result(ray_cluster, whole, small, runs, stop, error, message, least):
     folder = runs / f"stopped by {stop.__name__}"
     config = run_config(small, runs, folder.name)
 
@@ -151,7 +124,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(ray, whole, small, runs, sto
     with pytest.raises(UserError, match="holds a run already: go on with run.resume=true"):
         train(config)
     notes = []
-    # Epochs take a tenth of a second here: some more may have passed before the interruption came.
+    # An epoch takes a tenth of a second here: more may pass before the interruption takes effect.
     assert list((folder / "checkpoints").glob("checkpoint_*"))
     resumed = changed(config, run={"resume": True})
     result = train(resumed, on_event=notes.append)
@@ -159,20 +132,19 @@ def test_an_interrupted_run_goes_on_to_the_same_end(ray, whole, small, runs, sto
     assert least <= int(text.removeprefix("resumed after epoch ")) < EPOCHS
     assert (result.metrics, result.loss) == (whole[0].metrics, whole[0].loss)
     assert len(result.timing.epoch_s) == EPOCHS
-    assert train(resumed) == result  # it has ended: nothing is done twice
+    assert train(resumed) == result  # the run has ended: nothing runs again
     with pytest.raises(UserError, match=r"another configuration: optim.lr was 0.01, is 0.5"):
         train(changed(resumed, optim={"lr": 0.5}))
 
 
-def test_a_user_mistake_in_a_worker_comes_back_as_such(ray, small, runs):
-    config = run_config(
-        small, runs, "diverged", optim={"rule": "sgd", "lr": 1e30}, model={"similarity": "dot"}, loss={"name": "bpr"}
-    )
+def test_a_user_error_in_a_worker_is_raised_by_the_driver(ray_cluster, small, runs):
+    sections = {"optim": {"rule": "sgd", "lr": 1e30}, "model": {"similarity": "dot"}, "loss": {"name": "bpr"}}
+    config = run_config(small, runs, "diverged", workers=1, **sections)
     with pytest.raises(UserError, match="loss of epoch . is .*lower optim.lr"):
         train(config)
 
 
-def test_what_does_not_fit_is_refused_before_it_starts(ray, small, runs, tmp_path):
+def test_resources_that_the_cluster_lacks_are_refused_before_the_start(ray_cluster, small, runs, tmp_path):
     with pytest.raises(UserError, match=r"train.device=cuda needs a GPU for each of 2 workers; the Ray cluster has 0"):
         train(run_config(small, runs, "cuda", train={"device": "cuda"}))
     with pytest.raises(UserError, match=r"train.workers=12 needs 18 CPUs .* the Ray cluster has 6"):
@@ -182,17 +154,17 @@ def test_what_does_not_fit_is_refused_before_it_starts(ray, small, runs, tmp_pat
         train(run_config(small, runs, "no-test", data={"source": str(tmp_path / "pairs.csv")}))
 
 
-def test_the_smallest_data_there_is(ray, small, runs, tmp_path):
-    """One training interaction, one test interaction, three workers: two of them own no user at all."""
+def test_the_smallest_data(ray_cluster, small, runs, tmp_path):
+    """Train on one interaction, test on one, with three workers: two of them own no user."""
     (tmp_path / "train.txt").write_text("0 0\n")
     (tmp_path / "test.txt").write_text("0 1\n")
     data = {"source": str(tmp_path), "valid_fraction": 0}
     result = train(run_config(small, runs, "smallest", 3, data=data, train={"epochs": 2}))
-    assert result.metrics == {"test/recall@20": 1.0, "test/ndcg@20": 1.0}  # the known item is hidden, one is left
+    assert result.metrics == {"test/recall@20": 1.0, "test/ndcg@20": 1.0}  # the known item is masked, one item remains
     assert result.interactions == 1
 
 
-def test_a_user_with_every_item_and_users_without_training(ray, small, runs, tmp_path):
+def test_a_user_with_every_item_and_users_without_training(ray_cluster, small, runs, tmp_path):
     (tmp_path / "train.txt").write_text("0 0 1 2 3\n1 0 1\n3 3\n")
     (tmp_path / "test.txt").write_text("1 2\n2 1\n3 4 0\n")  # user 2 and item 4 are in the test part alone
     data = {"source": str(tmp_path), "valid_fraction": 0}
@@ -201,14 +173,14 @@ def test_a_user_with_every_item_and_users_without_training(ray, small, runs, tmp
     assert result.metrics["test/recall@20"] == 1.0
 
 
-def test_held_out_users_without_training_are_refused_before_training(ray, small, runs, tmp_path):
+def test_held_out_users_without_training_are_refused_before_training(ray_cluster, small, runs, tmp_path):
     (tmp_path / "train.txt").write_text("0 0 1\n")
     (tmp_path / "test.txt").write_text("1 0\n2 1\n")
     with pytest.raises(UserError, match="no user has both training interactions and a test part"):
         train(run_config(small, runs, "cold", data={"source": str(tmp_path), "valid_fraction": 0}))
 
 
-def test_a_prepared_folder_is_trained_on_and_split_keys_are_refused(ray, small, dataset, runs):
+def test_a_prepared_folder_is_trained_on_and_split_keys_are_refused(ray_cluster, small, dataset, runs):
     words = {"source": str(dataset.path)}
     with pytest.raises(UserError, match=r"is prepared already: leave data.test_fraction out"):
         train(run_config(small, runs, "again", data={**words, "test_fraction": 0.5}))

@@ -1,4 +1,4 @@
-"""One worker in this process: every loss finds planted structure, and a checkpoint carries everything."""
+"""One worker in this process: every loss finds planted structure, and a checkpoint carries the whole state."""
 
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from distrec.optim.dense_reference import DenseReference
 from distrec.sharding.checkpoint import load_shard
 from distrec.sharding.partition import Partition
 from distrec.testing.ranks import run_ranks
+from distrec.training.sharded_model import ShardedModel
 from distrec.training.trainer import Trainer
 from tests.conftest import changed
 
-# Where a loss needs other settings than the defaults to do well.
+CPU = torch.device("cpu")
+# Settings of losses that need others than the defaults to do well.
 SETTINGS = {
     "bpr": {"model": {"similarity": "dot", "init_std": 0.1}, "sampling": {"shared": False, "negatives": 4}},
     "ssm": {"sampling": {"negatives": 256}},
@@ -26,8 +28,8 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def taste(small):
-    """More data than `small`, and the truth behind them: what the best and the popular recommendations reach."""
+def preferences(small):
+    """More data than `small`, with the NDCG@20 of the true preferences that made them and of popularity."""
     config = changed(
         small,
         data={"planted": {"users": 600, "items": 400, "interactions": 30_000}},
@@ -42,7 +44,7 @@ def taste(small):
 
 
 def ndcg_of(dataset, scores_UV):
-    """NDCG@20 on the test part of a full matrix of scores: plain numpy, the whole matrix sorted."""
+    """Return NDCG@20 on the test part of a full matrix of scores, by sorting all of it in numpy."""
     known, test = np.zeros(scores_UV.shape, bool), np.zeros(scores_UV.shape, bool)
     for part in Part:
         (test if part == Part.TEST else known)[dataset.interactions(part, range(dataset.manifest.buckets))] = True
@@ -53,9 +55,9 @@ def ndcg_of(dataset, scores_UV):
 
 
 @pytest.mark.parametrize("name", [*losses, *catalogue_losses])
-def test_every_loss_finds_the_planted_taste(taste, name):
-    config, dataset, best, popular = taste
-    trainer = Trainer(changed(config, loss={"name": name}, **SETTINGS.get(name, {})), dataset, torch.device("cpu"))
+def test_every_loss_learns_the_planted_preferences(preferences, name):
+    config, dataset, best, popular = preferences
+    trainer = Trainer(changed(config, loss={"name": name}, **SETTINGS.get(name, {})), dataset, CPU)
     for epoch in range(config.train.epochs):
         for batch in trainer.source.batches(epoch, 0, trainer.source.steps):
             trainer.step(batch)
@@ -63,30 +65,30 @@ def test_every_loss_finds_the_planted_taste(taste, name):
     assert 1.4 * popular < found < best
 
 
-def test_evaluation_against_the_whole_matrix(taste):
-    """The same NDCG from sorting the whole matrix of scores; the test part hides validation items too."""
-    config, dataset, _, _ = taste
-    trainer = Trainer(config, dataset, torch.device("cpu"))
+def test_evaluation_equals_a_sort_of_the_full_score_matrix(preferences):
+    """The test part also hides validation items."""
+    config, dataset, _, _ = preferences
+    trainer = Trainer(config, dataset, CPU)
     trainer.step(trainer.source.batch(0, 0))
-    users, items = (torch.nn.functional.normalize(p.table.flush(), dim=1) for p in trainer.parts.values())
-    whole = ndcg_of(dataset, (users @ items.T).numpy())
-    assert trainer.evaluate(Part.TEST).means()["ndcg@20"] == pytest.approx(whole, abs=1e-6)
+    users, items = (torch.nn.functional.normalize(table.flush(), dim=1) for table in trainer.tables.values())
+    full = ndcg_of(dataset, (users @ items.T).numpy())
+    assert trainer.evaluate(Part.TEST).means()["ndcg@20"] == pytest.approx(full, abs=1e-6)
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_hardest_negatives_are_those_with_the_highest_scores(small, dataset, shared):
-    drawn = {"sampling": {"shared": shared, "negatives": 12, "hardest": 3}, "loss": {"name": "bpr"}}
-    trainer = Trainer(changed(small, **drawn), dataset, torch.device("cpu"))
+    sections = {"sampling": {"shared": shared, "negatives": 12, "hardest": 3}, "loss": {"name": "bpr"}}
+    trainer = Trainer(changed(small, **sections), dataset, CPU)
     batch = trainer.source.batch(0, 0)
-    users, items = (part.table.stored_VD for part in trainer.parts.values())
+    users, items = (table.stored_VD for table in trainer.tables.values())
     users_BD = torch.nn.functional.normalize(users[torch.from_numpy(batch.users_U[batch.user_index_B]).long()], dim=1)
     items_UD = torch.nn.functional.normalize(items[torch.from_numpy(batch.items_U).long()], dim=1)
     index_BN = torch.from_numpy(batch.negative_index).long().view(-1, 12).expand(len(users_BD), 12)
     scores_BN = torch.einsum("bd,bnd->bn", users_BD, items_UD[index_BN])
     scores_BN.view(-1)[torch.from_numpy(batch.masked)] = -torch.inf
-    seen = trainer._scores(batch, trainer.model.users(users[torch.from_numpy(batch.users_U).long()]), items_UD)
+    found = trainer._scores(batch, trainer.model.users(users[torch.from_numpy(batch.users_U).long()]), items_UD)
     expected = scores_BN.sort(dim=1, descending=True).values[:, :3]
-    torch.testing.assert_close(seen.negative_BN.sort(dim=1, descending=True).values, expected)
+    torch.testing.assert_close(found.negative_BN.sort(dim=1, descending=True).values, expected)
     assert torch.isfinite(trainer.step(batch))
 
 
@@ -95,26 +97,26 @@ HALF, END = 10, 20
 
 
 def run_steps(config, dataset, first, last, load, save):
-    """Steps `first` .. `last`, and a checkpoint on the way. One worker returns its tables."""
-    trainer = Trainer(config, dataset, torch.device("cpu"))
+    """Take steps `first` .. `last` (exclusive), with a checkpoint after HALF. One worker returns its tables."""
+    trainer = Trainer(config, dataset, CPU)
     if load:
         assert trainer.load(Path(load)) == {"half": True, "optim": {"users": {"t": first}, "items": {"t": first}}}
     for k in range(first, last):
         trainer.step(trainer.source.batch(*divmod(k, trainer.source.steps)))
-        if k + 1 == HALF:  # an uninterrupted run has its checkpoint here too
+        if k + 1 == HALF:  # an uninterrupted run writes a checkpoint here too
             trainer.save(Path(save), {"half": True})
     if trainer.exchange.workers == 1:
-        return {name: part.table.flush().clone() for name, part in trainer.parts.items()}
+        return {name: table.flush().clone() for name, table in trainer.tables.items()}
 
 
-def test_a_checkpoint_carries_everything(small, dataset, tmp_path):
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(small, dataset, tmp_path):
     config = changed(small, **DECAY)
     whole = run_steps(config, dataset, 0, END, None, tmp_path)
     resumed = run_steps(config, dataset, HALF, END, tmp_path, None)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_checkpoint_goes_to_another_number_of_workers(small, dataset, tmp_path):
+def test_a_checkpoint_loads_on_another_number_of_workers(small, dataset, tmp_path):
     config = changed(small, **DECAY)
     (tmp_path / "three").mkdir()
     run_ranks(3, run_steps, config, dataset, 0, HALF, None, tmp_path / "three")
@@ -123,11 +125,11 @@ def test_a_checkpoint_goes_to_another_number_of_workers(small, dataset, tmp_path
     assert all(torch.allclose(whole[name], resumed[name], rtol=1e-5, atol=1e-5) for name in whole)
 
 
-def test_full_decay_reaches_rows_no_batch_touched(small, dataset):
-    """A row that no step touched is its initial value times the product of the decays."""
+def test_full_decay_reaches_rows_outside_every_batch(small, dataset):
+    """A row outside every batch is its initial value times the product of the decays."""
     config = changed(small, optim={"lr": 0.1, "decay": {"scope": "full", "strength": 0.5}}, sampling={"negatives": 1})
-    trainer = Trainer(config, dataset, torch.device("cpu"))
-    items = trainer.parts["items"].table
+    trainer = Trainer(config, dataset, CPU)
+    items = trainer.tables["items"]
     before, touched = items.stored_VD.clone(), set()
     for step in range(3):
         batch = trainer.source.batch(0, step)
@@ -147,27 +149,27 @@ FULL = {
 
 
 @pytest.mark.parametrize("case", FULL)
-def test_every_door_shows_settled_rows(small, dataset, tmp_path, case, monkeypatch):
-    """Look-up, evaluation, checkpoint, reshard, resume: each read shows what a sweep at each step would have left."""
+def test_every_read_applies_deferred_updates(small, dataset, tmp_path, case, monkeypatch):
+    """Look-up, evaluation, checkpoint, reshard and resume: each read returns the rows of a dense sweep at each step."""
     rule, coupling = FULL[case]
     decay = {"scope": "full", "coupling": coupling, "strength": 0.02}
     config = changed(small, optim={"rule": rule, "lr": 0.05, "decay": decay}, sampling={"negatives": 8})
-    trainer = Trainer(config, dataset, torch.device("cpu"))
-    swept = {name: follow(part, config, monkeypatch) for name, part in trainer.parts.items()}
+    trainer = Trainer(config, dataset, CPU)
+    swept = {name: follow(trainer, name, config, monkeypatch) for name in trainer.tables}
 
-    def check(door, name, rows_VD):
+    def check(read, name, rows_VD):
         error = (rows_VD.double() - swept[name].rows_VD).abs().max().item()
-        assert error < 2e-5, (door, name, error)
+        assert error < 2e-5, (read, name, error)
 
     for step in range(15):
         trainer.step(trainer.source.batch(0, step))
-        trainer.parts["items"].table.read(torch.tensor([step]))
-    for name, part in trainer.parts.items():
-        assert (part.table.stored_VD.double() - swept[name].rows_VD).abs().max() > 1e-3, "nothing is owed"
-        every = torch.arange(len(part.table.stored_VD))
-        check("read", name, part.table.read(every))
-        lookup = trainer.exchange.plan_lookup(every.int().numpy(), [len(every)]).result()
-        check("look-up", name, trainer.exchange.fetch(lookup, part.table.read(lookup.rows_R)))
+        trainer.tables["items"].read(torch.tensor([step]))
+    for name, table in trainer.tables.items():
+        assert (table.stored_VD.double() - swept[name].rows_VD).abs().max() > 1e-3, "no update is pending"
+        all_rows = torch.arange(len(table.stored_VD))
+        check("read", name, table.read(all_rows))
+        lookup = trainer.exchange.plan_lookup(all_rows.int().numpy(), [len(all_rows)]).result()
+        check("look-up", name, trainer.exchange.fetch(lookup, table.read(lookup.rows_R)))
     trainer.step(trainer.source.batch(0, 15))
     seen = {"users": [], "items": []}
     monkeypatch.setattr(trainer.model, "users", lambda rows: seen["users"].append(rows) or rows)
@@ -175,42 +177,45 @@ def test_every_door_shows_settled_rows(small, dataset, tmp_path, case, monkeypat
     trainer.evaluate(Part.TEST)
     assert [len(seen[name]) for name in seen] == [1, 1]
     check("evaluation", "items", seen["items"][0])
-    held_out, _, users = trainer._held_out(Part.TEST)
+    _, _, users = trainer.sharded.held_out(Part.TEST)
     assert (seen["users"][0].double() - swept["users"].rows_VD[users]).abs().max() < 2e-5
     monkeypatch.undo()
-    trainer.parts["users"].table.read(torch.tensor([0]))
-    swept = {name: follow(part, config, monkeypatch, swept[name]) for name, part in trainer.parts.items()}
+    trainer.tables["users"].read(torch.tensor([0]))
+    swept = {name: follow(trainer, name, config, monkeypatch, swept[name]) for name in trainer.tables}
     trainer.step(trainer.source.batch(0, 16))
     trainer.save(tmp_path, {})
-    doors_of_a_checkpoint(tmp_path, config, dataset, check)
+    check_reads_of_a_checkpoint(tmp_path, config, dataset, check)
 
 
-def follow(part, config, monkeypatch, reference=None):
-    """A dense reference that takes each step which the optimizer takes."""
-    reference = reference or DenseReference(part.table.stored_VD.double(), config.optim, 10**6, part.table.name)
-    step = part.optimizer.step
-    reference.total_steps = part.optimizer._total_steps
+def follow(trainer, name, config, monkeypatch, reference=None):
+    """Return a dense reference that takes every step of an optimizer from now on."""
+    table, optimizer = trainer.tables[name], trainer.optimizers[name]
+    reference = reference or DenseReference(table.stored_VD.double(), config.optim, 10**6, name)
+    step = optimizer.step
+    reference.total_steps = optimizer._total_steps
 
     def both(local_U, grad_UD):
         reference.step(local_U, grad_UD.double())
         step(local_U, grad_UD)
 
-    monkeypatch.setattr(part.optimizer, "step", both)
+    monkeypatch.setattr(optimizer, "step", both)
     return reference
 
 
-def doors_of_a_checkpoint(folder, config, dataset, check):
-    """Read by one worker, by three, and by a trainer that resumes."""
+def check_reads_of_a_checkpoint(folder, config, dataset, check):
+    """Check what one worker, three workers, a resumed trainer and an evaluation read."""
     m = dataset.manifest
     for workers in (1, 3):
         partitions = {"users": Partition(m.users, m.buckets, workers), "items": Partition(m.items, m.buckets, workers)}
         shards = [load_shard(folder, worker, partitions)[0] for worker in range(workers)]
         for name, partition in partitions.items():
-            whole = torch.empty(partition.rows, config.model.dim)
+            full = torch.empty(partition.rows, config.model.dim)
             for worker in range(workers):
-                whole[torch.from_numpy(partition.rows_of(worker))] = shards[worker][name]["rows"]
-            check(f"checkpoint for {workers}", name, whole)
-    resumed = Trainer(config, dataset, torch.device("cpu"))
+                full[torch.from_numpy(partition.rows_of(worker))] = shards[worker][name]["rows"]
+            check(f"checkpoint for {workers}", name, full)
+    resumed, evaluated = Trainer(config, dataset, CPU), ShardedModel(config, dataset, CPU)
     resumed.load(folder)
-    for name, part in resumed.parts.items():
-        check("resumed", name, part.table.read(torch.arange(len(part.table.stored_VD))))
+    evaluated.load_rows(folder)
+    for read, tables in (("resumed", resumed.tables), ("evaluated", evaluated.tables)):
+        for name, table in tables.items():
+            check(read, name, table.read(torch.arange(len(table.stored_VD))))

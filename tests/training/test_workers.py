@@ -1,23 +1,31 @@
-"""The number of workers changes nothing: same tables, optimizer state and losses after 20 steps, and the same metrics.
+"""The number of workers changes nothing: the same tables, optimizer state and losses after 20 steps, the same metrics.
 
-Rounding differs in three places: a row's gradient is summed over pairs in another order when the pairs lie on several
-workers, each worker divides its own sum of losses, and matrix products of other shapes round differently. Adam
-divides by the root of the second moment, so that a rounding difference of a gradient near zero shows in full: hence
-1e-5 where the rows are of the order 0.1.
+Losses are also compared with golden curves, which a refactoring must leave as they are. After a numerical change record
+them anew, in a commit that says why, with `python -m tests.training.test_workers`.
+
+Rounding differs between numbers of workers in three ways: the gradient of a row is summed over its pairs in another
+order when they lie on several workers, each worker sums the losses of its own pairs, and matrix products of other
+shapes round differently. Adam divides by the root of the second moment, so that a rounding difference of a gradient
+near zero shows in full: hence 1e-5 where rows are of the order 0.1.
 """
 
+import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from distrec.core.config import parse
 from distrec.data.dataset import Part
+from distrec.data.prepare import prepare
 from distrec.sharding.checkpoint import load_shard
 from distrec.sharding.partition import Partition
-from distrec.testing.ranks import run_ranks
+from distrec.testing.ranks import close_groups, run_ranks
+from distrec.training.config import Config
 from distrec.training.trainer import Trainer
-from tests.conftest import changed
+from tests.conftest import SMALL, changed
 
 STEPS = 20
 CASES = {
@@ -59,43 +67,58 @@ CASES = {
         "optim": {"rule": "adagrad", "lr": 0.05, "decay": {"scope": "in_batch", "strength": 0.1}},
     },
 }
-# A value between two of bfloat16 goes to one or the other for a difference of float32's last digit.
+# bfloat16 rounds a value halfway between two neighbours to either, for a difference in float32's last digit.
 COARSER = {"sent_as_bfloat16": 500}
+GOLDEN = Path(__file__).parent / "golden"
+CURVES = GOLDEN / "curves.json"
 
 
 def train_and_save(configs, dataset, folder):
-    """Trains each case for 20 steps and saves it; returns the losses of the steps and the metrics."""
+    """Train each case for 20 steps and save it; return the losses of the steps, the metrics and the users by case."""
     results = {}
     for name, config in configs.items():
         trainer = Trainer(config, dataset, torch.device("cpu"))
-        where = Path(folder, name, str(trainer.exchange.workers))
-        where.mkdir(parents=True, exist_ok=True)
+        checkpoint = Path(folder, name, str(trainer.exchange.workers))
+        checkpoint.mkdir(parents=True, exist_ok=True)
         losses = []
         batches = [trainer.source.batch(*divmod(k, trainer.source.steps)) for k in range(STEPS)]
-        for batch, following in zip(
-            batches, [*batches[1:5], None, *batches[6:], None], strict=True
-        ):  # asked ahead or not
-            losses.append(trainer.exchange.all_sum([trainer.step(batch, following).item()])[0] / batch.pairs)
+        following = [*batches[1:5], None, *batches[6:], None]  # most look-ups are planned a step ahead, some are not
+        for batch, ahead in zip(batches, following, strict=True):
+            losses.append(trainer.exchange.all_sum([trainer.step(batch, ahead).item()])[0] / batch.pairs)
         found = trainer.evaluate(Part.TEST)
-        trainer.save(where, {})
+        trainer.save(checkpoint, {})
         results[name] = (losses, found.means(), found.users)
     return results
 
 
+def golden_config(small: Config) -> Config:
+    """Return the configuration of the golden curves: that of `small` on the interactions in the folder golden/."""
+    return changed(small, data={"source": str(GOLDEN)})
+
+
+def train_cases(config: Config, folder: Path, workers: int):
+    """Train all cases on a number of workers; return what `train_and_save` returns on each rank."""
+    dataset = prepare(config.data, log=lambda text: None)
+    configs = {name: changed(config, **case) for name, case in CASES.items()}
+    return run_ranks(workers, train_and_save, configs, dataset, folder, timeout_s=100)
+
+
 @pytest.fixture(scope="module")
-def by_workers(small, dataset, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    configs = {name: changed(small, **case) for name, case in CASES.items()}
-    return folder, {w: run_ranks(w, train_and_save, configs, dataset, folder, timeout_s=100) for w in (1, 2, 3)}
+def by_workers(small, tmp_path_factory):
+    """(folder of the checkpoints, results of each rank by number of workers)."""
+    folder, config = tmp_path_factory.mktemp("saved"), golden_config(small)
+    return folder, {w: train_cases(config, folder, w) for w in (1, 2, 3)}
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("name", CASES)
 def test_losses_and_metrics(by_workers, name, workers):
     _, results = by_workers
     losses, metrics, users = results[1][0][name]
+    golden = json.loads(CURVES.read_text())[name][str(workers)]
     for rank in results[workers]:
-        assert np.allclose(rank[name][0], losses, rtol=2e-6 * COARSER.get(name, 1))
+        assert np.allclose(rank[name][0], losses, rtol=2e-6 * COARSER.get(name, 1), atol=0)
+        assert np.allclose(rank[name][0], golden, rtol=2e-6 * COARSER.get(name, 1), atol=0)
         assert rank[name][1] == pytest.approx(metrics, abs=1e-9 if name not in COARSER else 0.01)
         assert rank[name][2] == users
     assert losses[-1] < losses[0]
@@ -105,7 +128,7 @@ def test_losses_and_metrics(by_workers, name, workers):
 @pytest.mark.parametrize("name", CASES)
 def test_tables_and_optimizer_state(by_workers, dataset, name, workers):
     folder, _ = by_workers
-    m = dataset.manifest
+    m = dataset.manifest  # the golden data has the users, items and buckets of `dataset`
     partitions = {"users": Partition(m.users, m.buckets, 1), "items": Partition(m.items, m.buckets, 1)}
     (one, meta), (several, meta_several) = (load_shard(folder / name / str(w), 0, partitions) for w in (1, workers))
     assert meta == meta_several and meta["optim"]["items"] == {"t": STEPS}
@@ -126,15 +149,15 @@ def test_a_step_is_that_of_autograd_over_whole_tables(small, dataset, shared):
         loss={"log_q": True},
     )
     trainer = Trainer(config, dataset, torch.device("cpu"))
-    before = {name: part.table.stored_VD.double().requires_grad_() for name, part in trainer.parts.items()}
+    before = {name: table.stored_VD.double().requires_grad_() for name, table in trainer.tables.items()}
     batch = trainer.source.batch(0, 0)
     trainer.step(batch)
-    unit = {name: torch.nn.functional.normalize(rows, dim=1) for name, rows in before.items()}
+    normalized = {name: torch.nn.functional.normalize(rows, dim=1) for name, rows in before.items()}
     user = torch.from_numpy(batch.users_U[batch.user_index_B]).long()
     item = torch.from_numpy(batch.items_U).long()
-    users_BD, positive_BD = unit["users"][user], unit["items"][item[batch.positive_index_B]]
+    users_BD, positive_BD = normalized["users"][user], normalized["items"][item[batch.positive_index_B]]
     negatives_BN = item[batch.negative_index].view(1 if shared else len(user), 60).expand(len(user), 60)
-    logits_BN = torch.einsum("bd,bnd->bn", users_BD, unit["items"][negatives_BN]) / 0.1
+    logits_BN = torch.einsum("bd,bnd->bn", users_BD, normalized["items"][negatives_BN]) / 0.1
     mass_V = torch.from_numpy(dataset.item_degrees().astype(float)) ** 0.75
     known_UV = torch.zeros(dataset.manifest.users, dataset.manifest.items, dtype=torch.bool)
     known_UV[tuple(torch.from_numpy(a).long() for a in dataset.interactions(Part.TRAIN, range(12)))] = True
@@ -145,11 +168,25 @@ def test_a_step_is_that_of_autograd_over_whole_tables(small, dataset, shared):
     logits_BN = logits_BN.masked_fill(hidden_BN, -torch.inf)
     logits = torch.cat([(users_BD * positive_BD).sum(1, keepdim=True) / 0.1, logits_BN], 1)
     torch.nn.functional.cross_entropy(logits, torch.zeros(len(user), dtype=torch.long)).backward()
-    for name, part in trainer.parts.items():
-        assert torch.allclose(part.table.stored_VD.double(), before[name] - before[name].grad, atol=2e-6)
+    for name, table in trainer.tables.items():
+        assert torch.allclose(table.stored_VD.double(), before[name] - before[name].grad, atol=2e-6)
 
 
 def test_the_seed_reaches_rows_and_batches(small, dataset):
     one, other = (Trainer(changed(small, run={"seed": s}), dataset, torch.device("cpu")) for s in (0, 1))
-    assert not torch.equal(one.parts["items"].table.stored_VD, other.parts["items"].table.stored_VD)
+    assert not torch.equal(one.tables["items"].stored_VD, other.tables["items"].stored_VD)
     assert not np.array_equal(one.source.batch(0, 0).users_U, other.source.batch(0, 0).users_U)
+
+
+def record() -> None:
+    """Write the golden curves of the code as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = golden_config(changed(parse(Config, SMALL), data={"cache": folder}))
+        results = {workers: train_cases(config, Path(folder), workers)[0] for workers in (1, 2, 3)}
+        close_groups()
+    curves = {name: {w: results[w][name][0] for w in results} for name in CASES}
+    CURVES.write_text(json.dumps(curves, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    record()

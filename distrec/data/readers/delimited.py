@@ -1,9 +1,9 @@
 """Reader of delimited text with a header: CSV, TSV and RecBole's atomic `.inter` files.
 
-pyarrow reads the usual file. It cannot say on which line an error stands, and it takes a quote that is never closed
-for a field that runs on over the lines below, which would lose them in silence. So whenever a file is refused, has an
-empty id, or has quotes anywhere but around a whole field of one line, Python's csv module reads it again record by
-record: right for every file, and slower.
+pyarrow reads the usual file. It does not report line numbers, and it reads an unclosed quote as a field that spans all
+lines below, which would drop them silently. A file that pyarrow rejects, that has an empty id, or that has a quote
+anywhere but around a whole field of one line is therefore read again, record by record, by Python's csv module, which
+is slower.
 """
 
 import csv
@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +22,14 @@ from distrec.core.errors import UserError
 from distrec.data.readers.bad_lines import BadLines
 
 _BOM = b"\xef\xbb\xbf"
+_Columns = tuple[pa.ChunkedArray, pa.ChunkedArray]
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a file is written: the separator, whether fields may be quoted, and the names of the two columns.
+    """Syntax of a file: the separator, whether fields may be quoted, and the names of the two columns.
 
-    With `typed`, the header reads `name:type` and the names are matched without the type.
+    With `typed`, header fields are `name:type`, and columns are matched by name alone.
     """
 
     separator: str
@@ -45,12 +47,12 @@ class _Record:
     error: str = ""
 
 
-def read(path: Path, dialect: Dialect, bad: BadLines) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """The (user, item) pairs of a file as two string columns without surrounding blanks, in the order of the file.
+def read(path: Path, dialect: Dialect, bad: BadLines) -> _Columns:
+    """Read the (user, item) pairs of a file as two string columns without surrounding blanks, in the order of the file.
 
     Raises:
-        UserError: an empty file, a missing column, a quote never closed; a malformed line where these are errors. A
-            line is malformed if it has not as many fields as the header, or if an id is empty or not UTF-8.
+        UserError: an empty file, a missing column, an unclosed quote; a malformed line under the policy `error`. A line
+            is malformed if its number of fields differs from the header's, or if an id is empty or not UTF-8.
     """
     data = path.read_bytes().removeprefix(_BOM)
     header = next(_records(data, dialect), None)
@@ -63,7 +65,7 @@ def read(path: Path, dialect: Dialect, bad: BadLines) -> tuple[pa.ChunkedArray, 
 
 
 def find_column(path: Path, names: list[str], wanted: str, typed: bool = False) -> int:
-    """The position of a column. Raises UserError with the columns that exist, the nearest first."""
+    """Return the index of a column. Raises UserError that lists the columns of the file, the most similar first."""
     plain = [(name.split(":")[0] if typed else name).strip() for name in names]
     if plain.count(wanted) == 1:
         return plain.index(wanted)
@@ -82,14 +84,12 @@ def _column_advice(names: list[str]) -> str:
     return "The first line must be a header; set data.user_column and data.item_column to its names"
 
 
-def _read_fast(
-    data: bytes, dialect: Dialect, width: int, user: int, item: int
-) -> tuple[pa.ChunkedArray, pa.ChunkedArray] | None:
-    """The columns, or None where the file needs the careful reader."""
+def _read_fast(data: bytes, dialect: Dialect, width: int, user: int, item: int) -> _Columns | None:
+    """Return the columns, or None if the file must be read record by record."""
     quotes = dialect.quoted and b'"' in data
     if quotes and not _plainly_quoted(data, dialect.separator):
         return None
-    names = [str(position) for position in range(width)]
+    names = [str(index) for index in range(width)]
     wanted = [names[user], names[item]]
     try:
         table = pyarrow.csv.read_csv(
@@ -109,23 +109,21 @@ def _read_fast(
 
 
 def _plainly_quoted(data: bytes, separator: str) -> bool:
-    """Whether every quote opens or closes a whole field, and no line ends between the two."""
+    """Return True if every pair of quotes encloses a whole field that contains no line end."""
     text = np.frombuffer(data, np.uint8)
     quotes = np.flatnonzero(text == ord('"'))
     if len(quotes) % 2:
         return False
     opening, closing = quotes[::2], quotes[1::2]
     line_end = (text == ord("\n")) | (text == ord("\r"))
-    # One more edge at either end: before the first byte and after the last a field ends too.
+    # Padded at both ends, so that edge[i] describes byte i - 1: the start and the end of the file also delimit fields.
     edge = np.concatenate([[True], line_end | (text == ord(separator)), [True]])
     breaks = np.flatnonzero(line_end)
     whole = edge[opening].all() and edge[closing + 2].all()
     return bool(whole and (np.searchsorted(breaks, opening) == np.searchsorted(breaks, closing)).all())
 
 
-def _read_records(
-    data: bytes, dialect: Dialect, width: int, user: int, item: int, bad: BadLines
-) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+def _read_records(data: bytes, dialect: Dialect, width: int, user: int, item: int, bad: BadLines) -> _Columns:
     users: list[str] = []
     items: list[str] = []
     records = _records(data, dialect)
@@ -133,7 +131,7 @@ def _read_records(
     for record in records:
         if reason := _malformed(record, width, user, item):
             if record.error and record.text.count("\n") > 1:
-                # The lines it swallowed may all be good: leaving them out as one bad line would hide the loss.
+                # The lines inside the quote may be valid: skipping them as one bad line would hide the loss.
                 raise bad.error(record.number, f"a quote is not closed where its field ends ({reason})", record.text)
             bad.report(record.number, reason, record.text)
             continue
@@ -143,13 +141,13 @@ def _read_records(
 
 
 def _malformed(record: _Record, width: int, user: int, item: int) -> str:
-    """Why a record is of no use; empty where it is good."""
+    """Return the reason why a record is malformed, or an empty string."""
     if record.error:
         return record.error
     if len(record.fields) != width:
         return f"{len(record.fields)} column{'s' * (len(record.fields) != 1)} where the header has {width}"
-    for name, position in (("user", user), ("item", item)):
-        field = record.fields[position]
+    for name, index in (("user", user), ("item", item)):
+        field = record.fields[index]
         if not field.strip():
             return f"empty {name} id"
         if not field.isascii() and any("\udc80" <= letter <= "\udcff" for letter in field):
@@ -158,19 +156,19 @@ def _malformed(record: _Record, width: int, user: int, item: int) -> str:
 
 
 def _records(data: bytes, dialect: Dialect) -> Iterator[_Record]:
-    """The records of a file, header first, without blank lines. Bytes that are not UTF-8 become lone surrogates."""
-    taken: list[str] = []
+    """Yield the records of a file, header first, without blank lines. Invalid UTF-8 becomes lone surrogates."""
+    consumed: list[str] = []
 
     def lines() -> Iterator[str]:
         for line in data.splitlines(keepends=True):
-            taken.append(line.decode("utf-8", "surrogateescape"))
-            yield taken[-1]
+            consumed.append(line.decode("utf-8", "surrogateescape"))
+            yield consumed[-1]
 
-    quoting = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
     reader = csv.reader(lines(), delimiter=dialect.separator, quoting=quoting, strict=True)
     number = 1
     while True:
-        taken.clear()
+        consumed.clear()
         try:
             fields, error = next(reader), ""
         except StopIteration:
@@ -178,5 +176,5 @@ def _records(data: bytes, dialect: Dialect) -> Iterator[_Record]:
         except csv.Error as failure:
             fields, error = [], str(failure)
         if fields or error:
-            yield _Record(number, "".join(taken), fields, error)
-        number += len(taken)
+            yield _Record(number, "".join(consumed), fields, error)
+        number += len(consumed)

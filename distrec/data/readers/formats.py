@@ -1,4 +1,4 @@
-"""The formats of raw interactions: which one a file has, and its reader."""
+"""Formats of raw interactions: detect the format of a file and call its reader."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ SUFFIXES = {".txt": "lightgcn", ".inter": "recbole", ".csv": "csv", ".tsv": "csv
 
 
 @dataclass(frozen=True)
-class Raw:
-    """The pairs of one part as they were read: each column int64 or string, duplicates and all."""
+class RawPairs:
+    """Pairs of one part as read, with duplicates: each column int64 or string."""
 
     users: pa.ChunkedArray
     items: pa.ChunkedArray
@@ -23,46 +23,46 @@ class Raw:
 
 
 def format_of(path: Path, config: DataConfig) -> str:
-    """The name of a file's format. Raises UserError where the name does not tell and none is configured."""
+    """Return the format of a file. Raises UserError if none is configured and the suffix is unknown."""
     if config.format != "auto":
         return config.format
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path}: the name does not tell the format ({', '.join(SUFFIXES)}); set data.format")
+        raise UserError(f"{path}: unknown suffix (known: {', '.join(SUFFIXES)}); set data.format")
     return SUFFIXES[path.suffix.lower()]
 
 
 def options_of(path: Path, config: DataConfig) -> dict[str, str]:
-    """Every setting that decides how this file is read, for the key of the cache."""
-    kind = format_of(path, config)
-    options = {"format": kind, "on_bad_line": config.on_bad_line}
-    if kind in ("csv", "parquet"):
+    """Return every setting that affects how a file is read, for the key of the cache."""
+    name = format_of(path, config)
+    options = {"format": name, "on_bad_line": config.on_bad_line}
+    if name in ("csv", "parquet"):
         options |= {"user": config.user_column, "item": config.item_column}
-    if kind == "csv":
+    if name == "csv":
         options["separator"] = _separator(path, config)
     return options
 
 
-def read(path: Path, config: DataConfig) -> Raw:
-    """Reads one file.
+def read(path: Path, config: DataConfig) -> RawPairs:
+    """Read one file.
 
     Raises:
-        UserError: a file that cannot be read, a missing column; a malformed line where these are errors.
+        UserError: an unreadable file, a missing column, or a malformed line under `data.on_bad_line=error`.
     """
-    kind = format_of(path, config)
-    bad = BadLines(path, config.on_bad_line, unit="row" if kind == "parquet" else "line")
+    name = format_of(path, config)
+    user, item = config.user_column, config.item_column
+    bad = BadLines(path, config.on_bad_line, noun="row" if name == "parquet" else "line")
     try:
-        if kind == "lightgcn":
+        if name == "lightgcn":
             users, items = lightgcn.read(path, bad)
-        elif kind == "parquet":
-            users, items = parquet.read(path, config.user_column, config.item_column, bad)
-        elif kind == "csv":
-            names = config.user_column, config.item_column
-            users, items = delimited.read(path, delimited.Dialect(_separator(path, config), True, *names), bad)
+        elif name == "parquet":
+            users, items = parquet.read(path, user, item, bad)
+        elif name == "csv":
+            users, items = delimited.read(path, delimited.Dialect(_separator(path, config), True, user, item), bad)
         else:
             users, items = delimited.read(path, delimited.Dialect("\t", False, "user_id", "item_id", typed=True), bad)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    return Raw(users, items, bad.count)
+    return RawPairs(users, items, bad.count)
 
 
 def _separator(path: Path, config: DataConfig) -> str:

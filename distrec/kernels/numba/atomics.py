@@ -1,4 +1,4 @@
-"""A number in memory that several processes share, by which one says that what it wrote before can be read."""
+"""Release and acquire of a counter in memory that processes share: publish what was written before it."""
 
 from numba import njit
 
@@ -8,15 +8,15 @@ _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @_compiled
-def publish(turn_1, turn):
-    """Writes the number, after all that was written before."""
+def publish(counter_1, value):
+    """Store the counter after all earlier writes (release)."""
     fence()
-    turn_1[0] = turn
+    counter_1[0] = value
 
 
 @_compiled
-def reached(turn_1, turn):
-    """Whether another has published this number, or a later one. What is read from now on is what it wrote before."""
-    found = turn_1[0] >= turn
+def reached(counter_1, value):
+    """Return whether the counter is `value` or larger; later reads then see what was written before it (acquire)."""
+    found = counter_1[0] >= value
     fence()
     return found

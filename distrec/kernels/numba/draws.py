@@ -1,10 +1,10 @@
-"""The loops that numba compiles for batches whose pairs have negatives of their own: up to a million draws a step.
+"""Loops that draw negatives for pairs with their own negatives: up to a million draws a step.
 
-They give the digits of a readable form, `seeds.uniforms` and `NegativeSampler.draw`. On one thread: the stream that
-calls them has a part of one core.
+Bit-equal to the readable form, `core.randomness.uniforms` and `NegativeSampler.draw`. Single-threaded: the stream that
+calls them has a fraction of one core. Letters: P excluded intervals of all users, I those of one user, G guide entries.
 
-Measured on one core, Gowalla, N = 64, known positives rejected: whole batches took 3.6 us a positive in numpy and take
-1.2 (2.0 if all cuts are searched for); with nothing to reject 1.1 and 0.8.
+Measured on one core, Gowalla, N = 64, known positives rejected: whole batches take 1.2 us a positive, 2.0 us if every
+search in the excluded intervals is binary, and 3.6 us in numpy; with nothing to reject 0.8 us and, in numpy, 1.1 us.
 """
 
 from typing import NamedTuple
@@ -14,18 +14,19 @@ from numba import njit
 
 from distrec.kernels.numba.intrinsics import wide_product
 
-# Philox4x64: multipliers, and what is added to the key after each round.
+# Philox4x64: multipliers, and the increments of the key after each round.
 _M0, _M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _W0, _W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 _ROUNDS = 10
 _UNIT = 2.0**-53
-FEW = 128  # cuts: each is compared with all places of a pair, by vectors; with more, places are searched for
+LINEAR_SEARCH_UP_TO = 128
+"""Up to this many excluded intervals are each compared with all points of a pair, vectorised; more are bisected."""
 
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
 class Stream(NamedTuple):
-    """Names a stream of draws, by arguments of `seeds.uniforms`."""
+    """A stream of draws, named by arguments of `core.randomness.uniforms`."""
 
     seed: np.uint64
     purpose: np.uint64
@@ -34,85 +35,89 @@ class Stream(NamedTuple):
 
 
 class CumulativeMass(NamedTuple):
-    """The line on which the items lie one after another, for finding the one at a place."""
+    """Cumulative mass of the items, prepared for finding the item at a point."""
 
     total: int
-    even: bool
-    """Whether the place is the item."""
-    halves: bool
-    """Whether half a word of 64 bits is enough for a draw."""
+    uniform: bool
+    """Every item has mass 1: a point is the item."""
+    half_words: bool
+    """A draw uses half of a 64-bit word."""
     edges: np.ndarray
+    """Cumulative mass before each item, and the total, (V + 1,)."""
     shift: int
     guide_G: np.ndarray
-    """The item at each place that is a multiple of 2**shift: from there it is an item's mass or two, on average."""
+    """Item at each point that is a multiple of 2**shift: the search from there passes one or two items on average."""
 
 
 class ExcludedIntervals(NamedTuple):
-    """What is cut out of the line for each user, in arrays of `NegativeSampler`. No users: nothing is."""
+    """Intervals of mass excluded for each user, (P,), in CSR form. Empty without users: nothing is excluded."""
 
     indptr: np.ndarray
     free_U: np.ndarray
-    place_P: np.ndarray
+    """Remaining mass of each user; 0: every item is excluded, and draws are from the total mass."""
+    start_P: np.ndarray
+    """Point on the user's remaining mass at which each interval was removed."""
     removed: np.ndarray
+    """Cumulative mass removed before each interval, and in total, (P + 1,)."""
 
 
 @_compiled
-def draw_for_pairs(stream, number_B, user_B, line, cuts, item_BN):
-    """Negatives of pairs: to pair b belong the draws number_B[b] * N .. number_B[b] * N + N - 1 of a stream.
+def draw_for_pairs(stream, number_B, user_B, mass, excluded, item_BN):
+    """Write negatives of pairs: draws number_B[b] * N .. number_B[b] * N + N - 1 of the stream belong to pair b.
 
-    A pair's draws go through the search side by side: the processor then neither waits for one comparison before the
-    next nor guesses how it ends. One draw after the other takes six times as long.
+    A pair's draws are searched side by side, without branches, so that comparisons are neither dependent nor predicted.
+    One draw after the other takes six times as long. Raises IndexError for a user outside the range.
     """
     n = item_BN.shape[1]
-    word_N, place_N = np.empty(n + 6, np.uint64), np.empty(n, cuts.place_P.dtype)
+    word_N, point_N = np.empty(n + 6, np.uint64), np.empty(n, excluded.start_P.dtype)
     for b in range(len(item_BN)):
-        free, start, stop = _uncut(line, cuts, user_B[b])
+        free, start, stop = _remaining_mass(mass, excluded, user_B[b])
         first = np.uint64(number_B[b]) * np.uint64(n)
-        if line.even and stop == start:
-            _places(stream, first, line.halves, free, word_N, item_BN[b])
+        if mass.uniform and stop == start:
+            _draw_points(stream, first, mass.half_words, free, word_N, item_BN[b])
             continue
-        _places(stream, first, line.halves, free, word_N, place_N)
+        _draw_points(stream, first, mass.half_words, free, word_N, point_N)
         if stop > start:
-            _shift(place_N, cuts.place_P[start:stop], cuts.removed[start : stop + 1], line.even)
-        _find_items(line, place_N, item_BN[b])
+            _skip_excluded(point_N, excluded.start_P[start:stop], excluded.removed[start : stop + 1], mass.uniform)
+        _find_items(mass, point_N, item_BN[b])
 
 
 @njit
-def _places(stream, first, halves, free, word_N, place_N):
-    """Where on a line of this length the draws from `first` on fall."""
-    n = len(place_N)
-    if halves:
+def _draw_points(stream, first, half_words, free, word_N, point_N):
+    """Write the points in [0, free) of the draws from `first` on."""
+    n = len(point_N)
+    if half_words:
         odd = np.int64(first & np.uint64(1))
-        skipped = 2 * _words(stream, first >> np.uint64(1), (odd + n + 1) // 2, word_N) + odd
+        skipped = 2 * _philox_words(stream, first >> np.uint64(1), (odd + n + 1) // 2, word_N) + odd
         half_N = word_N.view(np.uint32)[skipped:]
-        factor = np.uint64(np.uint32(free))  # so that it is known to have 32 bits
+        factor = np.uint64(np.uint32(free))  # so that the compiler knows it has 32 bits
         for k in range(n):
-            place_N[k] = (np.uint64(half_N[k]) * factor) >> np.uint64(32)
+            point_N[k] = (np.uint64(half_N[k]) * factor) >> np.uint64(32)
         return
-    word_N = word_N[_words(stream, first, n, word_N) :]
-    for k in range(n):  # signed, as unsigned numbers take longer to become floats
-        place_N[k] = np.int64(np.float64(np.int64(word_N[k] >> np.uint64(11))) * _UNIT * free)
+    word_N = word_N[_philox_words(stream, first, n, word_N) :]
+    for k in range(n):  # signed, as converting unsigned integers to floats takes longer
+        point_N[k] = np.int64(np.float64(np.int64(word_N[k] >> np.uint64(11))) * _UNIT * free)
 
 
 @njit
-def _uncut(line, cuts, user):
-    """(mass that is left for a user, its cuts: from, to)."""
-    if len(cuts.free_U) == 0:
-        return line.total, 0, 0
-    if user < 0 or user >= len(cuts.free_U):
+def _remaining_mass(mass, excluded, user):
+    """Return (mass that remains for a user, start and stop of its excluded intervals)."""
+    if len(excluded.free_U) == 0:
+        return mass.total, 0, 0
+    if user < 0 or user >= len(excluded.free_U):
         raise IndexError("a user outside the range")
-    if cuts.free_U[user] == 0:  # every item that can be drawn is known: from the whole line
-        return line.total, 0, 0
-    return cuts.free_U[user], cuts.indptr[user], cuts.indptr[user + 1]
+    if excluded.free_U[user] == 0:  # every item that can be drawn is known
+        return mass.total, 0, 0
+    return excluded.free_U[user], excluded.indptr[user], excluded.indptr[user + 1]
 
 
 @njit
-def _words(stream, first, n, word_N):
-    """The words first .. first + n of a stream, after as many as are returned: a counter gives four at once."""
+def _philox_words(stream, first, n, word_N):
+    """Write words first .. first + n of a stream. Returns how many words precede them: a counter gives four."""
     skipped = np.int64(first & np.uint64(3))
     block = first >> np.uint64(2)
     for k in range(0, skipped + n, 4):
-        block += np.uint64(1)  # numpy's counter too is one ahead of what it gives
+        block += np.uint64(1)  # numpy increments the counter before each block
         a, b, c, d = block, stream.index, stream.second_index, np.uint64(0)
         key, tweak = stream.seed, stream.purpose
         for _ in range(_ROUNDS):
@@ -124,53 +129,52 @@ def _words(stream, first, n, word_N):
 
 
 @njit
-def _shift(place_N, cut_K, removed_K, even):
-    """Moves each place by what was cut before it. All places share the cuts."""
-    before_N = np.zeros_like(place_N)
-    if len(cut_K) <= FEW:
-        _compare(place_N, cut_K, before_N)
+def _skip_excluded(point_N, start_I, removed_I, uniform):
+    """Shift points from a user's remaining mass to the total mass. `removed_I` has one more entry, the total."""
+    before_N = np.zeros_like(point_N)
+    if len(start_I) <= LINEAR_SEARCH_UP_TO:
+        _linear_search(point_N, start_I, before_N)
     else:
-        _search(place_N, cut_K, before_N)
-    for k in range(len(place_N)):
-        place_N[k] += before_N[k] if even else removed_K[before_N[k]] - removed_K[0]
+        _binary_search(point_N, start_I, before_N)
+    for k in range(len(point_N)):
+        point_N[k] += before_N[k] if uniform else removed_I[before_N[k]] - removed_I[0]
 
 
 @njit
-def _compare(place_N, cut_K, before_N):
-    """Counts the cuts before each place; one at the place itself is before it. Four at a time: each time all counts are
-    fetched and written."""
-    whole = len(cut_K) // 4 * 4
+def _linear_search(point_N, start_I, before_N):
+    """Count the intervals that start at or before each point. Four at a time, which loads and stores counts less."""
+    whole = len(start_I) // 4 * 4
     for j in range(0, whole, 4):
-        c0, c1, c2, c3 = cut_K[j], cut_K[j + 1], cut_K[j + 2], cut_K[j + 3]
-        for k in range(len(place_N)):
-            place = place_N[k]
-            before_N[k] += (c0 <= place) + (c1 <= place) + (c2 <= place) + (c3 <= place)
-    for j in range(whole, len(cut_K)):
-        for k in range(len(place_N)):
-            before_N[k] += cut_K[j] <= place_N[k]
+        s0, s1, s2, s3 = start_I[j], start_I[j + 1], start_I[j + 2], start_I[j + 3]
+        for k in range(len(point_N)):
+            point = point_N[k]
+            before_N[k] += (s0 <= point) + (s1 <= point) + (s2 <= point) + (s3 <= point)
+    for j in range(whole, len(start_I)):
+        for k in range(len(point_N)):
+            before_N[k] += start_I[j] <= point_N[k]
 
 
 @njit
-def _search(place_N, cut_K, before_N):
-    """The same by halving, for many cuts; there must be one."""
-    length = len(cut_K)
+def _binary_search(point_N, start_I, before_N):
+    """Count the same by bisection, without branches. There must be at least one interval."""
+    length = len(start_I)
     while length > 1:
         half = length >> 1
-        for k in range(len(place_N)):
-            before_N[k] += half if cut_K[np.uint64(before_N[k] + half - 1)] <= place_N[k] else 0
+        for k in range(len(point_N)):
+            before_N[k] += half if start_I[np.uint64(before_N[k] + half - 1)] <= point_N[k] else 0
         length -= half
-    for k in range(len(place_N)):
-        before_N[k] += cut_K[before_N[k]] <= place_N[k]
+    for k in range(len(point_N)):
+        before_N[k] += start_I[before_N[k]] <= point_N[k]
 
 
 @njit
-def _find_items(line, place_N, item_N):
-    """The item at each place."""
-    edges, guide_G = line.edges, line.guide_G
-    for k in range(len(place_N)):
-        item = place_N[k]
-        if not line.even:
-            item = guide_G[place_N[k] >> line.shift]
-            while edges[item + 1] <= place_N[k]:
+def _find_items(mass, point_N, item_N):
+    """Write the item at each point."""
+    edges, guide_G = mass.edges, mass.guide_G
+    for k in range(len(point_N)):
+        item = point_N[k]
+        if not mass.uniform:
+            item = guide_G[point_N[k] >> mass.shift]
+            while edges[item + 1] <= point_N[k]:
                 item += 1
         item_N[k] = item

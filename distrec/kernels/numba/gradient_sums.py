@@ -1,4 +1,4 @@
-"""Sums of the gradients that several workers have for the same rows."""
+"""Sums of the gradients that several workers have for the same rows. A: rows received from other workers."""
 
 import numpy as np
 import torch
@@ -11,12 +11,13 @@ from distrec.kernels.numba.launch import loop, run
 def add_parts(
     received_AD: torch.Tensor, own_UD: torch.Tensor, rank: int, gradient_index_WR: np.ndarray
 ) -> torch.Tensor:
-    """The sum for each row, (R, D), in the order of the ranks, in one pass.
+    """Return the sum of gradients for each row, (R, D), added in rank order in one pass.
 
     Args:
-        received_AD: what the others sent.
-        own_UD: what worker `rank` has itself.
-        at_WR: where each worker's part for each row stands in these, int32; -1 where it has none. Each row has one.
+        received_AD: gradients received from the other workers.
+        own_UD: gradients of worker `rank` itself.
+        gradient_index_WR: index of each worker's gradient for each row in these arrays, int32; -1 where a worker has
+            none. Every row has a gradient from at least one worker.
     """
     sums_RD = empty([gradient_index_WR.shape[1], own_UD.shape[1]], own_UD)
     run(ADD_PARTS, received_AD.numpy(), own_UD.contiguous().numpy(), rank, gradient_index_WR, sums_RD.numpy())
@@ -25,14 +26,14 @@ def add_parts(
 
 def _add_parts(received_AD, own_UD, rank, gradient_index_WR, sums_RD):
     for r in prange(len(sums_RD)):
-        sums_D, begun = sums_RD[r], False
+        sums_D, started = sums_RD[r], False
         for w in range(len(gradient_index_WR)):
             if gradient_index_WR[w, r] < 0:
                 continue
             part_D = own_UD[gradient_index_WR[w, r]] if w == rank else received_AD[gradient_index_WR[w, r]]
             for d in range(len(sums_D)):
-                sums_D[d] = sums_D[d] + part_D[d] if begun else part_D[d]
-            begun = True
+                sums_D[d] = sums_D[d] + part_D[d] if started else part_D[d]
+            started = True
 
 
 ADD_PARTS = loop(_add_parts)

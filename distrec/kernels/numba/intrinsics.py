@@ -1,5 +1,7 @@
-"""What numba lacks: the prefetch instruction, a dot product that uses vectors but has one order of summation, a
-comparison of many numbers whose answer is one number, and a fence between what is read and written.
+"""Instructions that numba lacks: prefetch, a vectorised dot product with a fixed order of summation, a vectorised
+comparison that returns a bit mask, the product of 64-bit integers in 128 bits, and a memory fence.
+
+R: rows of an array of any use.
 """
 
 from llvmlite import ir
@@ -7,16 +9,16 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LINE = 16  # elements of a cache line, if they are of 4 bytes; with 8, every second one, and the hardware sees the rest
+LINE = 16  # float32 elements of a cache line; of float64 every second line is prefetched, the hardware adds the next
 RUN = 32  # elements that `reaching` compares
-_LANES = 16  # sums that a dot product keeps; one vector register, or several, depending on the machine
+_LANES = 16  # partial sums of a dot product: one vector register or several, depending on the machine
 
 _BYTE = ir.IntType(8).as_pointer()
 _INT = ir.IntType(32)
 
 
 def _address(context, builder, array_type, array, indices):
-    """Of array[indices], as an integer."""
+    """Return the address of array[indices] as an integer."""
     view = context.make_array(array_type)(context, builder, array)
     address = builder.ptrtoint(view.data, indices[0].type)
     for axis, index in enumerate(indices):
@@ -25,31 +27,17 @@ def _address(context, builder, array_type, array, indices):
     return address
 
 
-def _prefetch(builder, address, to_write):
-    function = ir.FunctionType(ir.VoidType(), [_BYTE, _INT, _INT, _INT])
-    found = builder.module.declare_intrinsic("llvm.prefetch", [_BYTE], function)
-    keep, data = _INT(3), _INT(1)
-    builder.call(found, [builder.inttoptr(address, _BYTE), _INT(to_write), keep, data])
-
-
 @intrinsic
 def prefetch(typingctx, array, first, second):
-    """Asks for the cache line of array[first, second], or of array[first] if it has one axis, to write to it."""
+    """Prefetch the cache line of array[first, second], or of array[first] if it has one axis, for writing."""
 
     def codegen(context, builder, signature, args):
         indices = args[1 : 1 + signature.args[0].ndim]
-        _prefetch(builder, _address(context, builder, signature.args[0], args[0], indices), to_write=1)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp), codegen
-
-
-@intrinsic
-def prefetch_to_read(typingctx, array, first, second):
-    """Asks for the cache line of array[first, second], which other threads may go on reading."""
-
-    def codegen(context, builder, signature, args):
-        _prefetch(builder, _address(context, builder, signature.args[0], args[0], args[1:]), to_write=0)
+        address = builder.inttoptr(_address(context, builder, signature.args[0], args[0], indices), _BYTE)
+        function = ir.FunctionType(ir.VoidType(), [_BYTE, _INT, _INT, _INT])
+        to_write, keep, data = _INT(1), _INT(3), _INT(1)
+        found = builder.module.declare_intrinsic("llvm.prefetch", [_BYTE], function)
+        builder.call(found, [address, to_write, keep, data])
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp), codegen
@@ -57,7 +45,7 @@ def prefetch_to_read(typingctx, array, first, second):
 
 @intrinsic
 def _dot_of_lanes(typingctx, a, i, b, j, length):
-    """sum_d a[i, d] b[j, d] over `length` elements, a multiple of the lanes. Rows are contiguous."""
+    """Return sum_d a[i, d] b[j, d] over `length` elements, a multiple of the lanes. Rows are contiguous."""
 
     def codegen(context, builder, signature, args):
         element = context.get_value_type(signature.return_type)
@@ -68,8 +56,8 @@ def _dot_of_lanes(typingctx, a, i, b, j, length):
         builder.store(ir.Constant(vector, [0.0] * _LANES), sums)
         zero, step = args[4].type(0), args[4].type(_LANES)
         with cgutils.for_range_slice(builder, zero, args[4], step, args[4].type) as (d, _):
-            places = [builder.bitcast(builder.gep(row, [d]), vector.as_pointer()) for row in rows]
-            x, y = (builder.load(place, align=size) for place in places)
+            pointers = [builder.bitcast(builder.gep(row, [d]), vector.as_pointer()) for row in rows]
+            x, y = (builder.load(pointer, align=size) for pointer in pointers)
             builder.store(builder.fadd(builder.load(sums), builder.fmul(x, y)), sums)
         return _folded(builder, builder.load(sums))
 
@@ -78,7 +66,7 @@ def _dot_of_lanes(typingctx, a, i, b, j, length):
 
 
 def _folded(builder, lanes):
-    """The sum of the lanes: the upper half onto the lower until one is left."""
+    """Return the sum of the lanes: the upper half is added to the lower until one lane is left."""
     width = lanes.type.count
     while width > 1:
         width //= 2
@@ -90,11 +78,11 @@ def _folded(builder, lanes):
     return builder.extract_element(lanes, _INT(0))
 
 
-@njit(forceinline=True)  # as a call it takes twice as long
+@njit(forceinline=True)  # twice as fast as a call
 def dot(a_RD, i, b_RD, j):
-    """sum_d a_RD[i, d] b_RD[j, d], by 16 sums and a tail: the same digits on every machine.
+    """Return sum_d a_RD[i, d] b_RD[j, d] by 16 partial sums and a tail: the same bits on every machine.
 
-    A plain loop has to add one product after the other, as numba may not reorder, and takes seven times as long.
+    A plain loop adds the products sequentially, as numba may not reorder them, and takes seven times as long.
     """
     length = a_RD.shape[1]
     whole = length // _LANES * _LANES
@@ -106,13 +94,14 @@ def dot(a_RD, i, b_RD, j):
 
 @intrinsic
 def reaching(typingctx, array, i, j, least):
-    """Which of array[i, j : j + RUN] are not below `least`, as bits, the first one lowest. NaN is not below."""
+    """Return a bit mask of array[i, j : j + RUN] >= `least`, the first element in the lowest bit; NaN sets its bit."""
 
     def codegen(context, builder, signature, args):
         element = context.get_value_type(signature.args[3])
         vector, lanes = ir.VectorType(element, RUN), ir.VectorType(_INT, RUN)
-        place = builder.inttoptr(_address(context, builder, signature.args[0], args[0], args[1:3]), vector.as_pointer())
-        values = builder.load(place, align=context.get_abi_sizeof(element))
+        address = _address(context, builder, signature.args[0], args[0], args[1:3])
+        pointer = builder.inttoptr(address, vector.as_pointer())
+        values = builder.load(pointer, align=context.get_abi_sizeof(element))
         one = builder.insert_element(ir.Constant(vector, ir.Undefined), args[3], _INT(0))
         all_least = builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(lanes, [0] * RUN))
         bits = builder.bitcast(builder.fcmp_unordered(">=", values, all_least), ir.IntType(RUN))
@@ -124,7 +113,7 @@ def reaching(typingctx, array, i, j, least):
 
 @intrinsic
 def lowest(typingctx, bits):
-    """The place of the lowest bit that is set; one must be."""
+    """Return the index of the lowest set bit; at least one must be set."""
 
     def codegen(context, builder, signature, args):
         return builder.cttz(args[0], ir.IntType(1)(1))
@@ -135,7 +124,7 @@ def lowest(typingctx, bits):
 
 @intrinsic
 def wide_product(typingctx, a, b):
-    """(upper, lower) 64 bits of the product of two unsigned numbers of 64 bits, by one instruction."""
+    """Return the (upper, lower) 64 bits of the product of two uint64, by one instruction."""
 
     def codegen(context, builder, signature, args):
         wide, word = ir.IntType(128), ir.IntType(64)
@@ -149,7 +138,7 @@ def wide_product(typingctx, a, b):
 
 @intrinsic
 def fence(typingctx):
-    """No read or write moves from one side of it to the other, in the compiler or in the processor."""
+    """Forbid compiler and processor to move reads or writes across this point (sequentially consistent)."""
 
     def codegen(context, builder, signature, args):
         builder.fence("seq_cst")

@@ -1,83 +1,257 @@
-"""The kernels for CPUs: numba's loops, each row taken through decay, rule and writing while it is in cache.
+"""Optimizer kernels for CPUs: numba loops that decay, update and write each row while it is in cache.
 
-A row is the work of one thread and its arithmetic has one order, so the number of threads changes no digit.
+A row is updated by one thread in a fixed order of operations, so the result does not depend on the number of threads.
+Arithmetic is in the dtype of the rows, hence the casts: one float64 scalar would promote all of it to float64. Arrays
+are contiguous. X: columns of a slot, which are D, 1 (one accumulator a row) or 0 (the rule has no such slot); C:
+coefficients of the rule; G: rows that missed steps; S: steps.
+
+The loops are bound by memory latency, so rows are prefetched. Measured on 70,000 rows and one thread (6,000 touched,
+D = 64, lazy_adam): prefetching saved a fifth of a step.
 """
 
+import math
+
+import numpy as np
 import torch
+from numba import njit, prange
+from numba.extending import register_jitable
+from torch import Tensor
 
 from distrec.core.buffer_pool import empty
-from distrec.kernels.numba import optimizer_loops as loops
-from distrec.kernels.numba.launch import Loop
-from distrec.kernels.numba.launch import run as _run
-from distrec.kernels.optimizer import Decay, MissedSteps
-from distrec.kernels.torch_optimizer import ReferenceKernels
-from distrec.optim.rules import SGD, Adagrad, Adam, LazyAdam, Momentum, RowwiseAdagrad, Rule
+from distrec.kernels.numba.intrinsics import LINE, prefetch
+from distrec.kernels.numba.launch import Loop, loop, run
+from distrec.kernels.optimizer import Decay, MissedSteps, ReferenceKernels, UpdateRule
+
+BLOCK = 64  # rows
+AHEAD = 6  # rows
+
+
+@njit
+def _count_blocks(local_U, rows):
+    """Return the number of blocks. Compiled code does not check indices: a wrong one would write to other memory."""
+    for row in local_U:
+        if row < 0 or row >= rows:
+            raise IndexError("a row number that the shard does not have")
+    return (len(local_U) + BLOCK - 1) // BLOCK
+
+
+@njit
+def _block(block, local_U):
+    return range(block * BLOCK, min((block + 1) * BLOCK, len(local_U)))
+
+
+@njit
+def _prefetch_ahead(rows_VX, local_U, u):
+    if u + AHEAD < len(local_U):
+        for x in range(0, rows_VX.shape[1], LINE):
+            prefetch(rows_VX, local_U[u + AHEAD], x)
+
+
+def _read(stored_VD, local_U, factor, rows_UD):
+    factor = stored_VD.dtype.type(factor)
+    for block in prange(_count_blocks(local_U, len(stored_VD))):
+        for u in _block(block, local_U):
+            _prefetch_ahead(stored_VD, local_U, u)
+            w_D, out_D = stored_VD[local_U[u]], rows_UD[u]
+            for d in range(len(w_D)):
+                out_D[d] = factor * w_D[d]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _take_stale(local_U, written_V, now):
+    """Implement `OptimizerKernels.take_stale` serially, as a row may repeat."""
+    _count_blocks(local_U, len(written_V))
+    local_G, since_G = np.empty(len(local_U), np.int64), np.empty(len(local_U), np.int32)
+    count = 0
+    for u in range(len(local_U)):
+        if u + BLOCK < len(local_U):
+            prefetch(written_V, local_U[u + BLOCK], 0)
+        row = local_U[u]
+        if written_V[row] < now:
+            local_G[count], since_G[count] = row, written_V[row]
+            written_V[row] = now
+            count += 1
+    return local_G[:count], since_G[:count]
+
+
+def _affine(stored_VD, buffer_VD, local_G, map_4G):
+    real = stored_VD.dtype.type
+    for block in prange(_count_blocks(local_G, len(stored_VD))):
+        for g in _block(block, local_G):
+            _prefetch_ahead(stored_VD, local_G, g)
+            _prefetch_ahead(buffer_VD, local_G, g)
+            w_D, b_D = stored_VD[local_G[g]], buffer_VD[local_G[g]]
+            m0, m1, m2, m3 = real(map_4G[0, g]), real(map_4G[1, g]), real(map_4G[2, g]), real(map_4G[3, g])
+            for d in range(len(w_D)):
+                w, b = w_D[d], b_D[d]
+                w_D[d], b_D[d] = m0 * w + m1 * b, m2 * w + m3 * b
+
+
+# Updates of one row: (row, gradient, slots, coefficients in the order of `Rule.coefficients`, decay), all with one
+# signature. `register_jitable`, as `loop` explains.
+
+
+@register_jitable
+def _sgd(w_D, g_D, _first_X, _second_X, coefficients_C, shrink, l2):
+    lr = w_D.dtype.type(coefficients_C[0])
+    for d in range(len(w_D)):
+        g = g_D[d] + l2 * w_D[d]
+        w_D[d] = shrink * w_D[d] - lr * g
+
+
+@register_jitable
+def _momentum(w_D, g_D, b_D, _second_X, coefficients_C, shrink, l2):
+    real = w_D.dtype.type
+    lr, momentum = real(coefficients_C[0]), real(coefficients_C[1])
+    for d in range(len(w_D)):
+        b = momentum * b_D[d] + (g_D[d] + l2 * w_D[d])
+        b_D[d] = b
+        w_D[d] = shrink * w_D[d] - lr * b
+
+
+@register_jitable
+def _adagrad(w_D, g_D, s_D, _second_X, coefficients_C, shrink, l2):
+    real = w_D.dtype.type
+    lr, eps = real(coefficients_C[0]), real(coefficients_C[1])
+    for d in range(len(w_D)):
+        g = g_D[d] + l2 * w_D[d]
+        s = s_D[d] + g * g
+        s_D[d] = s
+        w_D[d] = shrink * w_D[d] - lr * g / (math.sqrt(s) + eps)
+
+
+@njit
+def _mean_square(g_D, w_D, l2):
+    """Return the mean square of the gradient with its penalty. Four sums, as additions to one wait for each other."""
+    a = b = c = e = g_D.dtype.type(0)
+    whole = len(g_D) // 4 * 4
+    for d in range(0, whole, 4):
+        a += (g_D[d] + l2 * w_D[d]) ** 2
+        b += (g_D[d + 1] + l2 * w_D[d + 1]) ** 2
+        c += (g_D[d + 2] + l2 * w_D[d + 2]) ** 2
+        e += (g_D[d + 3] + l2 * w_D[d + 3]) ** 2
+    for d in range(whole, len(g_D)):
+        a += (g_D[d] + l2 * w_D[d]) ** 2
+    return ((a + b) + (c + e)) / g_D.dtype.type(len(g_D))
+
+
+@register_jitable
+def _rowwise_adagrad(w_D, g_D, s_1, _second_X, coefficients_C, shrink, l2):
+    real = w_D.dtype.type
+    lr, eps = real(coefficients_C[0]), real(coefficients_C[1])
+    s_1[0] += _mean_square(g_D, w_D, l2)
+    rate = lr / (math.sqrt(s_1[0]) + eps)
+    for d in range(len(w_D)):
+        g = g_D[d] + l2 * w_D[d]
+        w_D[d] = shrink * w_D[d] - rate * g
+
+
+@register_jitable
+def _adam(w_D, g_D, m_D, v_D, coefficients_C, shrink, l2):
+    real = w_D.dtype.type
+    lr, beta2, eps = real(coefficients_C[0]), real(coefficients_C[2]), real(coefficients_C[3])
+    rest1 = real(1 - coefficients_C[1])
+    rest2 = real(1 - coefficients_C[2])  # 1 - beta2 in float32 would be off by 1e-5 for 0.999
+    for d in range(len(w_D)):
+        g = g_D[d] + l2 * w_D[d]
+        m = m_D[d] + rest1 * (g - m_D[d])
+        v = beta2 * v_D[d] + rest2 * (g * g)
+        m_D[d], v_D[d] = m, v
+        w_D[d] = shrink * w_D[d] - lr * m / (math.sqrt(v) + eps)
+
+
+@njit
+def _scale(row_X, factor):
+    for x in range(len(row_X)):
+        row_X[x] *= factor
+
+
+def _step_loop(update):
+    """Return the loop over the touched rows of a rule that updates one row by `update`."""
+
+    def step(stored_VD, local_U, grad_UD, first_VX, second_VX, coefficients_C, shrink, l2):
+        shrink, l2 = stored_VD.dtype.type(shrink), stored_VD.dtype.type(l2)
+        for block in prange(_count_blocks(local_U, len(stored_VD))):
+            for u in _block(block, local_U):
+                _prefetch_ahead(stored_VD, local_U, u)
+                _prefetch_ahead(first_VX, local_U, u)
+                _prefetch_ahead(second_VX, local_U, u)
+                row = local_U[u]
+                update(stored_VD[row], grad_UD[u], first_VX[row], second_VX[row], coefficients_C, shrink, l2)
+
+    return loop(step)
+
+
+def _replay_loop(update):
+    """Return the loop over rows that missed steps of a rule that updates one row by `update`."""
+
+    def replay(stored_VD, local_G, since_G, first_VX, second_VX, coefficients_CS, now, span, l2, decay1, decay2):
+        real, zero_D = stored_VD.dtype.type, np.zeros(stored_VD.shape[1], stored_VD.dtype)
+        for g in prange(len(local_G)):
+            row = local_G[g]
+            w_D, first_X, second_X = stored_VD[row], first_VX[row], second_VX[row]
+            last = min(now, since_G[g] + span)
+            for s in range(since_G[g] + 1, last + 1):
+                shrink = real(coefficients_CS[1, s])
+                update(w_D, zero_D, first_X, second_X, coefficients_CS[2:, s], shrink, real(l2))
+            if last < now:
+                _scale(w_D, real(coefficients_CS[0, now] / coefficients_CS[0, last]))
+                _scale(first_X, real(decay1 ** (now - last)))
+                _scale(second_X, real(decay2 ** (now - last)))
+
+    return loop(replay)
+
+
+_READ, _AFFINE = loop(_read), loop(_affine)
+_UPDATES = {
+    "sgd": _sgd,
+    "momentum": _momentum,
+    "adagrad": _adagrad,
+    "rowwise_adagrad": _rowwise_adagrad,
+    "lazy_adam": _adam,
+    "adam": _adam,
+}
+STEPS: dict[str, Loop] = {rule: _step_loop(update) for rule, update in _UPDATES.items()}
+REPLAYS: dict[str, Loop] = {rule: _replay_loop(update) for rule, update in _UPDATES.items()}
+
+
+def _slots(stored_VD: Tensor, rule: UpdateRule) -> list[np.ndarray]:
+    """Return the two slots that loops expect, (V, X)."""
+    slots = [slot.numpy() if slot.dim() == 2 else slot.numpy()[:, None] for slot in rule.slots.values()]
+    return slots + [stored_VD.numpy()[:, :0]] * (2 - len(slots))
 
 
 class NumbaKernels(ReferenceKernels):
-    """Implements `interface.Kernels` with as many threads as torch uses; `scale_` is the reference's."""
+    """Implements `OptimizerKernels` with as many threads as torch uses; `scale_` is the reference's."""
 
-    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor, factor: float) -> torch.Tensor:
+    def read(self, stored_VD: Tensor, local_U: Tensor, factor: float) -> Tensor:
         rows_UD = empty([len(local_U), stored_VD.shape[1]], stored_VD)
-        _run(loops.READ, stored_VD.numpy(), local_U.numpy(), factor, rows_UD.numpy())
+        run(_READ, stored_VD.numpy(), local_U.numpy(), factor, rows_UD.numpy())
         return rows_UD
 
     def step_(
         self,
-        stored_VD: torch.Tensor,
-        local_U: torch.Tensor,
-        grad_UD: torch.Tensor,
+        stored_VD: Tensor,
+        local_U: Tensor,
+        grad_UD: Tensor,
         decay: Decay,
-        rule: Rule,
+        rule: UpdateRule,
         coefficients: tuple[float, ...],
     ) -> None:
-        _run(
-            _STEPS[type(rule)],
-            stored_VD.numpy(),
-            local_U.numpy(),
-            grad_UD.contiguous().numpy(),  # one layout is one compilation
-            *(slot.numpy() for slot in rule.slots.values()),
-            *coefficients,
-            decay.shrink,
-            decay.l2,
-        )
+        grad_UD = grad_UD.contiguous()  # each layout would be one compilation
+        rows = stored_VD.numpy(), local_U.numpy(), grad_UD.numpy(), *_slots(stored_VD, rule)
+        run(STEPS[rule.name], *rows, np.array(coefficients), decay.shrink, decay.l2)
 
-    def take_stale(self, local_U: torch.Tensor, written_V: torch.Tensor, now: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rows_K, since_K = loops.TAKE_STALE(local_U.numpy(), written_V.numpy(), now)
-        return torch.from_numpy(rows_K), torch.from_numpy(since_K)
+    def take_stale(self, local_U: Tensor, written_V: Tensor, now: int) -> tuple[Tensor, Tensor]:
+        local_G, since_G = _take_stale(local_U.numpy(), written_V.numpy(), now)
+        return torch.from_numpy(local_G), torch.from_numpy(since_G)
 
     def replay_(
-        self, stored_VD: torch.Tensor, rows_K: torch.Tensor, since_K: torch.Tensor, missed: MissedSteps, rule: Rule
+        self, stored_VD: Tensor, local_G: Tensor, since_G: Tensor, missed: MissedSteps, rule: UpdateRule
     ) -> None:
-        _run(
-            _REPLAYS[type(rule)],
-            stored_VD.numpy(),
-            rows_K.numpy(),
-            since_K.numpy(),
-            *(slot.numpy() for slot in rule.slots.values()),
-            missed.coefficients_CS.numpy(),
-            missed.now,
-            missed.span,
-            missed.l2,
-        )
+        rows = stored_VD.numpy(), local_G.numpy(), since_G.numpy(), *_slots(stored_VD, rule)
+        steps = missed.coefficients_CS.numpy(), missed.now, missed.span, missed.l2
+        run(REPLAYS[rule.name], *rows, *steps, *(rule.idle_decay or (1.0, 1.0)))
 
-    def affine_(
-        self, stored_VD: torch.Tensor, buffer_VD: torch.Tensor, rows_K: torch.Tensor, map_4K: torch.Tensor
-    ) -> None:
-        _run(loops.AFFINE, stored_VD.numpy(), buffer_VD.numpy(), rows_K.numpy(), map_4K.numpy())
-
-
-_STEPS: dict[type[Rule], Loop] = {
-    SGD: loops.SGD,
-    Momentum: loops.MOMENTUM,
-    Adagrad: loops.ADAGRAD,
-    RowwiseAdagrad: loops.ROWWISE_ADAGRAD,
-    LazyAdam: loops.ADAM,
-    Adam: loops.ADAM,
-}
-_REPLAYS: dict[type[Rule], Loop] = {
-    Adagrad: loops.REPLAY_ADAGRAD,
-    RowwiseAdagrad: loops.REPLAY_ROWWISE_ADAGRAD,
-    LazyAdam: loops.REPLAY_ADAM,
-    Adam: loops.REPLAY_ADAM,
-}
+    def affine_(self, stored_VD: Tensor, buffer_VD: Tensor, local_G: Tensor, map_4G: Tensor) -> None:
+        run(_AFFINE, stored_VD.numpy(), buffer_VD.numpy(), local_G.numpy(), map_4G.numpy())

@@ -1,14 +1,14 @@
-"""Scores of each user with its own items on the CPU: a sampled product of two matrices and its gradients, compiled.
+"""Scores of each user with its own items on the CPU: a sampled dense-dense matrix product and its gradients, compiled.
 
-B pairs of a user and N items each, as places in U rows of users and V rows of items; P = B * N places of items. Nothing
-of size (B, N, D) is built. The places are first grouped by item, by a counting sort. Then every loop goes through the
-items in their order, and at random only through the users, of which there are fewer: 1024 rows of D = 64 stay in the
-cache of a core, where 41,000 items do not fit. The order of each sum is fixed (an item's by the place in the batch, a
-user's by item), so that the number of threads changes no digit.
+B pairs of a user and N items, as indices into U user rows and V item rows. P = B * N flat indices into (B, N), C chunks
+of pairs. Nothing of size (B, N, D) is built. The flat indices are first grouped by item, by a counting sort. Every loop
+then visits items in order and accesses only the user rows at random, of which there are fewer: 1024 rows of D = 64 stay
+in the cache of a core, where 41,000 item rows do not fit. The order of each sum is fixed (for an item by flat index,
+for a user by item), so the number of threads changes no digit.
 
-Measured for B = 1024, N = 800, D = 64, 41,000 items, float32, two threads, on a machine whose cache others use too:
-27 ms, and 40 where scores and gradients of users go through the pairs and fetch items from all over their table.
-benchmarks/scores.py has the other ways that lost.
+Measured for B = 1024, N = 800, D = 64, 41,000 items, float32, two threads, on a machine with a shared cache: 27 ms, and
+40 ms where scores and user gradients go through the pairs and read item rows at random. benchmarks/scores.py has the
+alternatives that were slower.
 """
 
 import numpy as np
@@ -21,37 +21,37 @@ from distrec.kernels.numba.launch import loop, run
 from distrec.kernels.numba.weighted_sums import add_to_rows, add_weighted
 from distrec.kernels.shapes import check_shapes
 
-BLOCKS = 64  # of items with about the same number of places, so that popular items do not keep one thread busy
-SLICE = 16  # columns of the users that a thread has for itself, at least
+BLOCKS = 64  # of items with about equally many scores each, so that popular items do not leave threads idle
+SLICE = 16  # minimum number of columns of the user gradients that a thread has for itself
 
 
 class PairScores(torch.autograd.Function):
-    """Implements `scores.pair_scores` for float32 and float64 rows."""
+    """`models.scoring.pair_scores` for float32 and float64 rows."""
 
     @staticmethod
     def forward(ctx, users_UD, items_VD, user_index_B, item_index_BN):
         check_shapes(users_UD, items_VD, user_index_B, item_index_BN)
         users_UD, items_VD = users_UD.contiguous(), items_VD.contiguous()
         user_index_B, item_index_BN = user_index_B.contiguous(), item_index_BN.contiguous()
-        # The items' places are not read again, but kept: autograd then refuses a gradient if they were changed.
+        # item_index_BN is not read again but saved, so that autograd detects an in-place change before the backward.
         ctx.save_for_backward(users_UD, items_VD, user_index_B, item_index_BN)
         start_CV = np.empty((torch.get_num_threads(), len(items_VD) + 1), np.int32)
-        place_P = empty([item_index_BN.numel()], users_UD, torch.int32).numpy()
-        run(GROUP, item_index_BN.numpy(), start_CV, place_P)
-        ctx.grouped = start_CV, place_P
+        flat_P = empty([item_index_BN.numel()], users_UD, torch.int32).numpy()
+        run(GROUP, item_index_BN.numpy(), start_CV, flat_P)
+        ctx.grouped = start_CV, flat_P
         scores_BN = empty(item_index_BN.shape, users_UD)
-        run(SCORES, *_arrays(users_UD, items_VD, user_index_B), start_CV, place_P, scores_BN.numpy())
+        run(SCORES, *_arrays(users_UD, items_VD, user_index_B), start_CV, flat_P, scores_BN.numpy())
         return scores_BN
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_BN):
         users_UD, items_VD, user_index_B, _ = ctx.saved_tensors
-        start_CV, place_P = ctx.grouped
+        start_CV, flat_P = ctx.grouped
         start_V = (start_CV - start_CV[:, :1]).sum(0)
         grad_BN, users_grad, items_grad = grad_BN.contiguous(), None, None
-        user_P, grad_P = (empty([len(place_P)], grad_BN, dtype).numpy() for dtype in (torch.int32, grad_BN.dtype))
-        run(BY_ITEM, *_arrays(user_index_B, grad_BN), start_CV, start_V, place_P, user_P, grad_P)
+        user_P, grad_P = (empty([len(flat_P)], grad_BN, dtype).numpy() for dtype in (torch.int32, grad_BN.dtype))
+        run(GATHER_BY_ITEM, *_arrays(user_index_B, grad_BN), start_CV, start_V, flat_P, user_P, grad_P)
         if ctx.needs_input_grad[0]:
             users_grad = torch.zeros_like(users_UD)
             slices = max(1, min(torch.get_num_threads(), users_UD.shape[1] // SLICE))
@@ -67,17 +67,17 @@ def _arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
 
 
 @njit
-def _check(at, rows):
-    """Compiled code does not check indices: a wrong one would read, and write, others' memory."""
-    if len(at) > 0 and (at.min() < 0 or at.max() >= rows):
-        raise IndexError("a place outside the rows of the batch")
+def _check(index, rows):
+    """Raise IndexError for an index out of range: compiled code would read and write foreign memory."""
+    if len(index) > 0 and (index.min() < 0 or index.max() >= rows):
+        raise IndexError("an index outside the rows of the batch")
 
 
-def _group(item_index_BN, start_CV, place_P):
-    """Places by chunk of the pairs and by item, in order within an item, and where those of each item start.
+def _group(item_index_BN, start_CV, flat_P):
+    """Group flat indices by chunk of the pairs and by item, ascending within an item; write where each group starts.
 
-    A thread has a chunk, with the places in it and their scores, for itself: two that write by turns to one cache line
-    wait for each other each time, which made two threads as slow as one.
+    Each thread owns a chunk, its flat indices and its scores: threads that write alternately to one cache line wait for
+    each other, which made two threads as slow as one.
     """
     (pairs, n), rows, chunks = item_index_BN.shape, start_CV.shape[1] - 1, len(start_CV)
     _check(item_index_BN.ravel(), rows)
@@ -94,42 +94,42 @@ def _group(item_index_BN, start_CV, place_P):
         start_CV[chunk, rows] = total
         for b in range(first, end):
             for k in range(n):
-                place_P[next_V[item_index_BN[b, k]]] = b * n + k
+                flat_P[next_V[item_index_BN[b, k]]] = b * n + k
                 next_V[item_index_BN[b, k]] += 1
 
 
 @njit
 def _first_row(start_V, block):
-    """Of a block of rows."""
+    """Return the first item row of a block."""
     if block == BLOCKS:
         return len(start_V) - 1
     return np.searchsorted(start_V, start_V[-1] * block // BLOCKS)
 
 
 @njit
-def _pair(place, share):
-    """The pair of a place, without a division; `share` is 1 / N. Half a place keeps it clear of rounding."""
-    return np.int64((place + 0.5) * share)
+def _pair(flat, inverse_n):
+    """Return `flat // N` without a division; `inverse_n` is 1 / N. Adding 0.5 keeps it clear of rounding errors."""
+    return np.int64((flat + 0.5) * inverse_n)
 
 
-def _scores(users_UD, items_VD, user_index_B, start_CV, place_P, scores_BN):
+def _scores(users_UD, items_VD, user_index_B, start_CV, flat_P, scores_BN):
     _check(user_index_B, len(users_UD))
-    scores_P, share = scores_BN.ravel(), 1.0 / scores_BN.shape[1]
+    scores_P, inverse_n = scores_BN.ravel(), 1.0 / scores_BN.shape[1]
     for chunk in prange(len(start_CV)):
         for v in range(len(items_VD)):
-            for p in place_P[start_CV[chunk, v] : start_CV[chunk, v + 1]]:
-                scores_P[p] = dot(users_UD, user_index_B[_pair(p, share)], items_VD, v)
+            for p in flat_P[start_CV[chunk, v] : start_CV[chunk, v + 1]]:
+                scores_P[p] = dot(users_UD, user_index_B[_pair(p, inverse_n)], items_VD, v)
 
 
-def _by_item(user_index_B, grad_BN, start_CV, start_V, place_P, user_P, grad_P):
-    """User and gradient of each place, by item: the sums then read one after another."""
-    from_P, share = grad_BN.ravel(), 1.0 / grad_BN.shape[1]
+def _gather_by_item(user_index_B, grad_BN, start_CV, start_V, flat_P, user_P, grad_P):
+    """Write the user index and gradient of each score, grouped by item: the sums then read them sequentially."""
+    flat_grad_P, inverse_n = grad_BN.ravel(), 1.0 / grad_BN.shape[1]
     for block in prange(BLOCKS):
         for v in range(_first_row(start_V, block), _first_row(start_V, block + 1)):
             k = start_V[v]
             for chunk in range(len(start_CV)):
-                for p in place_P[start_CV[chunk, v] : start_CV[chunk, v + 1]]:
-                    user_P[k], grad_P[k] = user_index_B[_pair(p, share)], from_P[p]
+                for p in flat_P[start_CV[chunk, v] : start_CV[chunk, v + 1]]:
+                    user_P[k], grad_P[k] = user_index_B[_pair(p, inverse_n)], flat_grad_P[p]
                     k += 1
 
 
@@ -150,5 +150,5 @@ def _items_grad(users_UD, start_V, user_P, grad_P, out_VD):
             add_weighted(out_VD, v, users_UD, user_P, grad_P, start_V[v], start_V[v + 1])
 
 
-GROUP, SCORES, BY_ITEM = loop(_group), loop(_scores), loop(_by_item)
+GROUP, SCORES, GATHER_BY_ITEM = loop(_group), loop(_scores), loop(_gather_by_item)
 USERS_GRAD, ITEMS_GRAD = loop(_users_grad), loop(_items_grad)

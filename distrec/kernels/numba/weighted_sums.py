@@ -1,6 +1,8 @@
-"""Sums of weighted rows, compiled so that what is summed stays in registers; each sum has one order.
+"""Sums of weighted rows that stay in registers, each in a fixed order.
 
-A plain loop keeps it in memory, where each place waits for the one before, and takes four times as long.
+A plain loop keeps the sum in memory, where each addition waits for the last store, and takes four times as long.
+
+P: positions of a list of rows and weights; R: rows that are summed into; X: rows that are read.
 """
 
 from llvmlite import ir
@@ -12,7 +14,7 @@ from distrec.kernels.numba.intrinsics import _INT, _address
 
 
 class _Rows:
-    """Generates code for `width` elements of rows: the arrays and their types, as an intrinsic gets them."""
+    """Code generation for `width` consecutive elements of rows, from the arguments of an intrinsic."""
 
     def __init__(self, context, builder, signature, args, width):
         self._context, self._builder, self._types, self._args = context, builder, signature.args, args
@@ -30,23 +32,23 @@ class _Rows:
     def store(self, value, k, row, first):
         self._builder.store(value, self.pointer(k, row, first, kind=self.vector), align=self._align)
 
-    def index(self, k, place, like):
-        """The row number at a place of array k."""
-        row = self._builder.load(self.pointer(k, place, kind=self._context.get_value_type(self._types[k].dtype)))
+    def index(self, k, position, like):
+        """Load the row index at a position of array k, in the integer type of `like`."""
+        row = self._builder.load(self.pointer(k, position, kind=self._context.get_value_type(self._types[k].dtype)))
         return row if row.type == like.type else self._builder.sext(row, like.type)
 
-    def weighted(self, k, place, values):
-        """`values` times the weight at a place of array k."""
-        weight = self._builder.load(self.pointer(k, place, kind=self.element))
-        nothing = ir.Constant(self.vector, ir.Undefined)
-        lane = self._builder.insert_element(nothing, weight, _INT(0))
+    def weighted(self, k, position, values):
+        """Return `values` times the weight at a position of array k."""
+        weight = self._builder.load(self.pointer(k, position, kind=self.element))
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        lane = self._builder.insert_element(undefined, weight, _INT(0))
         lanes = ir.Constant(ir.VectorType(_INT, self._width), [0] * self._width)
-        return self._builder.fmul(self._builder.shuffle_vector(lane, nothing, lanes), values)
+        return self._builder.fmul(self._builder.shuffle_vector(lane, undefined, lanes), values)
 
 
 def _gather(width):
     @intrinsic
-    def add(typingctx, out, r, rows, at, weight, start, stop, first):
+    def add(typingctx, out, r, rows, index, weight, start, stop, first):
         def codegen(context, builder, signature, args):
             code = _Rows(context, builder, signature, args, width)
             sums = cgutils.alloca_once(builder, code.vector)
@@ -58,14 +60,14 @@ def _gather(width):
             return context.get_dummy_value()
 
         assert out.layout == rows.layout == "C" and out.dtype == rows.dtype == weight.dtype, (out, rows, weight)
-        return types.void(out, types.intp, rows, at, weight, *(types.intp,) * 3), codegen
+        return types.void(out, types.intp, rows, index, weight, *(types.intp,) * 3), codegen
 
     return add
 
 
 def _scatter(width):
     @intrinsic
-    def add(typingctx, out, at, weight, start, stop, rows, x, first):
+    def add(typingctx, out, index, weight, start, stop, rows, x, first):
         def codegen(context, builder, signature, args):
             code = _Rows(context, builder, signature, args, width)
             values = code.load(5, args[6], args[7])
@@ -75,7 +77,7 @@ def _scatter(width):
             return context.get_dummy_value()
 
         assert out.layout == rows.layout == "C" and out.dtype == rows.dtype == weight.dtype, (out, rows, weight)
-        return types.void(out, at, weight, types.intp, types.intp, rows, types.intp, types.intp), codegen
+        return types.void(out, index, weight, types.intp, types.intp, rows, types.intp, types.intp), codegen
 
     return add
 
@@ -86,7 +88,7 @@ _scatter_64, _scatter_32, _scatter_16 = _scatter(64), _scatter(32), _scatter(16)
 
 @njit(forceinline=True)
 def add_weighted(out_RD, r, rows_XD, index_P, weight_P, start, stop):
-    """out_RD[r] += weight_P[p] * rows_XD[at_P[p]] for p from start to stop, one after the other."""
+    """Add weight_P[p] * rows_XD[index_P[p]] to out_RD[r], for p from start to stop in this order."""
     dim = out_RD.shape[1]
     d = 0
     while d + 64 <= dim:
@@ -102,7 +104,7 @@ def add_weighted(out_RD, r, rows_XD, index_P, weight_P, start, stop):
 
 @njit(forceinline=True)
 def add_to_rows(out_RD, index_P, weight_P, start, stop, rows_XD, x, d, end):
-    """out_RD[at_P[p]] += weight_P[p] * rows_XD[x], columns d to end, for p from start to stop, one after the other."""
+    """Add weight_P[p] * rows_XD[x] to out_RD[index_P[p]], columns d to end, for p from start to stop in this order."""
     while d + 64 <= end:
         _scatter_64(out_RD, index_P, weight_P, start, stop, rows_XD, x, d)
         d += 64

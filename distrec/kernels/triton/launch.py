@@ -1,4 +1,4 @@
-"""What all launches of Triton's programs share. `installed.py` says whether this file can be imported."""
+"""Options and arguments that all launches of Triton programs share. Importable only where Triton is installed."""
 
 from typing import Any
 
@@ -6,25 +6,27 @@ import torch
 import triton
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _nothing() -> None:
     pass
 
 
 INTERPRETED = not isinstance(_nothing, triton.JITFunction)
-"""Whether Triton's interpreter runs the programs (TRITON_INTERPRET=1 when Triton was imported), also on CPU tensors."""
+"""Whether Triton's interpreter runs the programs, also on CPU tensors: TRITON_INTERPRET=1 when Triton was imported."""
 
 OPTIONS: dict[str, Any] = {
-    "enable_fp_fusion": False,  # the digits of the loops for the CPU
-    "debug": True,  # without it there is no device_assert, and a wrong row number would go unnoticed
-    "sanitize_overflow": False,  # what else `debug` would check
+    "enable_fp_fusion": False,  # for the same bits as the loops for CPUs
+    "debug": True,  # enables device_assert, which detects invalid row indices
+    "sanitize_overflow": False,  # otherwise also enabled by `debug`
 }
 if INTERPRETED:
     OPTIONS = {}
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, contiguous at an address that is a multiple of 16: others are compiled for anew, and a sum over a row
-    might then have another order."""
+    """Return the tensor contiguous at an address that is a multiple of 16.
+
+    Triton compiles another program for other addresses, in which a sum over a row might have another order.
+    """
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()

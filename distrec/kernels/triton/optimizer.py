@@ -1,147 +1,118 @@
-"""The kernels for GPUs: Triton's programs, one launch a call. Nothing here waits for the device."""
+"""Optimizer kernels for GPUs by Triton: one launch a call, without synchronisation.
+
+C: coefficients of a step; G: rows that missed steps; S: steps.
+"""
 
 import math
 from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
-from distrec.kernels.optimizer import Decay, MissedSteps
-from distrec.kernels.torch_optimizer import ReferenceKernels
+from distrec.kernels.optimizer import Decay, MissedSteps, ReferenceKernels, UpdateRule
 from distrec.kernels.triton import optimizer_programs as programs
 from distrec.kernels.triton.launch import OPTIONS, aligned
-from distrec.optim.rules import SGD, Adagrad, Adam, LazyAdam, Momentum, RowwiseAdagrad, Rule
 
-_ELEMENTS = 512  # of one program, as far as whole rows allow
+_ELEMENTS = 512  # of one program, if a row is not longer
+
+UPDATES: dict[str, Any] = {
+    "sgd": programs.sgd,
+    "momentum": programs.momentum,
+    "adagrad": programs.adagrad,
+    "rowwise_adagrad": programs.rowwise_adagrad,
+    "lazy_adam": programs.adam,
+    "adam": programs.adam,
+}
 
 
 class TritonKernels(ReferenceKernels):
-    """Implements `interface.Kernels` for one shard. The reference's are `claim`, whose result has no size known before,
-    and what torch does in an operation or two.
+    """Implements `OptimizerKernels` for one shard. Inherited from the reference are `take_stale`, whose result has no
+    size known in advance, and what takes torch an operation or two.
 
-    A row is the work of one program and its arithmetic has one order, whatever else is in the batch.
+    A row is updated by one program in a fixed order of operations, whatever else is in the batch.
     """
 
     def __init__(self) -> None:
-        self._mirror = _Mirror()
+        self._coefficients = _DeviceCoefficients()
 
     def step_(
         self,
-        stored_VD: torch.Tensor,
-        local_U: torch.Tensor,
-        grad_UD: torch.Tensor,
+        stored_VD: Tensor,
+        local_U: Tensor,
+        grad_UD: Tensor,
         decay: Decay,
-        rule: Rule,
+        rule: UpdateRule,
         coefficients: tuple[float, ...],
     ) -> None:
-        _run(
-            _STEPS[type(rule)],
-            stored_VD,
-            local_U,
-            aligned(grad_UD),
-            *rule.slots.values(),
-            *coefficients,
-            decay.shrink,
-            decay.l2,
-        )
+        slots, constants = _of_rule(rule)
+        scalars = *coefficients, *(0.0,) * (4 - len(coefficients)), decay.shrink, decay.l2
+        _run(programs.step, stored_VD, local_U, aligned(grad_UD), *slots, *scalars, **constants)
 
     def replay_(
-        self, stored_VD: torch.Tensor, rows_K: torch.Tensor, since_K: torch.Tensor, missed: MissedSteps, rule: Rule
+        self, stored_VD: Tensor, local_G: Tensor, since_G: Tensor, missed: MissedSteps, rule: UpdateRule
     ) -> None:
-        _run(
-            _REPLAYS[type(rule)],
-            stored_VD,
-            rows_K,
-            since_K,
-            *rule.slots.values(),
-            self._mirror.steps(missed, stored_VD.device),
-            *(_betas(missed) if isinstance(rule, LazyAdam) else ()),
-            missed.now,
-            missed.span,
-            missed.l2,
-        )
+        slots, constants = _of_rule(rule)
+        # The logarithm of 0 is replaced by a finite one, as 0 steps must leave 1 times the slot.
+        log_decay = [math.log(factor) if factor else -1e9 for factor in rule.idle_decay] or [0.0, 0.0]
+        coefficients = self._coefficients.up_to_now(missed, stored_VD.device)
+        steps = coefficients, missed.now, missed.span, missed.l2, *log_decay
+        constants |= {"FADES": bool(rule.idle_decay), "C": len(missed.coefficients_CS) - 2}
+        _run(programs.replay, stored_VD, local_G, since_G, *slots, *steps, **constants)
 
-    def affine_(
-        self, stored_VD: torch.Tensor, buffer_VD: torch.Tensor, rows_K: torch.Tensor, map_4K: torch.Tensor
-    ) -> None:
-        _run(programs.affine, stored_VD, rows_K, buffer_VD, _sent(map_4K.to(stored_VD.dtype), stored_VD.device))
+    def affine_(self, stored_VD: Tensor, buffer_VD: Tensor, local_G: Tensor, map_4G: Tensor) -> None:
+        _run(programs.affine, stored_VD, local_G, buffer_VD, _to_device(map_4G.to(stored_VD.dtype), stored_VD.device))
 
 
-_STEPS: dict[type[Rule], Any] = {
-    SGD: programs.sgd,
-    Momentum: programs.momentum,
-    Adagrad: programs.adagrad,
-    RowwiseAdagrad: programs.rowwise_adagrad,
-    LazyAdam: programs.adam,
-    Adam: programs.adam,
-}
-_REPLAYS: dict[type[Rule], Any] = {
-    Adagrad: programs.replay_adagrad,
-    RowwiseAdagrad: programs.replay_rowwise_adagrad,
-    LazyAdam: programs.replay_adam,
-    Adam: programs.replay_adam,
-}
-
-
-class _Mirror:
-    """`Past.numbers_CS` on the device, one row a step. A step is sent once, or twice as room grows by doubling."""
+class _DeviceCoefficients:
+    """`MissedSteps.coefficients_CS` on the device, (S, C). A step is copied once, or twice as the capacity doubles."""
 
     def __init__(self) -> None:
-        self._numbers_SC = torch.zeros(0, 0)
-        self._have = self._origin = 0
+        self._values_SC = torch.zeros(0, 0)
+        self._copied = self._origin = 0
 
-    def steps(self, missed: MissedSteps, device: torch.device) -> torch.Tensor:
-        """The numbers of all steps up to the present one."""
-        need = missed.now + 1
-        if missed.origin != self._origin:  # the shard was settled in between, and steps are counted anew
-            self._have, self._origin = 0, missed.origin
-        if need > len(self._numbers_SC):
-            self._numbers_SC = torch.zeros(
-                max(1024, 2 * need), len(missed.coefficients_CS), dtype=torch.float64, device=device
-            )
-            self._have = 0
-        if need > self._have:
-            new_SC = missed.coefficients_CS[:, self._have : need].T
-            self._numbers_SC[self._have : need].copy_(_sent(new_SC, device))
-            self._have = need
-        return self._numbers_SC
-
-
-def _betas(missed: MissedSteps) -> tuple[float, float, float, float]:
-    """Adam's decay rates and their logarithms; that of 0 is finite, as 0 steps at rate 0 must leave 1 of a moment."""
-    betas = missed.coefficients_CS[3:5, missed.now].tolist()
-    return *betas, *(math.log(beta) if beta else -1e9 for beta in betas)
+    def up_to_now(self, missed: MissedSteps, device: torch.device) -> Tensor:
+        """Return the coefficients of all steps up to the present one."""
+        needed = missed.now + 1
+        if missed.origin != self._origin:  # the shard was flushed in between, and steps are counted from 0 again
+            self._copied, self._origin = 0, missed.origin
+        if needed > len(self._values_SC):
+            shape = max(1024, 2 * needed), len(missed.coefficients_CS)
+            self._values_SC = torch.zeros(shape, dtype=torch.float64, device=device)
+            self._copied = 0
+        if needed > self._copied:
+            new_SC = missed.coefficients_CS[:, self._copied : needed].T
+            self._values_SC[self._copied : needed].copy_(_to_device(new_SC, device))
+            self._copied = needed
+        return self._values_SC
 
 
-def _sent(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on the device, contiguous. Out of pinned memory the host need not wait for it."""
+def _of_rule(rule: UpdateRule) -> tuple[list[Tensor | None], dict[str, Any]]:
+    """Return the two slots that programs expect, and their compile-time constants."""
+    slots: list[Tensor | None] = list(rule.slots.values())
+    width = next((slot.shape[1] if slot.dim() == 2 else 1 for slot in rule.slots.values()), 1)
+    constants = {"UPDATE": UPDATES[rule.name], "X": width, "PAD_X": triton.next_power_of_2(width)}
+    return slots + [None] * (2 - len(slots)), constants
+
+
+def _to_device(host: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device, contiguous; from pinned memory the copy is asynchronous."""
     host = host.contiguous()
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
-def _run(program: Any, stored_VD: torch.Tensor, local_U: torch.Tensor, *arguments: Any, **constants: bool) -> None:
-    """Runs a program over some rows of a shard."""
-    rows = len(stored_VD)
-    if local_U.device.type == "cpu" and len(local_U) and not 0 <= local_U.min() <= local_U.max() < rows:
-        raise IndexError("a row number that the shard does not have")  # GPUs check it themselves, without waiting
-    _launch(program, len(local_U), stored_VD, aligned(local_U), len(local_U), rows, *arguments, **constants)
-
-
-def _launch(program: Any, count: int, stored_VD: torch.Tensor, *arguments: Any, **constants: bool) -> None:
-    """Runs a program over `count` rows, on the device of the shard, which need not be the current one."""
+def _run(program: Any, stored_VD: Tensor, local_U: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Run a program over some rows of a shard, on the device of the shard, which need not be the current one."""
     assert stored_VD.is_contiguous(), stored_VD.stride()
-    dim = stored_VD.shape[1]
+    (rows, dim), count = stored_VD.shape, len(local_U)
+    if local_U.device.type == "cpu" and count and not 0 <= local_U.min() <= local_U.max() < rows:
+        raise IndexError("a row number that the shard does not have")  # GPUs check it without synchronisation
+    if count == 0:
+        return
     padded = triton.next_power_of_2(dim)
-    rows = max(1, _ELEMENTS // padded)
-    if count > 0:
-        with torch.cuda.device_of(stored_VD):
-            program[(triton.cdiv(count, rows),)](
-                stored_VD,
-                *arguments,
-                D=dim,
-                PAD=padded,
-                ROWS=rows,
-                num_warps=min(16, max(4, padded // 512)),
-                **constants,
-                **OPTIONS,
-            )
+    tile = max(1, _ELEMENTS // padded)
+    sizes = {"D": dim, "PAD": padded, "TILE": tile, "num_warps": min(16, max(4, padded // 512))}
+    with torch.cuda.device_of(stored_VD):  # type: ignore[no-untyped-call]
+        program[(triton.cdiv(count, tile),)](
+            stored_VD, aligned(local_U), count, rows, *arguments, **constants, **sizes, **OPTIONS
+        )

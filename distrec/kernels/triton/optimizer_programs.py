@@ -1,69 +1,56 @@
-"""The programs that Triton compiles for GPUs: each takes R rows through decay, rule and writing in one pass.
+"""Programs that Triton compiles for the optimizer on GPUs: each decays, updates and writes T rows in one pass.
 
-Arguments as in `loops.py`, tensors as pointers to contiguous memory; after the row numbers, how many they are (`count`)
-and how many rows the shard has (`rows`); at the end what is known when compiling: D, PAD (the next power of 2, to which
-rows are padded by masks; _RD below is of this width), and ROWS, which is R.
+T: rows of a program (a tile); X: columns of a slot, which are D or, with one accumulator a row, 1; C: coefficients of a
+step; G: rows that missed steps. Tensors are pointers to contiguous memory. Common arguments: `stored`, the rows of the
+shard; `local`, the `count` rows that are touched; `rows`, the rows of the shard; D; PAD, the next power of 2, to which
+tiles are padded by masks; TILE, which is T. A rule without a slot gets None.
 
-The arithmetic is that of `loops.py`, operation by operation: IEEE division and roots, and no fused multiply-adds
-(`gpu.py` switches them off). Exceptions: a sum over a row has the order of Triton's reduction, which depends on D and
-nothing else, and powers are exp(n log beta). Numbers are float64 until they meet a row: without the annotation Triton
-would hand them over as float32.
+The arithmetic is that of `kernels/numba/optimizer.py`, operation by operation: IEEE division and roots, and no fused
+multiply-adds (`launch.OPTIONS`). Exceptions: a sum over a row has the order of Triton's reduction, which depends on D
+only, and powers are exp(n log x). Scalars are float64 until they meet a row: without the annotation Triton would pass
+them as float32.
 """
 
 import triton
 import triton.language as tl
 
-# By default a number that happens to be 1 or a multiple of 16 is compiled for anew, in the middle of a run.
+# By default an argument that happens to be 1 or a multiple of 16 causes another compilation, in the middle of a run.
 _program = triton.jit(do_not_specialize=["now", "span", "count", "rows"])
 
 
 @triton.jit
-def _find(local, count, rows, ROWS: tl.constexpr):
-    """(places in the list, row numbers, which of them are there) for this program.
+def _find(local, count, rows, TILE: tl.constexpr):
+    """Return (positions in the list, row indices, mask), each (T,), for this program.
 
-    A row that the shard does not have is left alone, and ends the process's use of the GPU as an index error of torch
-    does: reported wherever the host next waits.
+    An invalid row index is masked out, and makes the GPU unusable for the process, as an index error of torch does:
+    the error is raised at the next synchronisation.
     """
-    place_R = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    listed_R = place_R < count
-    row_R = tl.load(local + place_R, mask=listed_R, other=0).to(tl.int64)
-    known_R = (row_R >= 0) & (row_R < rows)
-    tl.device_assert(known_R, "a row number that the shard does not have")  # places past the list hold 0
-    return place_R, row_R, listed_R & known_R
+    position_T = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    listed_T = position_T < count
+    row_T = tl.load(local + position_T, mask=listed_T, other=0).to(tl.int64)
+    valid_T = (row_T >= 0) & (row_T < rows)
+    tl.device_assert(valid_T, "a row number that the shard does not have")  # 0 after the end of the list
+    return position_T, row_T, listed_T & valid_T
 
 
 @triton.jit
-def _elements(row_R, here_R, D: tl.constexpr, PAD: tl.constexpr):
-    """(offsets, which of them are there) of the elements of some rows; int64 as `row_R` is: V * D may exceed 2^31."""
+def _elements(row_T, mask_T, D: tl.constexpr, PAD: tl.constexpr):
+    """Return (offsets, mask) of the elements of some rows, (T, PAD); int64 as `row_T`: V * D may exceed 2^31."""
     d_D = tl.arange(0, PAD)
-    return row_R[:, None] * D + d_D[None, :], here_R[:, None] & (d_D < D)[None, :]
+    return row_T[:, None] * D + d_D[None, :], mask_T[:, None] & (d_D < D)[None, :]
 
 
 @triton.jit
-def _start(
-    stored,
-    local,
-    count,
-    rows,
-    grad,
-    l2,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """What all rules begin with: (row numbers, which are there, offsets, which are there, rows, gradients with their
-    penalty)."""
-    place_R, row_R, here_R = _find(local, count, rows, ROWS)
-    at_RD, mask_RD = _elements(row_R, here_R, D, PAD)
-    grad_RD, _ = _elements(place_R, here_R, D, PAD)
-    w_RD = tl.load(stored + at_RD, mask=mask_RD, other=0.0)
-    g_RD = tl.load(grad + grad_RD, mask=mask_RD, other=0.0)
-    return row_R, here_R, at_RD, mask_RD, w_RD, g_RD + tl.full([], l2, w_RD.dtype) * w_RD
+def _load(slot, offset_TX, mask_TX):
+    if slot is None:
+        return 0.0
+    else:
+        return tl.load(slot + offset_TX, mask=mask_TX, other=0.0)
 
 
 @triton.jit
-def _over(x, y):
-    """x / y; of float32, Triton's `/` is an approximation."""
+def _div(x, y):
+    """Return x / y; for float32, Triton's `/` is an approximation."""
     if x.dtype == tl.float32:
         return tl.div_rn(x, y)
     else:
@@ -71,306 +58,176 @@ def _over(x, y):
 
 
 @triton.jit
-def _root(x):
-    """The square root; of float32, Triton's own is an approximation."""
+def _sqrt(x):
+    """Return the square root; for float32, Triton's own is an approximation."""
     if x.dtype == tl.float32:
         return tl.sqrt_rn(x)
     else:
         return tl.sqrt(x)
 
 
-@triton.jit
-def _adagrad(w_RD, g_RD, s_RD, lr, eps, keep):
-    s_RD = s_RD + g_RD * g_RD
-    return keep * w_RD - _over(lr * g_RD, _root(s_RD) + eps), s_RD
+# Updates of rows, (T, D): (rows, gradients with penalty, slots, coefficients in the order of `Rule.coefficients`,
+# decay factor) to (rows, slots), all with one signature. Scalars are float64.
 
 
 @triton.jit
-def _rowwise_adagrad(w_RD, g_RD, s_R, lr, eps, keep, D: tl.constexpr):
-    s_R = s_R + _over(tl.sum(g_RD * g_RD, 1), tl.full([], D, s_R.dtype))
-    rate_R = _over(lr, _root(s_R) + eps)
-    return keep * w_RD - rate_R[:, None] * g_RD, s_R
+def sgd(w_TD, g_TD, first, second, lr, _c1, _c2, _c3, shrink, D: tl.constexpr):
+    real = w_TD.dtype
+    return tl.full([], shrink, real) * w_TD - tl.full([], lr, real) * g_TD, first, second
 
 
 @triton.jit
-def _adam(w_RD, g_RD, m_RD, v_RD, lr, rest1, beta2, rest2, eps, keep):
-    m_RD = m_RD + rest1 * (g_RD - m_RD)
-    v_RD = beta2 * v_RD + rest2 * (g_RD * g_RD)
-    return keep * w_RD - _over(lr * m_RD, _root(v_RD) + eps), m_RD, v_RD
-
-
-@_program
-def affine(stored, local, count, rows, buffer, maps, D: tl.constexpr, PAD: tl.constexpr, ROWS: tl.constexpr):
-    """`maps` in the dtype of the rows."""
-    place_R, row_R, here_R = _find(local, count, rows, ROWS)
-    at_RD, mask_RD = _elements(row_R, here_R, D, PAD)
-    w_RD, b_RD = tl.load(stored + at_RD, mask=mask_RD), tl.load(buffer + at_RD, mask=mask_RD)
-    m0_R = tl.load(maps + place_R, mask=here_R)
-    m1_R = tl.load(maps + count + place_R, mask=here_R)
-    m2_R = tl.load(maps + 2 * count + place_R, mask=here_R)
-    m3_R = tl.load(maps + 3 * count + place_R, mask=here_R)
-    tl.store(stored + at_RD, m0_R[:, None] * w_RD + m1_R[:, None] * b_RD, mask=mask_RD)
-    tl.store(buffer + at_RD, m2_R[:, None] * w_RD + m3_R[:, None] * b_RD, mask=mask_RD)
-
-
-@_program
-def sgd(
-    stored,
-    local,
-    count,
-    rows,
-    grad,
-    lr: tl.float64,
-    shrink: tl.float64,
-    l2: tl.float64,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    row_R, here_R, at_RD, mask_RD, w_RD, g_RD = _start(stored, local, count, rows, grad, l2, D, PAD, ROWS)
-    real = w_RD.dtype
-    keep = tl.full([], shrink, real)
-    w_RD = keep * w_RD - tl.full([], lr, real) * g_RD
-    tl.store(stored + at_RD, w_RD, mask=mask_RD)
-
-
-@_program
-def momentum(
-    stored,
-    local,
-    count,
-    rows,
-    grad,
-    buffer,
-    lr: tl.float64,
-    momentum: tl.float64,
-    shrink: tl.float64,
-    l2: tl.float64,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    row_R, here_R, at_RD, mask_RD, w_RD, g_RD = _start(stored, local, count, rows, grad, l2, D, PAD, ROWS)
-    real = w_RD.dtype
-    b_RD = tl.load(buffer + at_RD, mask=mask_RD, other=0.0)
-    keep = tl.full([], shrink, real)
-    b_RD = tl.full([], momentum, real) * b_RD + g_RD
-    w_RD = keep * w_RD - tl.full([], lr, real) * b_RD
-    tl.store(buffer + at_RD, b_RD, mask=mask_RD)
-    tl.store(stored + at_RD, w_RD, mask=mask_RD)
-
-
-@_program
-def adagrad(
-    stored,
-    local,
-    count,
-    rows,
-    grad,
-    sums,
-    lr: tl.float64,
-    eps: tl.float64,
-    shrink: tl.float64,
-    l2: tl.float64,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    row_R, here_R, at_RD, mask_RD, w_RD, g_RD = _start(stored, local, count, rows, grad, l2, D, PAD, ROWS)
-    real = w_RD.dtype
-    s_RD = tl.load(sums + at_RD, mask=mask_RD, other=0.0)
-    keep = tl.full([], shrink, real)
-    lr, eps = tl.full([], lr, real), tl.full([], eps, real)
-    w_RD, s_RD = _adagrad(w_RD, g_RD, s_RD, lr, eps, keep)
-    tl.store(sums + at_RD, s_RD, mask=mask_RD)
-    tl.store(stored + at_RD, w_RD, mask=mask_RD)
-
-
-@_program
-def rowwise_adagrad(
-    stored,
-    local,
-    count,
-    rows,
-    grad,
-    sums,
-    lr: tl.float64,
-    eps: tl.float64,
-    shrink: tl.float64,
-    l2: tl.float64,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    row_R, here_R, at_RD, mask_RD, w_RD, g_RD = _start(stored, local, count, rows, grad, l2, D, PAD, ROWS)
-    real = w_RD.dtype
-    s_R = tl.load(sums + row_R, mask=here_R, other=0.0)
-    keep = tl.full([], shrink, real)
-    lr, eps = tl.full([], lr, real), tl.full([], eps, real)
-    w_RD, s_R = _rowwise_adagrad(w_RD, g_RD, s_R, lr, eps, keep, D)
-    tl.debug_barrier()  # several threads may hold one row's accumulator: all must have read it before one writes
-    tl.store(sums + row_R, s_R, mask=here_R)
-    tl.store(stored + at_RD, w_RD, mask=mask_RD)
-
-
-@_program
-def adam(
-    stored,
-    local,
-    count,
-    rows,
-    grad,
-    moment1,
-    moment2,
-    lr: tl.float64,
-    beta1: tl.float64,
-    beta2: tl.float64,
-    eps: tl.float64,
-    shrink: tl.float64,
-    l2: tl.float64,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    row_R, here_R, at_RD, mask_RD, w_RD, g_RD = _start(stored, local, count, rows, grad, l2, D, PAD, ROWS)
-    real = w_RD.dtype
-    m_RD = tl.load(moment1 + at_RD, mask=mask_RD, other=0.0)
-    v_RD = tl.load(moment2 + at_RD, mask=mask_RD, other=0.0)
-    keep = tl.full([], shrink, real)
-    rest1, rest2 = tl.full([], 1 - beta1, real), tl.full([], 1 - beta2, real)
-    lr, beta2, eps = tl.full([], lr, real), tl.full([], beta2, real), tl.full([], eps, real)
-    w_RD, m_RD, v_RD = _adam(w_RD, g_RD, m_RD, v_RD, lr, rest1, beta2, rest2, eps, keep)
-    tl.store(moment1 + at_RD, m_RD, mask=mask_RD)
-    tl.store(moment2 + at_RD, v_RD, mask=mask_RD)
-    tl.store(stored + at_RD, w_RD, mask=mask_RD)
+def momentum(w_TD, g_TD, b_TD, second, lr, mu, _c2, _c3, shrink, D: tl.constexpr):
+    real = w_TD.dtype
+    b_TD = tl.full([], mu, real) * b_TD + g_TD
+    return tl.full([], shrink, real) * w_TD - tl.full([], lr, real) * b_TD, b_TD, second
 
 
 @triton.jit
-def _gap(since, place_R, here_R, now, span):
-    """(last step taken before each row's gap, last step of it to replay, and both over all rows of the program)."""
-    since_R = tl.load(since + place_R, mask=here_R, other=0).to(tl.int64)
-    since_R = tl.where(here_R, since_R, now)
-    last_R = tl.minimum(since_R + span, now)
-    return since_R, last_R, tl.min(since_R, 0), tl.max(last_R, 0)
+def adagrad(w_TD, g_TD, s_TD, second, lr, eps, _c2, _c3, shrink, D: tl.constexpr):
+    real = w_TD.dtype
+    s_TD = s_TD + g_TD * g_TD
+    change_TD = _div(tl.full([], lr, real) * g_TD, _sqrt(s_TD) + tl.full([], eps, real))
+    return tl.full([], shrink, real) * w_TD - change_TD, s_TD, second
+
+
+@triton.jit
+def rowwise_adagrad(w_TD, g_TD, s_T1, second, lr, eps, _c2, _c3, shrink, D: tl.constexpr):
+    real = w_TD.dtype
+    s_T1 = s_T1 + _div(tl.sum(g_TD * g_TD, 1), tl.full([], D, real))[:, None]
+    rate_T1 = _div(tl.full([], lr, real), _sqrt(s_T1) + tl.full([], eps, real))
+    return tl.full([], shrink, real) * w_TD - rate_T1 * g_TD, s_T1, second
+
+
+@triton.jit
+def adam(w_TD, g_TD, m_TD, v_TD, lr, beta1, beta2, eps, shrink, D: tl.constexpr):
+    real = w_TD.dtype
+    m_TD = m_TD + tl.full([], 1 - beta1, real) * (g_TD - m_TD)
+    v_TD = tl.full([], beta2, real) * v_TD + tl.full([], 1 - beta2, real) * (g_TD * g_TD)
+    change_TD = _div(tl.full([], lr, real) * m_TD, _sqrt(v_TD) + tl.full([], eps, real))
+    return tl.full([], shrink, real) * w_TD - change_TD, m_TD, v_TD
+
+
+@triton.jit
+def _store(stored, first, second, offset_TD, mask_TD, offset_TX, mask_TX, w_TD, first_TX, second_TX, X: tl.constexpr):
+    if first is not None:
+        if X == 1:
+            tl.debug_barrier()  # threads may share an accumulator: all must have read it before one writes it
+        tl.store(first + offset_TX, first_TX, mask=mask_TX)
+    if second is not None:
+        tl.store(second + offset_TX, second_TX, mask=mask_TX)
+    tl.store(stored + offset_TD, w_TD, mask=mask_TD)
 
 
 @_program
-def replay_adagrad(
+def step(
+    stored,
+    local,
+    count,
+    rows,
+    grad,
+    first,
+    second,
+    c0: tl.float64,
+    c1: tl.float64,
+    c2: tl.float64,
+    c3: tl.float64,
+    shrink: tl.float64,
+    l2: tl.float64,
+    UPDATE: tl.constexpr,
+    X: tl.constexpr,
+    PAD_X: tl.constexpr,
+    D: tl.constexpr,
+    PAD: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Decay rows and apply the rule that updates them by UPDATE."""
+    position_T, row_T, mask_T = _find(local, count, rows, TILE)
+    offset_TD, mask_TD = _elements(row_T, mask_T, D, PAD)
+    offset_TX, mask_TX = _elements(row_T, mask_T, X, PAD_X)
+    grad_TD, _ = _elements(position_T, mask_T, D, PAD)
+    w_TD = tl.load(stored + offset_TD, mask=mask_TD, other=0.0)
+    g_TD = tl.load(grad + grad_TD, mask=mask_TD, other=0.0)
+    g_TD = g_TD + tl.full([], l2, w_TD.dtype) * w_TD
+    first_TX, second_TX = _load(first, offset_TX, mask_TX), _load(second, offset_TX, mask_TX)
+    w_TD, first_TX, second_TX = UPDATE(w_TD, g_TD, first_TX, second_TX, c0, c1, c2, c3, shrink, D)
+    _store(stored, first, second, offset_TD, mask_TD, offset_TX, mask_TX, w_TD, first_TX, second_TX, X)
+
+
+@triton.jit
+def _coefficient(step_C, c: tl.constexpr, C: tl.constexpr):
+    """Return coefficient c of a step of a rule with C coefficients, 0 if it has fewer."""
+    if c < C:
+        return tl.load(step_C + 2 + c)
+    else:
+        return 0.0
+
+
+@_program
+def replay(
     stored,
     local,
     count,
     rows,
     since,
-    sums,
+    first,
+    second,
     coefficients,
     now,
     span,
     l2: tl.float64,
+    log_decay1: tl.float64,
+    log_decay2: tl.float64,
+    UPDATE: tl.constexpr,
+    FADES: tl.constexpr,
+    C: tl.constexpr,
+    X: tl.constexpr,
+    PAD_X: tl.constexpr,
     D: tl.constexpr,
     PAD: tl.constexpr,
-    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
 ):
-    """`numbers` as in `Past`, but step by step: C of them each."""
-    C: tl.constexpr = 4
-    place_R, row_R, here_R = _find(local, count, rows, ROWS)
-    at_RD, mask_RD = _elements(row_R, here_R, D, PAD)
-    w_RD = tl.load(stored + at_RD, mask=mask_RD, other=0.0)
-    s_RD = tl.load(sums + at_RD, mask=mask_RD, other=0.0)
-    real = w_RD.dtype
-    l2 = tl.full([], l2, real)
-    since_R, last_R, first, last = _gap(since, place_R, here_R, now, span)
-    for step in range(first + 1, last + 1):
-        keep = tl.load(coefficients + step * C + 1).to(real)
-        lr = tl.load(coefficients + step * C + 2).to(real)
-        eps = tl.load(coefficients + step * C + 3).to(real)
-        missed_R1 = (since_R < step)[:, None]
-        new_RD, sum_RD = _adagrad(w_RD, l2 * w_RD, s_RD, lr, eps, keep)
-        w_RD, s_RD = tl.where(missed_R1, new_RD, w_RD), tl.where(missed_R1, sum_RD, s_RD)
-    tl.store(sums + at_RD, s_RD, mask=mask_RD)
-    tl.store(stored + at_RD, w_RD, mask=mask_RD)
+    """Apply missed steps; `coefficients` as in `MissedSteps`, but (S, 2 + C). FADES: `span` may end before the gap."""
+    position_T, row_T, mask_T = _find(local, count, rows, TILE)
+    offset_TD, mask_TD = _elements(row_T, mask_T, D, PAD)
+    offset_TX, mask_TX = _elements(row_T, mask_T, X, PAD_X)
+    w_TD = tl.load(stored + offset_TD, mask=mask_TD, other=0.0)
+    first_TX, second_TX = _load(first, offset_TX, mask_TX), _load(second, offset_TX, mask_TX)
+    real = w_TD.dtype
+    since_T = tl.load(since + position_T, mask=mask_T, other=0).to(tl.int64)
+    since_T = tl.where(mask_T, since_T, now)
+    last_T = tl.minimum(since_T + span, now)
+    for s in range(tl.min(since_T, 0) + 1, tl.max(last_T, 0) + 1):
+        step_C = coefficients + s * (2 + C)
+        c0, c1 = _coefficient(step_C, 0, C), _coefficient(step_C, 1, C)
+        c2, c3 = _coefficient(step_C, 2, C), _coefficient(step_C, 3, C)
+        g_TD = tl.full([], l2, real) * w_TD
+        new_TD, new1_TX, new2_TX = UPDATE(w_TD, g_TD, first_TX, second_TX, c0, c1, c2, c3, tl.load(step_C + 1), D)
+        missed_T1 = ((since_T < s) & (s <= last_T))[:, None]
+        w_TD = tl.where(missed_T1, new_TD, w_TD)
+        first_TX = tl.where(missed_T1, new1_TX, first_TX)
+        if second is not None:
+            second_TX = tl.where(missed_T1, new2_TX, second_TX)
+    if FADES:
+        rest_T = (now - last_T).to(tl.float64)  # if it is 0, the three factors are 1
+        left_T = tl.load(coefficients + now * (2 + C)) / tl.load(
+            coefficients + last_T * (2 + C), mask=mask_T, other=1.0
+        )
+        w_TD *= left_T.to(real)[:, None]
+        first_TX *= tl.exp(rest_T * log_decay1).to(real)[:, None]
+        second_TX *= tl.exp(rest_T * log_decay2).to(real)[:, None]
+    _store(stored, first, second, offset_TD, mask_TD, offset_TX, mask_TX, w_TD, first_TX, second_TX, X)
 
 
 @_program
-def replay_rowwise_adagrad(
-    stored,
-    local,
-    count,
-    rows,
-    since,
-    sums,
-    coefficients,
-    now,
-    span,
-    l2: tl.float64,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    C: tl.constexpr = 4
-    place_R, row_R, here_R = _find(local, count, rows, ROWS)
-    at_RD, mask_RD = _elements(row_R, here_R, D, PAD)
-    w_RD = tl.load(stored + at_RD, mask=mask_RD, other=0.0)
-    s_R = tl.load(sums + row_R, mask=here_R, other=0.0)
-    real = w_RD.dtype
-    l2 = tl.full([], l2, real)
-    since_R, last_R, first, last = _gap(since, place_R, here_R, now, span)
-    for step in range(first + 1, last + 1):
-        keep = tl.load(coefficients + step * C + 1).to(real)
-        lr = tl.load(coefficients + step * C + 2).to(real)
-        eps = tl.load(coefficients + step * C + 3).to(real)
-        missed_R = since_R < step
-        new_RD, sum_R = _rowwise_adagrad(w_RD, l2 * w_RD, s_R, lr, eps, keep, D)
-        w_RD, s_R = tl.where(missed_R[:, None], new_RD, w_RD), tl.where(missed_R, sum_R, s_R)
-    tl.debug_barrier()  # as in rowwise_adagrad
-    tl.store(sums + row_R, s_R, mask=here_R)
-    tl.store(stored + at_RD, w_RD, mask=mask_RD)
-
-
-@_program
-def replay_adam(
-    stored,
-    local,
-    count,
-    rows,
-    since,
-    moment1,
-    moment2,
-    coefficients,
-    beta1: tl.float64,
-    beta2: tl.float64,
-    log_beta1: tl.float64,
-    log_beta2: tl.float64,
-    now,
-    span,
-    l2: tl.float64,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    C: tl.constexpr = 6
-    place_R, row_R, here_R = _find(local, count, rows, ROWS)
-    at_RD, mask_RD = _elements(row_R, here_R, D, PAD)
-    w_RD = tl.load(stored + at_RD, mask=mask_RD, other=0.0)
-    m_RD = tl.load(moment1 + at_RD, mask=mask_RD, other=0.0)
-    v_RD = tl.load(moment2 + at_RD, mask=mask_RD, other=0.0)
-    real = w_RD.dtype
-    rest1, rest2 = tl.full([], 1 - beta1, real), tl.full([], 1 - beta2, real)
-    l2, beta2 = tl.full([], l2, real), tl.full([], beta2, real)
-    since_R, last_R, first, last = _gap(since, place_R, here_R, now, span)
-    for step in range(first + 1, last + 1):
-        keep = tl.load(coefficients + step * C + 1).to(real)
-        lr = tl.load(coefficients + step * C + 2).to(real)
-        eps = tl.load(coefficients + step * C + 5).to(real)
-        missed_R1 = ((since_R < step) & (step <= last_R))[:, None]
-        new_RD, first_RD, second_RD = _adam(w_RD, l2 * w_RD, m_RD, v_RD, lr, rest1, beta2, rest2, eps, keep)
-        w_RD = tl.where(missed_R1, new_RD, w_RD)
-        m_RD = tl.where(missed_R1, first_RD, m_RD)
-        v_RD = tl.where(missed_R1, second_RD, v_RD)
-    rest_R = (now - last_R).to(tl.float64)  # where it is 0, the three factors are 1
-    left_R = tl.load(coefficients + now * C) / tl.load(coefficients + last_R * C, mask=here_R, other=1.0)
-    w_RD *= left_R.to(real)[:, None]
-    m_RD *= tl.exp(rest_R * log_beta1).to(real)[:, None]
-    v_RD *= tl.exp(rest_R * log_beta2).to(real)[:, None]
-    tl.store(moment1 + at_RD, m_RD, mask=mask_RD)
-    tl.store(moment2 + at_RD, v_RD, mask=mask_RD)
-    tl.store(stored + at_RD, w_RD, mask=mask_RD)
+def affine(stored, local, count, rows, buffer, maps, D: tl.constexpr, PAD: tl.constexpr, TILE: tl.constexpr):
+    """Map (w, b) linearly; `maps`, (4, G), in the dtype of the rows."""
+    position_T, row_T, mask_T = _find(local, count, rows, TILE)
+    offset_TD, mask_TD = _elements(row_T, mask_T, D, PAD)
+    w_TD, b_TD = tl.load(stored + offset_TD, mask=mask_TD), tl.load(buffer + offset_TD, mask=mask_TD)
+    m0_T = tl.load(maps + position_T, mask=mask_T)
+    m1_T = tl.load(maps + count + position_T, mask=mask_T)
+    m2_T = tl.load(maps + 2 * count + position_T, mask=mask_T)
+    m3_T = tl.load(maps + 3 * count + position_T, mask=mask_T)
+    tl.store(stored + offset_TD, m0_T[:, None] * w_TD + m1_T[:, None] * b_TD, mask=mask_TD)
+    tl.store(buffer + offset_TD, m2_T[:, None] * w_TD + m3_T[:, None] * b_TD, mask=mask_TD)

@@ -1,0 +1,99 @@
+"""Documentation is true: its Python blocks run, and the files it names exist."""
+
+import contextlib
+import inspect
+import io
+import re
+import runpy
+import shutil
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distrec.losses import base
+from tests.losses import test_losses
+from tests.training import test_trainer
+from tests.training.test_trainer import preferences  # noqa: F401  (a fixture)
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
+
+
+def python_blocks(document: Path) -> list[str]:
+    """Return the Python blocks of a Markdown file, in order."""
+    found = re.findall(r"^( *)```python\n(.*?)^\1```$", document.read_text(), re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(block) for _, block in found]
+
+
+def test_every_python_block_is_run_by_a_test_below():
+    """README: one block. CONTRIBUTING: the loss, its formula and its settings."""
+    found = {document.name: len(python_blocks(document)) for document in DOCUMENTS if python_blocks(document)}
+    assert found == {"README.md": 1, "CONTRIBUTING.md": 3}
+
+
+@pytest.mark.timeout(240)
+def test_the_example_of_the_readme(ray_cluster, tmp_path, monkeypatch, capsys):
+    """Run on small files under the names that it uses."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", "configs")
+    data = Path("path/to/gowalla")
+    data.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    items = [generator.permutation(80)[:12] for _ in range(40)]  # of each user; the last two are its test items
+    for name, part in (("train.txt", slice(10)), ("test.txt", slice(10, 12))):
+        lines = [f"{user} {' '.join(map(str, own[part]))}\n" for user, own in enumerate(items)]
+        (data / name).write_text("".join(lines))
+    (block,) = python_blocks(ROOT / "README.md")
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    result, printed = names["result"], capsys.readouterr().out.splitlines()
+    assert result.folder == tmp_path / "runs" / "search" and result.test_users == 40
+    assert any("'kind': 'epoch'" in line for line in printed)  # on_event=print
+    assert printed[-2].startswith(f"{result.metrics['test/ndcg@20']} ") and 0 < float(printed[-1]) <= 1
+
+
+def test_the_loss_of_the_contributing_guide(preferences, monkeypatch):  # noqa: F811
+    """The added loss passes the tests of all losses."""
+    loss, *entries = python_blocks(ROOT / "CONTRIBUTING.md")
+    monkeypatch.setattr(base.losses, "_parts", dict(base.losses._parts))
+    exec(compile(loss, "CONTRIBUTING.md", "exec"), {})
+    names = {}
+    exec(compile("\n".join(entries), "CONTRIBUTING.md", "exec"), names)
+    (name,) = names["FORMULAS"]
+    assert name in base.losses
+    monkeypatch.setattr(test_losses, "FORMULAS", test_losses.FORMULAS | names["FORMULAS"])
+    monkeypatch.setattr(test_trainer, "SETTINGS", test_trainer.SETTINGS | names["SETTINGS"])
+    contracts = [
+        test
+        for key, test in vars(test_losses).items()
+        if key.startswith("test_") and list(inspect.signature(test).parameters) == ["name"]
+    ]
+    assert len(contracts) >= 4  # formula, masks, extremes, emptiness
+    for test in contracts:
+        test(name=name)
+    test_losses.test_every_loss_has_a_formula()
+    test_trainer.test_every_loss_learns_the_planted_preferences(preferences, name)
+
+
+@pytest.mark.timeout(240)
+def test_the_example_script(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        runpy.run_path(str(ROOT / "examples" / "train_and_evaluate.py"), run_name="__main__")
+    printed = dict(re.findall(r"^(test/\w+@\d+) +(\d\.\d{4})$", out.getvalue(), re.MULTILINE))
+    assert printed.keys() == {f"test/{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)}
+    assert len(re.findall(r"^epoch \d: loss", out.getvalue(), re.MULTILINE)) == 3
+    assert float(printed["test/recall@5"]) < float(printed["test/recall@10"]) < float(printed["test/recall@20"])
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_paths_and_links_exist(document):
+    text = document.read_text()
+    paths = re.findall(r"`((?:distrec|tests|docs|configs|benchmarks|examples)/[\w./]*)`", text)
+    links = re.findall(r"\]\((?!http)([^)#]+)", text)
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    missing += [link for link in links if not (document.parent / link).exists()]
+    missing = [path for path in missing if path != "distrec/losses/scaled_bpr.py"]  # the example of CONTRIBUTING
+    assert missing == []
