@@ -181,19 +181,28 @@ def search_steps(length):
 
 
 @triton.jit
-def skip_excluded(point, start, length, steps, masses, UNIFORM: tl.constexpr):
-    """Shift points by the mass removed before them or at them. `start` and `length`: scalars, or one for each point."""
-    before = (point ^ point).to(tl.int32)
+def count_up_to(value, keys, start, length, steps):
+    """Return how many of the ascending keys[start:start + length] are <= value, by binary search, int32.
+
+    `start` and `length` are scalars, or have the shape of `value`.
+    """
+    found = (value ^ value).to(tl.int32)
     left = length
     for _ in range(steps):
         half = left >> 1
         probed = half > 0
-        key = tl.load(masses.start_P + start + before + half - 1, mask=probed, other=0)
-        before += tl.where(probed & (key <= point), half, 0).to(tl.int32)
+        key = tl.load(keys + start + found + half - 1, mask=probed, other=0)
+        found += tl.where(probed & (key <= value), half, 0).to(tl.int32)
         left -= half
     some = length > 0
-    key = tl.load(masses.start_P + start + before, mask=some, other=0)
-    before += (some & (key <= point)).to(tl.int32)
+    key = tl.load(keys + start + found, mask=some, other=0)
+    return found + (some & (key <= value)).to(tl.int32)
+
+
+@triton.jit
+def skip_excluded(point, start, length, steps, masses, UNIFORM: tl.constexpr):
+    """Shift points by the mass removed before them or at them."""
+    before = count_up_to(point, masses.start_P, start, length, steps)
     if UNIFORM:
         return point + before
     else:
@@ -202,7 +211,7 @@ def skip_excluded(point, start, length, steps, masses, UNIFORM: tl.constexpr):
 
 @triton.jit
 def find_items(point, masses, UNIFORM: tl.constexpr):
-    """Return the items at points of the cumulative mass, int32: binary search between two entries of the guide table."""
+    """Return the items at points of the cumulative mass, int32: binary search between two guide entries."""
     if UNIFORM:
         return point.to(tl.int32)
     else:
@@ -217,17 +226,26 @@ def find_items(point, masses, UNIFORM: tl.constexpr):
 
 @triton.jit
 def draw_for_pair(
-    user, ordinal, n, item_N, touched_V, state, masses,
-    UNIFORM: tl.constexpr, HALF_WORDS: tl.constexpr, EXCLUDE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    user,
+    ordinal,
+    n,
+    item_N,
+    touched_V,
+    state,
+    masses,
+    UNIFORM: tl.constexpr,
+    HALF_WORDS: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Write a pair's n negatives, draws ordinal * n .. ordinal * n + n - 1, and mark them as touched by this step."""
     free, start, length = free_mass(user, masses, EXCLUDE)
     steps = search_steps(length)
     first = ordinal.to(tl.uint64) * n.to(tl.uint64)
     epoch, second_index = tl.load(state + _EPOCH).to(tl.uint64), tl.full([], 0, tl.uint64)
     stamp = (tl.load(state + _TIME) + 1).to(tl.int32)
-    for begin_N in range(0, n + (first & 7).to(tl.int32), BLOCK):
-        index_N, point_N = block_points(first, begin_N, free, epoch, second_index, masses.constants, HALF_WORDS, BLOCK)
+    for chunk in range(0, n + (first & 7).to(tl.int32), BLOCK):
+        index_N, point_N = block_points(first, chunk, free, epoch, second_index, masses.constants, HALF_WORDS, BLOCK)
         if EXCLUDE:
             point_N = skip_excluded(point_N, start, length, steps, masses, UNIFORM)
         drawn_N = find_items(point_N, masses, UNIFORM)
@@ -239,9 +257,15 @@ def draw_for_pair(
 
 @triton.jit
 def draw_one_each(
-    user_B, ordinal_B, here_B, state, masses,
-    UNIFORM: tl.constexpr, HALF_WORDS: tl.constexpr, EXCLUDE: tl.constexpr,
-):  # fmt: skip
+    user_B,
+    ordinal_B,
+    here_B,
+    state,
+    masses,
+    UNIFORM: tl.constexpr,
+    HALF_WORDS: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+):
     """Return one negative for each pair of a block, (B,) int32: draw `ordinal` of the stream."""
     free_B, start_B, length_B = free_mass(user_B, masses, EXCLUDE)
     epoch = tl.load(state + _EPOCH).to(tl.uint64)

@@ -9,7 +9,7 @@ GOWALLA = (29_858, 40_981, 810_128)  # users, items, training interactions
 
 @cache
 def interactions(users: int, items: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return `count` distinct (user, item) pairs, sorted by user and item, at least one a user. Do not write to them."""
+    """Return `count` distinct (user, item) pairs, sorted by user and item, one a user or more. Do not write to them."""
     random = np.random.default_rng(seed)
     weight_U = random.lognormal(0.0, 0.9, users)
     weight_V = (np.arange(items) + 20.0) ** -0.7

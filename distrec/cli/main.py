@@ -60,9 +60,8 @@ def _resume_hint(argv: Sequence[str], folder: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="distrec", description="Train collaborative-filtering embedding models on a Ray cluster."
-    )
+    description = "Train collaborative-filtering embedding models on a Ray cluster."
+    parser = argparse.ArgumentParser(prog="distrec", description=description)
     parser.add_argument("--version", action="version", version=f"distrec {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -87,9 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("words", nargs="*", metavar="key=value", help="overrides for reading raw data, as for prepare")
 
     command = _add(commands, "keys", _keys, "list the configuration keys with type, default and description")
-    command.add_argument(
-        "prefix", nargs="?", default="", metavar="PREFIX", help="only keys with this prefix, for instance optim"
-    )
+    command.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="only keys with it, for example optim")
     return parser
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 _MIN_BYTES = 2**20  # smaller arrays are left to torch
 _HEADROOM = 1 / 16  # added to each request, because the next array may be a little larger
@@ -21,7 +22,7 @@ _free: list[mmap.mmap] = []
 _lock = threading.Lock()  # held to acquire, not to release: a garbage collection may release at any time
 
 
-def empty(shape: Sequence[int], like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return an uninitialised tensor on the device of `like`, and of its dtype unless another is given.
 
     Its memory returns to the pool when neither it nor a view of it is left. On a GPU torch has a pool of its own.
@@ -36,7 +37,7 @@ def empty(shape: Sequence[int], like: torch.Tensor, dtype: torch.dtype | None = 
     return torch.from_numpy(array).view(dtype).view(tuple(shape))
 
 
-def select_rows(rows_VD: torch.Tensor, index_U: torch.Tensor) -> torch.Tensor:
+def select_rows(rows_VD: Tensor, index_U: Tensor) -> Tensor:
     """Return copies of some rows, (U, D): `index_select` into memory of the pool, without a gradient."""
     out_UD = empty([len(index_U), *rows_VD.shape[1:]], rows_VD)
     return torch.index_select(rows_VD.detach(), 0, index_U, out=out_UD)

@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 _HUGE_PAGE = 2**21  # bytes
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return zeros, on the CPU in huge pages where the system provides them on request.
 
     numpy requests them from 4 MiB on; torch does not. Without them, random access to the rows of a table of 10 million

@@ -28,7 +28,7 @@ _RESOLUTION = 2.0**32
 
 @dataclass(frozen=True)
 class RankingSums:
-    """Metrics summed over a set of users. `add` combines those of several workers."""
+    """Metrics summed over a set of users; the sums of several sets add up exactly."""
 
     sums: Mapping[str, float]
     """Sum over users by `name@k`."""
@@ -36,12 +36,6 @@ class RankingSums:
     """Number of users with at least one relevant item, over which the sums run."""
     left_out: int
     """Number of users without a relevant item."""
-
-    def add(self, other: "RankingSums") -> "RankingSums":
-        """Return the sums over both sets of users. Both must hold the same metrics."""
-        assert self.sums.keys() == other.sums.keys(), (list(self.sums), list(other.sums))
-        sums = {name: total + other.sums[name] for name, total in self.sums.items()}
-        return RankingSums(sums, self.users + other.users, self.left_out + other.left_out)
 
     def means(self) -> dict[str, float]:
         """Return {"recall@20": 0.159, ...}, averaged over the users with a relevant item.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from distrec.core.errors import UserError
 from distrec.evaluation.topk import NAN_SCORE, NO_ITEM, merge_topk, topk_block
@@ -43,13 +44,8 @@ class UserItemPairs:
 
 @torch.no_grad()
 def rank(
-    users_UD: torch.Tensor,
-    known: UserItemPairs,
-    own_items_VD: torch.Tensor,
-    partition: Partition,
-    exchange: Exchange,
-    k: int,
-) -> torch.Tensor:
+    users_UD: Tensor, known: UserItemPairs, own_items_VD: Tensor, partition: Partition, exchange: Exchange, k: int
+) -> Tensor:
     """Return the top-K items of each user by dot product, known items excluded. Collective, also without users.
 
     Args:
@@ -83,11 +79,7 @@ def rank(
 
 
 def add_block(
-    best: tuple[torch.Tensor, torch.Tensor],
-    users_UD: torch.Tensor,
-    items_VD: torch.Tensor,
-    ids_V: torch.Tensor,
-    masked: UserItemPairs,
+    best: tuple[Tensor, Tensor], users_UD: Tensor, items_VD: Tensor, ids_V: Tensor, masked: UserItemPairs
 ) -> None:
     """Merge items into the top-K lists.
 
@@ -112,11 +104,7 @@ def add_block(
 
 
 def add_block_reference(
-    best: tuple[torch.Tensor, torch.Tensor],
-    users_UD: torch.Tensor,
-    items_VD: torch.Tensor,
-    ids_V: torch.Tensor,
-    masked: UserItemPairs,
+    best: tuple[Tensor, Tensor], users_UD: Tensor, items_VD: Tensor, ids_V: Tensor, masked: UserItemPairs
 ) -> None:
     """`add_block` in plain torch, for any device and dtype."""
     (scores_UK, ids_UK), users, size = best, len(users_UD), max(1, _SCORES // len(ids_V))
@@ -128,7 +116,7 @@ def add_block_reference(
         scores_UK[rows], ids_UK[rows] = merge_topk((scores_UK[rows], ids_UK[rows]), found, scores_UK.shape[1])
 
 
-def _mask(scores_BV: torch.Tensor, masked: UserItemPairs, rows: slice) -> None:
+def _mask(scores_BV: Tensor, masked: UserItemPairs, rows: slice) -> None:
     """Set the scores of masked pairs in a slice of the user rows to -inf."""
     low, high = np.searchsorted(masked.row, [rows.start, rows.stop])
     flat = (masked.row[low:high].astype(np.int64) - rows.start) * scores_BV.shape[1] + masked.item[low:high]

@@ -63,6 +63,11 @@ class Decay(NamedTuple):
     l2: float = 0.0
 
 
+def padded(coefficients: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the four coefficients that compiled kernels take, 0 where a rule has fewer."""
+    return *coefficients, *(0.0,) * (4 - len(coefficients))
+
+
 class OptimizerKernels(Protocol):
     """Operations on the rows of one shard, (V, D). Local rows are int64 and, unless stated otherwise, unique."""
 

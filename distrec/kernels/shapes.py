@@ -1,11 +1,9 @@
 """Shape checks that the compiled implementations of pair scores share."""
 
-import torch
+from torch import Tensor
 
 
-def check_shapes(
-    users_UD: torch.Tensor, items_VD: torch.Tensor, user_index_B: torch.Tensor, item_index_BN: torch.Tensor
-) -> None:
+def check_shapes(users_UD: Tensor, items_VD: Tensor, user_index_B: Tensor, item_index_BN: Tensor) -> None:
     """Raise ValueError unless shapes and dtypes fit together, as compiled code does not check them."""
     shapes = [tuple(tensor.shape) for tensor in (users_UD, items_VD, user_index_B, item_index_BN)]
     fits = [len(shape) for shape in shapes] == [2, 2, 1, 2]

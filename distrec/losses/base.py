@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distrec.core.buffer_pool import empty
 from distrec.core.registry import Registry
@@ -15,24 +16,24 @@ from distrec.losses.config import LossConfig
 class Scores:
     """Scores of one worker's pairs. A negative at -inf is masked, as it is a known positive of that user."""
 
-    positive_B: torch.Tensor
-    negative_BN: torch.Tensor
-    log_q_BN: torch.Tensor | None = None
+    positive_B: Tensor
+    negative_BN: Tensor
+    log_q_BN: Tensor | None = None
     """log of each negative's sampling probability, (B, N) or (1, N), if the configuration asks for it."""
 
 
-Loss = Callable[[Scores, LossConfig], torch.Tensor]
+Loss = Callable[[Scores, LossConfig], Tensor]
 """Loss of each pair, (B,). The trainer averages over the pairs of all workers."""
 
 losses: Registry[Loss] = Registry("loss")
 
 
-def softplus(x: torch.Tensor) -> torch.Tensor:
+def softplus(x: Tensor) -> Tensor:
     """Return log(1 + e^x), elementwise. torch's default switches to x at 20, which is too early for float64."""
     return torch.nn.functional.softplus(x, threshold=40.0)
 
 
-def log_sum_exp(scores_BN: torch.Tensor, temperature: float) -> torch.Tensor:
+def log_sum_exp(scores_BN: Tensor, temperature: float) -> Tensor:
     """Return log sum_j e^{s_j / t} of each pair, (B,); -inf where all scores are -inf.
 
     Equals `torch.logsumexp(scores_BN / temperature, 1)` in half the time: the exponentials are saved for the backward
@@ -43,7 +44,7 @@ def log_sum_exp(scores_BN: torch.Tensor, temperature: float) -> torch.Tensor:
 
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores_BN: torch.Tensor, temperature: float) -> torch.Tensor:
+    def forward(ctx: Any, scores_BN: Tensor, temperature: float) -> Tensor:
         # Finite, as -inf - (-inf) is NaN.
         highest_B1 = scores_BN.amax(1, keepdim=True).clamp_(min=torch.finfo(scores_BN.dtype).min)
         numerator_BN = torch.sub(scores_BN, highest_B1, out=empty(scores_BN.shape, scores_BN))
@@ -55,7 +56,7 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_B: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None]:
         if ctx.kept is None:
             raise RuntimeError("log_sum_exp supports one backward pass: the first one overwrote the saved tensors")
         (numerator_BN, sum_B1), ctx.kept = ctx.kept, None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from distrec.core.registry import Registry
 from distrec.losses.config import LossConfig
@@ -20,14 +21,14 @@ _SCORES = 2**25  # held at a time: 128 MiB in float32. Smaller blocks make the m
 class Outcome(NamedTuple):
     """Losses and user gradients of the pairs of all workers, in rank order, and gradients of this worker's items."""
 
-    loss_B: torch.Tensor
-    users_grad_BD: torch.Tensor
+    loss_B: Tensor
+    users_grad_BD: Tensor
     """Gradient of `loss_B.sum()`, summed over all items."""
-    items_grad_VD: torch.Tensor
+    items_grad_VD: Tensor
     """Gradient of `loss_B.sum()`, summed over all pairs."""
 
 
-CatalogueLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, LossConfig, Exchange], Outcome]
+CatalogueLoss = Callable[[Tensor, Tensor, Tensor, LossConfig, Exchange], Outcome]
 """(users of all pairs (B, D), this worker's items (V, D), index of each pair's positive among these items or -1 where
 another worker owns it (B,), configuration, group) -> losses and gradients. Users and items are representations.
 Collective: all workers call it with the same users."""
@@ -37,9 +38,7 @@ catalogue_losses: Registry[CatalogueLoss] = Registry("catalogue loss")
 
 @catalogue_losses.register("softmax")
 @torch.no_grad()
-def softmax(
-    users_BD: torch.Tensor, items_VD: torch.Tensor, positive_B: torch.Tensor, config: LossConfig, exchange: Exchange
-) -> Outcome:
+def softmax(users_BD: Tensor, items_VD: Tensor, positive_B: Tensor, config: LossConfig, exchange: Exchange) -> Outcome:
     """Return -s_ui/t + log sum over all items j of e^{s_uj/t}, exact (SimCE paper, Eq. 3; MINE paper, Eq. 1)."""
     loss_B, users_grad_BD = users_BD.new_empty(len(users_BD)), torch.empty_like(users_BD)
     items_grad_VD = torch.zeros_like(items_VD)
@@ -69,14 +68,14 @@ def softmax(
     return Outcome(loss_B, exchange.all_add(users_grad_BD), items_grad_VD)
 
 
-def _positive_scores(scores_bV: torch.Tensor, index_b: torch.Tensor, owned_b: torch.Tensor) -> torch.Tensor:
+def _positive_scores(scores_bV: Tensor, index_b: Tensor, owned_b: Tensor) -> Tensor:
     """Return the scores of the positives, 0 where another worker owns them."""
     if scores_bV.shape[1] == 0:
         return scores_bV.new_zeros(len(index_b))
     return scores_bV.gather(1, index_b[:, None]).squeeze(1).masked_fill_(~owned_b, 0.0)
 
 
-def _positive_rows(items_VD: torch.Tensor, index_b: torch.Tensor, owned_b: torch.Tensor) -> torch.Tensor:
+def _positive_rows(items_VD: Tensor, index_b: Tensor, owned_b: Tensor) -> Tensor:
     """Return the rows of the positives, 0 where another worker owns them."""
     if len(items_VD) == 0:
         return items_VD.new_zeros(len(index_b), items_VD.shape[1])

@@ -2,14 +2,14 @@
 
 import math
 
-import torch
+from torch import Tensor
 
 from distrec.losses.base import Scores, log_sum_exp, losses, softplus
 from distrec.losses.config import LossConfig
 
 
 @losses.register("ssm")
-def ssm(scores: Scores, config: LossConfig) -> torch.Tensor:
+def ssm(scores: Scores, config: LossConfig) -> Tensor:
     """Return -log( e^{s_ui/t} / (e^{s_ui/t} + sum_j e^{s_uj/t}) ), sampled softmax or InfoNCE (Wu et al., TOIS 2024).
 
     With `log_q`, each negative has importance weight 1 / (N q_j): the sum is then an unbiased estimate of the sum over

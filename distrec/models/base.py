@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
+from torch import Tensor
 
 from distrec.core.registry import Registry
 from distrec.models.config import ModelConfig
@@ -13,11 +13,11 @@ class Model(Protocol):
     """Map from table rows to representations. Row-wise: it gets unique rows, and each output depends on its row only,
     because the worker that owns an item computes its representation before sending it."""
 
-    def users(self, rows_UD: torch.Tensor) -> torch.Tensor:
+    def users(self, rows_UD: Tensor) -> Tensor:
         """Return representations of users, (U, D)."""
         ...
 
-    def items(self, rows_UD: torch.Tensor) -> torch.Tensor:
+    def items(self, rows_UD: Tensor) -> Tensor:
         """Return representations of items, (U, D)."""
         ...
 

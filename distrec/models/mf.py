@@ -1,6 +1,6 @@
 """Matrix factorisation: the score of a pair is the dot product or the cosine of its two rows."""
 
-import torch
+from torch import Tensor
 
 from distrec.models.base import models
 from distrec.models.config import ModelConfig
@@ -14,7 +14,7 @@ class MF:
     def __init__(self, config: ModelConfig) -> None:
         self.cosine = config.similarity == "cosine"
 
-    def users(self, rows_UD: torch.Tensor) -> torch.Tensor:
+    def users(self, rows_UD: Tensor) -> Tensor:
         return l2_normalize(rows_UD) if self.cosine else rows_UD
 
     items = users

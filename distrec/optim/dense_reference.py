@@ -1,7 +1,5 @@
 """Dense reference of the optimizer, the oracle: its formulas applied to every row of a table at each step."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -10,7 +8,7 @@ from distrec.optim.schedule import learning_rate
 
 
 class DenseReference:
-    """Any rule, decay and schedule over a whole table, (V, D), in the dtype of its rows."""
+    """Any rule (a method of its name), decay and schedule over a whole table, (V, D), in the dtype of its rows."""
 
     def __init__(self, rows_VD: Tensor, config: OptimConfig, total_steps: int, table: str = "items") -> None:
         self.rows_VD = rows_VD.clone()
@@ -20,14 +18,6 @@ class DenseReference:
         self.t = 0
         self.first_VD = torch.zeros_like(rows_VD)  # m of Adam, buffer of momentum
         self.second_VD = torch.zeros_like(rows_VD)  # v of Adam, sum of squares of Adagrad
-        self.rules: dict[str, Callable[[int, Tensor], Tensor]] = {
-            "sgd": self.sgd,
-            "momentum": self.momentum,
-            "adagrad": self.adagrad,
-            "rowwise_adagrad": self.rowwise_adagrad,
-            "lazy_adam": self.lazy_adam,
-            "adam": self.adam,
-        }
 
     def step(self, rows_U: Tensor, grad_UD: Tensor) -> None:
         """Take one step in which the rows `rows_U` (unique) have the gradients `grad_UD` and all others have none."""
@@ -50,7 +40,7 @@ class DenseReference:
         if grad is None and self.config.rule in ("momentum", "adam"):
             grad = torch.zeros_like(self.rows_VD[row])
         if grad is not None:
-            self.rows_VD[row] = self.rows_VD[row] - lr * self.rules[self.config.rule](row, grad)
+            self.rows_VD[row] = self.rows_VD[row] - lr * getattr(self, self.config.rule)(row, grad)
 
     def sgd(self, row: int, grad: Tensor) -> Tensor:
         """Return g."""

@@ -6,9 +6,9 @@ Without a gradient, a step of SGD with momentum mu maps (w, b) of each element l
     w <- (1 - lr strength) w - lr mu b        b <- strength w + mu b  (l2)
 
 At step n, a row that was last written at step a therefore needs the product T(a, n) of the 2 x 2 matrices in between.
-Momentum fades much faster than decay, so one of its singular values soon becomes negligible. From then on
-T(a, n) = x_n y_a', where the direction x_n is the same for all a, and y_a is constant. A step thus updates the few
-hundred products that are not of rank one yet ("open"), whatever the size of the table.
+One of its singular values soon becomes negligible: momentum fades faster than decay, or decay is so strong that rows
+fade faster. From then on T(a, n) = x_n y_a', where the direction x_n is the same for all a, and y_a is constant. A step
+thus updates the few hundred products that are not of rank one yet ("open"), whatever the size of the table.
 
 C: coefficients of a step; G: rows that missed steps.
 """
@@ -22,6 +22,7 @@ from distrec.optim.deferred import PerRowDeferred, StepCoefficients
 from distrec.optim.rules import Momentum
 
 _NEGLIGIBLE = 1e-18  # ratio of the singular values: far below the resolution of float64
+_SMALL = 1e-6  # a column of T this much smaller than the other has lost digits of the direction x
 _DET = 4
 
 
@@ -40,7 +41,7 @@ class ClosedFormMomentum(PerRowDeferred):
         self._momentum, self._buffer_VD = rule.momentum, rule.slots["buffer"]
         self._strength = strength
         self._steps = StepCoefficients(5)
-        self._open, self._x = 0, np.zeros(2)  # the first open step; x_now
+        self._open, self._x = 0, np.zeros(2)  # the first open step; x_now, the first column of T(0, now) at first
         self._restart()
 
     @property
@@ -63,11 +64,13 @@ class ClosedFormMomentum(PerRowDeferred):
 
     def _close(self, values_CS: np.ndarray) -> None:
         """Replace the oldest products by y_a, if they are of rank one."""
-        larger = int(np.abs(self._x).argmax())
         while self._open < self._now:
             oldest = values_CS[:, self._open]
             if abs(oldest[_DET]) > _NEGLIGIBLE * (oldest[:4] ** 2).max():
                 return
+            if self._open == 0 and np.abs(self._x).max() < _SMALL * np.abs(oldest[1:4:2]).max():
+                self._x = oldest[1:4:2].copy()  # rows fade before momentum does: the second column is x
+            larger = int(np.abs(self._x).argmax())
             oldest[:2] = oldest[2 * larger : 2 * larger + 2] / self._x[larger]
             self._open += 1
 

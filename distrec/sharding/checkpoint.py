@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distrec.core.errors import UserError
 from distrec.sharding.partition import Partition
 
 _FORMAT = 1
 
-Rows = dict[str, torch.Tensor]
+Rows = dict[str, Tensor]
 """Per-row tensors of one table by name, each (V_local, ...), in the order of the shard's rows."""
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from distrec.kernels.dedup import unique_ids
 from distrec.sharding.shared_memory import SharedBuffers, size_for
@@ -24,9 +25,9 @@ from distrec.sharding.transfer import to_device
 class LookupPlan:
     """Routing of one look-up of rows and of the return of their gradients."""
 
-    rows_R: torch.Tensor
+    rows_R: Tensor
     """Local indices of this worker's rows that are requested, distinct, int64."""
-    row_index_A: torch.Tensor | None
+    row_index_A: Tensor | None
     """Index into `rows_R` of each request, by rank of the requesting worker. None with one worker."""
     gradient_index_WR: np.ndarray | None
     """Index of each worker's gradient of each of `rows_R`, int32, -1 where it has none: for this worker among its own
@@ -107,7 +108,7 @@ class Exchange:
             gradient_index_WR[rank, row_index_A[end - count : end]] = np.arange(first, first + count)
         return gradient_index_WR
 
-    def fetch(self, plan: LookupPlan, rows_RD: torch.Tensor) -> torch.Tensor:
+    def fetch(self, plan: LookupPlan, rows_RD: Tensor) -> Tensor:
         """Return the requested rows from their owners, (U, D), in the order of the request.
 
         The result is valid until the second call of `fetch` or `sum_gradients` after this one: it may be a view of a
@@ -122,13 +123,13 @@ class Exchange:
         if plan.row_index_A is not None:
             row_index = torch.split(plan.row_index_A, plan.requested_WW[:, self.rank].tolist())
 
-            def pack(rank: int, out: torch.Tensor) -> None:
+            def pack(rank: int, out: Tensor) -> None:
                 torch.index_select(rows_RD, 0, row_index[rank], out=out)
 
             rows_RD = self._all_to_all(pack, plan.requested_WW.T, rows_RD)
         return rows_RD.float() if self._send_bfloat16 else rows_RD
 
-    def sum_gradients(self, plan: LookupPlan, grad_UD: torch.Tensor) -> torch.Tensor:
+    def sum_gradients(self, plan: LookupPlan, grad_UD: Tensor) -> Tensor:
         """Return gradients to the owners and sum them for each of `plan.rows_R`, (R, D).
 
         A row's gradients are added in the order of the ranks, so that the sum is the same in every run.
@@ -137,7 +138,7 @@ class Exchange:
             return grad_UD
         parts = torch.split(grad_UD, plan.requested_WW[self.rank].tolist())
 
-        def pack(rank: int, out: torch.Tensor) -> None:
+        def pack(rank: int, out: Tensor) -> None:
             if rank != self.rank:  # this worker's own part is read from `grad_UD`
                 out.copy_(parts[rank])
 
@@ -154,9 +155,7 @@ class Exchange:
             sums_RD.index_add_(0, rows, source.index_select(0, index))  # rows are distinct within one worker's part
         return sums_RD
 
-    def _all_to_all(
-        self, pack: Callable[[int, torch.Tensor], None], rows_WW: np.ndarray, like: torch.Tensor
-    ) -> torch.Tensor:
+    def _all_to_all(self, pack: Callable[[int, Tensor], None], rows_WW: np.ndarray, like: Tensor) -> Tensor:
         """Send rows to every worker. Return the rows received from all of them, by rank.
 
         Args:
@@ -212,13 +211,13 @@ class Exchange:
         dist.all_gather_object(texts, text)
         return texts
 
-    def broadcast(self, tensor: torch.Tensor, source: int) -> torch.Tensor:
+    def broadcast(self, tensor: Tensor, source: int) -> Tensor:
         """Copy the tensor of worker `source` into the tensors of all workers. Return this worker's."""
         if self.workers > 1:
             dist.broadcast(tensor, source)
         return tensor
 
-    def gather(self, part: torch.Tensor) -> tuple[torch.Tensor, slice]:
+    def gather(self, part: Tensor) -> tuple[Tensor, slice]:
         """Return (the parts of all workers, concatenated; the slice of this worker). Parts may differ in length."""
         if self.workers == 1:
             return part, slice(0, len(part))
@@ -229,11 +228,11 @@ class Exchange:
         start = sum(lengths[: self.rank])
         return torch.cat(parts), slice(start, start + len(part))
 
-    def all_add(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_add(self, tensor: Tensor) -> Tensor:
         """Return the sum over the workers, added in the order of the ranks."""
         return tensor if self.workers == 1 else torch.stack(self._all_gather(tensor)).sum(0)
 
-    def all_max(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_max(self, tensor: Tensor) -> Tensor:
         """Return the elementwise maximum over the workers."""
         return tensor if self.workers == 1 else torch.stack(self._all_gather(tensor)).amax(0)
 
@@ -243,7 +242,7 @@ class Exchange:
             return list(values)
         return self.all_add(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
 
-    def _all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+    def _all_gather(self, tensor: Tensor) -> list[Tensor]:
         tensors = [torch.empty_like(tensor) for _ in range(self.workers)]
         dist.all_gather(tensors, tensor.contiguous())
         return tensors

@@ -4,12 +4,13 @@ import zlib
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from distrec.core.randomness import Purpose, generator
 from distrec.sharding.partition import Partition
 
 
-def normal_rows(seed: int, table: str, partition: Partition, worker: int, dim: int, std: float) -> torch.Tensor:
+def normal_rows(seed: int, table: str, partition: Partition, worker: int, dim: int, std: float) -> Tensor:
     """Return a worker's shard of normal rows with standard deviation `std`, (V_local, dim) float32.
 
     Each bucket has a stream of its own, so that a worker draws only the rows it owns.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 FOLDER = Path("/dev/shm")
 _MIN_BYTES = 2**20  # of a buffer
@@ -91,7 +92,7 @@ class SharedBuffers:
         """Size of each buffer, bytes."""
         return self._buffers[self._rank].size
 
-    def tensor(self, rank: int, offset: int, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    def tensor(self, rank: int, offset: int, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         """Return a (rows, width) view of the buffer of a worker, from byte `offset`."""
         if rows * width == 0:  # frombuffer rejects empty ones
             return torch.empty(rows, width, dtype=dtype)

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from distrec.core.buffer_pool import select_rows
 from distrec.sharding.partition import Partition
@@ -11,11 +12,11 @@ from distrec.sharding.partition import Partition
 class Deferred(Protocol):
     """Deferred updates of the rows of a shard, weight decay for example. Implemented by an optimizer."""
 
-    def read(self, stored_VD: torch.Tensor, local_U: torch.Tensor) -> torch.Tensor:
+    def read(self, stored_VD: Tensor, local_U: Tensor) -> Tensor:
         """Return up-to-date copies of the rows with these local indices, (U, D)."""
         ...
 
-    def flush_(self, stored_VD: torch.Tensor) -> None:
+    def flush_(self, stored_VD: Tensor) -> None:
         """Apply all pending updates to the shard in place."""
         ...
 
@@ -23,7 +24,7 @@ class Deferred(Protocol):
 class Table:
     """The rows of one table that one worker owns, (V_local, D), in the order of `partition.rows_of(worker)`."""
 
-    def __init__(self, name: str, partition: Partition, worker: int, rows_VD: torch.Tensor) -> None:
+    def __init__(self, name: str, partition: Partition, worker: int, rows_VD: Tensor) -> None:
         assert rows_VD.shape[0] == partition.size(worker), (name, rows_VD.shape, partition, worker)
         self.name = name
         self.partition = partition
@@ -36,17 +37,17 @@ class Table:
         """Dtype of the rows that `read` returns: float32 where bfloat16 is stored."""
         return torch.float32 if self.stored_VD.dtype == torch.bfloat16 else self.stored_VD.dtype
 
-    def read(self, local_U: torch.Tensor) -> torch.Tensor:
+    def read(self, local_U: Tensor) -> Tensor:
         """Return up-to-date copies of the rows with these local indices, (U, D)."""
         if self.deferred is None:
             return select_rows(self.stored_VD, local_U).to(self.dtype)
         return self.deferred.read(self.stored_VD, local_U).to(self.dtype)
 
-    def read_all(self) -> torch.Tensor:
+    def read_all(self) -> Tensor:
         """Return all rows up to date, (V_local, D), read-only: for evaluation and export."""
         return self.flush().to(self.dtype)
 
-    def flush(self) -> torch.Tensor:
+    def flush(self) -> Tensor:
         """Bring all rows up to date in place and return the shard as it is stored, (V_local, D)."""
         if self.deferred is not None:
             self.deferred.flush_(self.stored_VD)

@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from torch import Tensor
 
 _ALIGNMENT = 256  # bytes: GPU kernels read whole memory lines
 
@@ -13,7 +14,7 @@ _ALIGNMENT = 256  # bytes: GPU kernels read whole memory lines
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
-def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """Return the arrays as tensors on a device: views on the CPU, one asynchronous copy on a GPU. uint16 becomes int32.
 
     The copy is made from pinned memory: from pageable memory it would wait for all pending work of the GPU.

@@ -11,6 +11,7 @@ import ray
 
 from distrec.core.errors import UserError, WorkerLost
 from distrec.sampling.stream.ray import STREAM_CPUS
+from distrec.sampling.stream.ray_internal import wrapped_errors
 from distrec.training.config import Config
 
 WORKER_CPUS = 1.0
@@ -120,14 +121,11 @@ def stream_plan(config: Config) -> tuple[str, int]:
 
 def root_cause(error: BaseException, run_folder: str) -> BaseException:
     """Return the UserError raised in a worker or its stream, or WorkerLost if one died; else `error` itself."""
-    chain: list[Any] = [error]
+    chain = [error]
     for link in chain:
         if isinstance(link, UserError) and not isinstance(link, ray.exceptions.RayError):
             return UserError(str(link))
-        # Ray wraps remote errors in several ways.
-        inner = [getattr(link, name, None) for name in ("__cause__", "cause", "_base_exc", "health_check_failure")]
-        inner += getattr(link, "worker_failures", {}).values()
-        chain += [e for e in inner if isinstance(e, BaseException) and all(e is not known for known in chain)]
+        chain += [inner for inner in wrapped_errors(link) if all(inner is not known for known in chain)]
     if lost := [link for link in chain if isinstance(link, _LOST)]:
         first_line = next(iter(str(lost[0]).strip().splitlines()), type(lost[0]).__name__)
         return WorkerLost(f"a worker was lost: {first_line}", run_folder)

@@ -17,6 +17,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.actor import ActorHandle
+from torch import Tensor
 
 from distrec.core.errors import UserError
 from distrec.data.dataset import Dataset, Part
@@ -119,7 +120,7 @@ class _Loop:
             self.trainer.save(Path(folder), {"history": self.history})
             ray.train.report({"epoch": len(self.history)}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    def _emit_step(self, epoch: int, step: int, start: float, loss_sum: torch.Tensor) -> None:
+    def _emit_step(self, epoch: int, step: int, start: float, loss_sum: Tensor) -> None:
         """Emit the progress of an epoch at intervals; the loss is estimated from this worker's own pairs."""
         now = time.perf_counter()
         if not self.emits or now - self.last_step_event < _STEP_EVENT_S:

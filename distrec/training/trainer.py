@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from distrec.core.buffer_pool import empty
 from distrec.data.dataset import Dataset, Part
@@ -45,7 +46,7 @@ class Trainer:
         self.optimizers = {name: SparseOptimizer(table, config.optim, steps) for name, table in self.tables.items()}
         self.meters = StepMeters()
         self._prefetched_lookup: tuple[Batch, Future[LookupPlan]] | None = None
-        self._prefetched_arrays: tuple[Batch, dict[str, torch.Tensor]] | None = None
+        self._prefetched_arrays: tuple[Batch, dict[str, Tensor]] | None = None
 
     @property
     def sees_scores(self) -> bool:
@@ -60,7 +61,7 @@ class Trainer:
             return f"rows outside the batch {how[ITEMS]}"
         return "; ".join(f"{name} outside the batch {text}" for name, text in how.items())
 
-    def step(self, batch: Batch, following: Batch | None = None) -> torch.Tensor:
+    def step(self, batch: Batch, following: Batch | None = None) -> Tensor:
         """Take one step. Return the sum of the losses of this worker's pairs: 0-dim tensor, not synchronised.
 
         A step without pairs on any worker (tiny data) changes nothing, neither momentum nor decay.
@@ -78,7 +79,7 @@ class Trainer:
                 self._device_arrays(following)  # a GPU computes this step meanwhile
         return loss_sum
 
-    def _sampled_step(self, batch: Batch, following: Batch | None) -> torch.Tensor:
+    def _sampled_step(self, batch: Batch, following: Batch | None) -> Tensor:
         users, items = self.tables[USERS], self.tables[ITEMS]
         with self.meters.part("look_up"):
             users_U = self._device_arrays(batch)["users_U"].long()
@@ -104,7 +105,7 @@ class Trainer:
             self.optimizers[ITEMS].step(lookup.rows_R, grad_RD)
         return loss_sum
 
-    def _backward(self, batch: Batch, user_rows_UD: torch.Tensor, items_UD: torch.Tensor) -> torch.Tensor:
+    def _backward(self, batch: Batch, user_rows_UD: Tensor, items_UD: Tensor) -> Tensor:
         """Return the sum of the losses, (), and set the gradients of both arguments.
 
         A function of its own, so that the graph and its buffers are freed before the update.
@@ -125,7 +126,7 @@ class Trainer:
             return prefetched[1].result()
         return self._plan_lookup(batch).result()
 
-    def _catalogue_step(self, batch: Batch) -> torch.Tensor:
+    def _catalogue_step(self, batch: Batch) -> Tensor:
         """Take a step of a loss over all items: users go to every worker, which scores the items it owns."""
         users, items = self.tables[USERS], self.tables[ITEMS]
         with self.meters.part("look_up"):
@@ -146,14 +147,14 @@ class Trainer:
             self.optimizers[ITEMS].step(items_V, _grad(item_rows_VD))
         return outcome.loss_B[own].sum()
 
-    def _own_positives(self, batch: Batch) -> torch.Tensor:
+    def _own_positives(self, batch: Batch) -> Tensor:
         """Return the local id of the positive of each pair of all workers, -1 if another worker owns it, (B,)."""
         owner_U = np.repeat(np.arange(self.exchange.workers), batch.item_splits_W)
         pair = np.stack([owner_U, batch.items_U])[:, batch.positive_index_B].T.astype(np.int64)
         owner_B, local_B = self.exchange.gather(to_device([pair], self.device)[0])[0].unbind(1)
         return torch.where(owner_B == self.exchange.rank, local_B, -1)
 
-    def _scores(self, batch: Batch, users_UD: torch.Tensor, items_UD: torch.Tensor) -> Scores:
+    def _scores(self, batch: Batch, users_UD: Tensor, items_UD: Tensor) -> Scores:
         arrays, pairs, sampling = self._device_arrays(batch), len(batch.user_index_B), self.config.sampling
         user_index_B, positive_index_B = arrays["user_index_B"], arrays["positive_index_B"]
         negative_index = arrays["negative_index"]
@@ -175,7 +176,7 @@ class Trainer:
         log_q_BN = arrays["log_q"].view(-1, n) if self.config.loss.log_q else None
         return Scores(positive_B, negative_BN, log_q_BN)
 
-    def _device_arrays(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _device_arrays(self, batch: Batch) -> dict[str, Tensor]:
         """Return the arrays of a batch that a step reads, on the device: prefetched, or copied now."""
         if self._prefetched_arrays is None or self._prefetched_arrays[0] is not batch:
             arrays = [getattr(batch, name) for name in _DEVICE_ARRAYS]
@@ -192,8 +193,8 @@ class Trainer:
         for name, table in self.tables.items():
             rows = {"rows": table.flush()}
             state = self.optimizers[name].state()
-            rows |= {f"optim.{key}": value for key, value in state.items() if isinstance(value, torch.Tensor)}
-            scalars[name] = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}
+            rows |= {f"optim.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+            scalars[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
             tables[name] = {key: value.cpu() for key, value in rows.items()}
         save_shard(folder, self.exchange.rank, self.sharded.partitions, tables, {**meta, "optim": scalars})
 
@@ -206,6 +207,6 @@ class Trainer:
         return meta
 
 
-def _grad(leaf: torch.Tensor) -> torch.Tensor:
+def _grad(leaf: Tensor) -> Tensor:
     assert leaf.grad is not None
     return leaf.grad

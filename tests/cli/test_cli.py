@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from distrec.cli.main import main
+from distrec.training.run_folder import RunFolder
 from tests.conftest import EPOCHS, SMALL
 
 
@@ -136,6 +137,8 @@ def test_ctrl_c_resume_evaluate_info(whole, tmp_path, monkeypatch, capsys):
     code, out, err = run(capsys, "train", "small.yaml", "run.resume=true")
     assert code == 0, err
     assert "resumed after epoch" in out and f"epoch  1/{EPOCHS}" not in out and f"epoch {EPOCHS}/{EPOCHS}" in out
+    result = RunFolder(folder).result()
+    assert (result.metrics, result.loss) == (whole[0].metrics, whole[0].loss)
     metrics = printed_metrics(out)
     assert metrics == {key: f"{value:.4f}" for key, value in whole[0].metrics.items() if key.startswith("test/")}
 

@@ -219,3 +219,34 @@ def check_reads_of_a_checkpoint(folder, config, dataset, check):
     for read, tables in (("resumed", resumed.tables), ("evaluated", evaluated.tables)):
         for name, table in tables.items():
             check(read, name, table.read(torch.arange(len(table.stored_VD))))
+
+
+def train_and_evaluate(config):
+    """Train all epochs on this rank; return (test metrics, users, users left out, training interactions)."""
+    dataset = prepare(config.data, log=lambda text: None)
+    trainer = Trainer(config, dataset, CPU)
+    for epoch in range(config.train.epochs):
+        for batch in trainer.source.batches(epoch, 0, trainer.source.steps):
+            trainer.step(batch)
+    found = trainer.evaluate(Part.TEST)
+    return found.means(), found.users, found.left_out, dataset.manifest.train
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_smallest_data(small, tmp_path, workers):
+    """Train on one interaction, test on one; with three workers two of them own no user."""
+    (tmp_path / "train.txt").write_text("0 0\n")
+    (tmp_path / "test.txt").write_text("0 1\n")
+    config = changed(small, data={"source": str(tmp_path), "valid_fraction": 0})
+    for found in run_ranks(workers, train_and_evaluate, config):
+        # The known item is masked, one item remains.
+        assert found == ({"recall@20": 1.0, "ndcg@20": 1.0}, 1, 0, 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_user_with_every_item_and_users_without_training(small, tmp_path, workers):
+    (tmp_path / "train.txt").write_text("0 0 1 2 3\n1 0 1\n3 3\n")
+    (tmp_path / "test.txt").write_text("1 2\n2 1\n3 4 0\n")  # user 2 and item 4 are in the test part alone
+    config = changed(small, data={"source": str(tmp_path), "valid_fraction": 0})
+    for metrics, users, left_out, _ in run_ranks(workers, train_and_evaluate, config):
+        assert (users, left_out, metrics["recall@20"]) == (2, 2, 1.0)

@@ -1,16 +1,14 @@
 """Sums of the gradients that several workers have for the same rows. A: rows received from other workers."""
 
 import numpy as np
-import torch
 from numba import prange
+from torch import Tensor
 
 from distrec.core.buffer_pool import empty
 from distrec.kernels.numba.launch import loop, run
 
 
-def add_parts(
-    received_AD: torch.Tensor, own_UD: torch.Tensor, rank: int, gradient_index_WR: np.ndarray
-) -> torch.Tensor:
+def add_parts(received_AD: Tensor, own_UD: Tensor, rank: int, gradient_index_WR: np.ndarray) -> Tensor:
     """Return the sum of gradients for each row, (R, D), added in rank order in one pass.
 
     Args:

@@ -14,6 +14,7 @@ alternatives that were slower.
 import numpy as np
 import torch
 from numba import njit, prange
+from torch import Tensor
 
 from distrec.core.buffer_pool import empty
 from distrec.kernels.numba.intrinsics import dot
@@ -62,7 +63,7 @@ class PairScores(torch.autograd.Function):
         return users_grad, items_grad, None, None
 
 
-def _arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().numpy() for tensor in tensors]
 
 

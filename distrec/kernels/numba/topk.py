@@ -11,6 +11,7 @@ Measured on two cores, Gowalla (29,858 users, 40,981 items, D = 64), K = 20: 1.2
 import numpy as np
 import torch
 from numba import njit, prange
+from torch import Tensor
 
 from distrec.kernels.numba.intrinsics import RUN, lowest, reaching
 from distrec.kernels.numba.launch import loop, run
@@ -21,10 +22,10 @@ USERS, ITEMS = 2048, 512
 
 
 def add_block(
-    best: tuple[torch.Tensor, torch.Tensor],
-    users_UD: torch.Tensor,
-    items_VD: torch.Tensor,
-    ids_V: torch.Tensor,
+    best: tuple[Tensor, Tensor],
+    users_UD: Tensor,
+    items_VD: Tensor,
+    ids_V: Tensor,
     masked: tuple[np.ndarray, np.ndarray],
 ) -> bool:
     """Merge items into the top-K lists, for float32 and float64 rows; see `evaluation.ranking.add_block`.

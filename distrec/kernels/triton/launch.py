@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import torch
 import triton
+from torch import Tensor
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -23,7 +23,7 @@ if INTERPRETED:
     OPTIONS = {}
 
 
-def aligned(tensor: torch.Tensor) -> torch.Tensor:
+def aligned(tensor: Tensor) -> Tensor:
     """Return the tensor contiguous at an address that is a multiple of 16.
 
     Triton compiles another program for other addresses, in which a sum over a row might have another order.

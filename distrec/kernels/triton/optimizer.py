@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from distrec.kernels.optimizer import Decay, MissedSteps, ReferenceKernels, UpdateRule
+from distrec.kernels.optimizer import Decay, MissedSteps, ReferenceKernels, UpdateRule, padded
 from distrec.kernels.triton import optimizer_programs as programs
 from distrec.kernels.triton.launch import OPTIONS, aligned
 
@@ -46,7 +46,7 @@ class TritonKernels(ReferenceKernels):
         coefficients: tuple[float, ...],
     ) -> None:
         slots, constants = _of_rule(rule)
-        scalars = *coefficients, *(0.0,) * (4 - len(coefficients)), decay.shrink, decay.l2
+        scalars = *padded(coefficients), decay.shrink, decay.l2
         _run(programs.step, stored_VD, local_U, aligned(grad_UD), *slots, *scalars, **constants)
 
     def replay_(

@@ -134,15 +134,7 @@ def later_chunks(
 
 @_program
 def add_chunks(
-    later,
-    starts,
-    times,
-    owner,
-    out,
-    D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    AHEAD: tl.constexpr,
+    later, starts, times, owner, out, D: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, AHEAD: tl.constexpr
 ):
     """Add the later chunks of a row to its row of `out`, in order. The program of the first later chunk does it."""
     k, start, y, end = _later(starts, times, owner, CHUNK)

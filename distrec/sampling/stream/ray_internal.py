@@ -1,7 +1,8 @@
-"""Everything that depends on internals of Ray Data. Written for ray >=2.60,<2.61.
+"""Everything that depends on internals of Ray. Written for ray >=2.60,<2.61.
 
-`ExecutionCallback` is imported from `ray.data._internal`; that `iter_batches` returns a generator, and the name of the
-thread that it starts, are not documented either. Check all three before raising the upper bound of ray.
+`ExecutionCallback` is imported from `ray.data._internal`. Not documented either: that `iter_batches` returns a
+generator, the name of the thread that it starts, and the attributes that hold the errors of workers. Check all before
+raising the upper bound of ray.
 """
 
 import contextlib
@@ -57,3 +58,10 @@ def open_tables(dataset: ray.data.Dataset) -> Iterator[Iterator[pa.Table]]:
         for thread in set(threading.enumerate()) - running:
             if thread.name == _READER_THREAD:
                 thread.join(_JOIN_S)
+
+
+def wrapped_errors(error: BaseException) -> list[BaseException]:
+    """Return the errors that Ray has wrapped in this one: raised in workers or actors, or as its cause."""
+    inner = [getattr(error, name, None) for name in ("__cause__", "cause", "_base_exc", "health_check_failure")]
+    inner += getattr(error, "worker_failures", {}).values()
+    return [e for e in inner if isinstance(e, BaseException)]
