@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distrec.kernels.dedup import unique_ids
+from distrec.sharding.device_copy import to_device
 from distrec.sharding.shared_memory import SharedBuffers, size_for
-from distrec.sharding.transfer import to_device
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from distrec.evaluation.ranking import UserItemPairs, rank
 from distrec.models import make_model
 from distrec.sharding.checkpoint import Rows, load_shard
 from distrec.sharding.collectives import Exchange
+from distrec.sharding.device_copy import to_device
 from distrec.sharding.initialization import normal_rows
 from distrec.sharding.partition import Partition
 from distrec.sharding.table import Table
-from distrec.sharding.transfer import to_device
 from distrec.training.config import Config
 
 USERS, ITEMS = "users", "items"

@@ -18,7 +18,7 @@ from distrec.sampling.batch import Batch
 from distrec.sampling.source import BatchSource
 from distrec.sharding.checkpoint import save_shard
 from distrec.sharding.collectives import LookupPlan
-from distrec.sharding.transfer import to_device
+from distrec.sharding.device_copy import to_device
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
 from distrec.training.sharded_model import ITEMS, USERS, ShardedModel

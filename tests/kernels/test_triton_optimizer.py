@@ -90,7 +90,7 @@ torch.cuda.synchronize()
 """
     done = python("-c", script)
     assert done.returncode != 0
-    assert "a row number that the shard does not have" in done.stdout
+    assert "row index outside the shard" in done.stdout
 
 
 @on_gpu

@@ -16,7 +16,7 @@ from distrec.sampling.source import BatchSource
 from distrec.sampling.stream import stream
 from distrec.sampling.stream.blocks import EpochBlocks
 from distrec.sampling.stream.thread import THREAD_NAME
-from distrec.sharding.transfer import to_device
+from distrec.sharding.device_copy import to_device
 from tests.conftest import changed
 
 

@@ -31,7 +31,7 @@ def _count_blocks(local_U, rows):
     """Return the number of blocks. Compiled code does not check indices: a wrong one would write to other memory."""
     for row in local_U:
         if row < 0 or row >= rows:
-            raise IndexError("a row number that the shard does not have")
+            raise IndexError("row index outside the shard")
     return (len(local_U) + BLOCK - 1) // BLOCK
 
 

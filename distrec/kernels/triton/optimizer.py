@@ -106,7 +106,7 @@ def _run(program: Any, stored_VD: Tensor, local_U: Tensor, *arguments: Any, **co
     assert stored_VD.is_contiguous(), stored_VD.stride()
     (rows, dim), count = stored_VD.shape, len(local_U)
     if local_U.device.type == "cpu" and count and not 0 <= local_U.min() <= local_U.max() < rows:
-        raise IndexError("a row number that the shard does not have")  # GPUs check it without synchronisation
+        raise IndexError("row index outside the shard")  # GPUs check it without synchronisation
     if count == 0:
         return
     padded = triton.next_power_of_2(dim)

@@ -29,7 +29,7 @@ def _find(local, count, rows, TILE: tl.constexpr):
     listed_T = position_T < count
     row_T = tl.load(local + position_T, mask=listed_T, other=0).to(tl.int64)
     valid_T = (row_T >= 0) & (row_T < rows)
-    tl.device_assert(valid_T, "a row number that the shard does not have")  # 0 after the end of the list
+    tl.device_assert(valid_T, "row index outside the shard")  # 0 after the end of the list
     return position_T, row_T, listed_T & valid_T
 
 
