@@ -230,7 +230,7 @@ stop_quietly() {
       running || break
       sleep 0.5
     done
-    # Kill what is left of Ray's session, which `start` created: it contains no other processes.
+    # Kill the remaining processes of Ray's session, which `start` created: it contains no others.
     for stat in /proc/[0-9]*/stat; do
       { read -r left <"$stat"; } 2>/dev/null || continue
       read -ra fields <<<"${left##*) }"

@@ -12,6 +12,7 @@ rows whose gradients are scattered.
 """
 # ruff: noqa: ANN001, ANN201  (Triton infers the types of what it compiles)
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -427,7 +428,7 @@ def coefficients(lr: float, decay: float, steps: int) -> np.ndarray:
     return np.stack([lr * correction / (1 - BETA1**t), EPS * correction, scale[:-1], 1 / scale[1:]], 1)
 
 
-class Step:
+class Step(ABC):
     """One training step as launches of programs, part by part; subclasses compute scores and gradients.
 
     Args:
@@ -469,9 +470,9 @@ class Step:
             self.data, self.batch, self.table.touched_V, self.state, self.pairs, self.users, BLOCK=256
         )
 
+    @abstractmethod
     def scores(self) -> None:
         """Draw negatives, compute scores, losses and gradients."""
-        raise NotImplementedError
 
     def list_rows(self) -> None:
         """List the touched rows."""

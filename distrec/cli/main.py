@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("words", nargs="*", metavar="key=value", help="overrides for reading raw data, as for prepare")
 
     command = _add(commands, "keys", _keys, "list the configuration keys with type, default and description")
-    command.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="only keys with it, for example optim")
+    command.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="prefix of the keys, such as optim")
     return parser
 
 

@@ -108,7 +108,7 @@ def test_an_interrupt_leaves_a_run_to_resume(ray_cluster, small, runs):
     def interrupt():
         raise KeyboardInterrupt
 
-    config = run_config(small, runs, "interrupted", train={"stream": "thread"})
+    config = run_config(small, runs, "interrupted", workers=1, train={"stream": "thread"})
     folder = Path(config.run.dir)
     with pytest.raises(KeyboardInterrupt) as stopped:
         train(config, on_event=stop_after_two_epochs(interrupt))

@@ -1,7 +1,7 @@
 """The number of workers changes nothing: the same tables, optimizer state and losses after 20 steps, the same metrics.
 
 Losses are also compared with golden curves, which a refactoring must leave as they are. After a numerical change record
-them anew, in a commit that says why, with `python -m tests.training.test_workers`.
+them again, in a commit that says why, with `python -m tests.training.test_workers`.
 
 Rounding differs between numbers of workers in three ways: the gradient of a row is summed over its pairs in another
 order when they lie on several workers, each worker sums the losses of its own pairs, and matrix products of other
