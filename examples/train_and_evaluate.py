@@ -14,6 +14,7 @@ OVERRIDES = [
     "model.dim=16",
     "sampling.negatives=20",
     "optim.lr=0.01",
+    "train.workers=1",
     "train.epochs=3",
     "train.batch_size=256",
     "train.device=cpu",

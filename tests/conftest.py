@@ -14,7 +14,7 @@ from distrec.testing.ranks import close_groups
 from distrec.training.config import Config
 from distrec.training.run_folder import Result
 
-EPOCHS = 15
+EPOCHS = 10
 SMALL: dict[str, dict[str, Any]] = {
     "data": {
         "buckets": 12,

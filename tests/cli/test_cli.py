@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from distrec.cli.main import main
+from distrec.core.errors import UserError
+from distrec.training.driver import train
 from distrec.training.run_folder import RunFolder
-from tests.conftest import EPOCHS, SMALL
+from tests.conftest import EPOCHS, SMALL, changed
 
 
 def command(*words: str, cwd: Path) -> subprocess.Popen:
@@ -116,8 +118,8 @@ def printed_metrics(text: str) -> dict[str, str]:
 @pytest.mark.timeout(280)
 def test_ctrl_c_resume_evaluate_info(whole, tmp_path, monkeypatch, capsys):
     """A run stopped by Ctrl-C prints how to resume it and leaves no process; resumed, it ends like `whole`."""
-    train = SMALL["train"] | {"epochs": EPOCHS, "workers": 2}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL | {"train": train}))
+    options = SMALL["train"] | {"epochs": EPOCHS, "workers": 2, "stream": "thread"}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL | {"train": options}))
     stopped = command("train", "small.yaml", cwd=tmp_path)
     for line in stopped.stdout:
         if line.startswith(f"epoch  2/{EPOCHS}"):
@@ -134,6 +136,12 @@ def test_ctrl_c_resume_evaluate_info(whole, tmp_path, monkeypatch, capsys):
     assert remaining == []
 
     monkeypatch.chdir(tmp_path)
+    config = changed(RunFolder(folder).config(), run={"dir": str(folder)})
+    assert list((folder / "checkpoints").glob("checkpoint_*")) and not (folder / "result.json").exists()
+    with pytest.raises(UserError, match="holds a run already: go on with run.resume=true"):
+        train(config)
+    with pytest.raises(UserError, match=r"another configuration: optim.lr was 0.01, is 0.5"):
+        train(changed(config, run={"resume": True}, optim={"lr": 0.5}))
     code, out, err = run(capsys, "train", "small.yaml", "run.resume=true")
     assert code == 0, err
     assert "resumed after epoch" in out and f"epoch  1/{EPOCHS}" not in out and f"epoch {EPOCHS}/{EPOCHS}" in out

@@ -92,43 +92,16 @@ def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def stop_after_two_epochs(stop):
-    """Return a listener that calls `stop` after the second epoch."""
-
-    def on_event(event):
-        if event["kind"] == "epoch" and event["epoch"] == 2:
-            stop()
-
-    return on_event
-
-
-def test_an_interrupt_leaves_a_run_to_resume(ray_cluster, small, runs):
-    """The command line's test resumes one; here are the errors that a caller of `train` gets."""
-
-    def interrupt():
-        raise KeyboardInterrupt
-
-    config = run_config(small, runs, "interrupted", workers=1, train={"stream": "thread"})
-    folder = Path(config.run.dir)
-    with pytest.raises(KeyboardInterrupt) as stopped:
-        train(config, on_event=stop_after_two_epochs(interrupt))
-    assert str(stopped.value) == str(folder)
-    assert list((folder / "checkpoints").glob("checkpoint_*")) and not (folder / "result.json").exists()
-    with pytest.raises(UserError, match="holds a run already: go on with run.resume=true"):
-        train(config)
-    with pytest.raises(UserError, match=r"another configuration: optim.lr was 0.01, is 0.5"):
-        train(changed(config, run={"resume": True}, optim={"lr": 0.5}))
-
-
 def test_a_run_that_lost_a_worker_resumes_on_more_workers(ray_cluster, whole, small, runs):
-    def kill_a_worker():
-        workers = train_workers()
-        assert len(workers) == 2
-        kill(max(workers), signal.SIGKILL)
+    def kill_a_worker(event):
+        if event["kind"] == "epoch" and event["epoch"] == 2:
+            workers = train_workers()
+            assert len(workers) == 2
+            kill(max(workers), signal.SIGKILL)
 
     config = run_config(small, runs, "killed")
     with pytest.raises(WorkerLost, match="a worker was lost") as lost:
-        train(config, on_event=stop_after_two_epochs(kill_a_worker))
+        train(config, on_event=kill_a_worker)
     assert lost.value.folder == str(config.run.dir) and not (Path(config.run.dir) / "result.json").exists()
     notes = []
     resumed = changed(config, run={"resume": True}, train={"workers": 3, "stream": "thread"})
