@@ -98,3 +98,19 @@ def test_containment():
             file for file, modules in FILES.items() if any(m == package or m.startswith(package + ".") for m in modules)
         }
         assert users == allowed, package
+
+
+def test_files_with_one_name_play_one_part():
+    """A configuration, a base, or the numba, Triton and readable form of one computation."""
+    names = [Path(file).name for file in FILES]
+    shared = {
+        "__init__.py",
+        "config.py",
+        "base.py",
+        "launch.py",
+        "dedup.py",
+        "optimizer.py",
+        "pair_scores.py",
+        "topk.py",
+    }
+    assert {name for name in names if names.count(name) > 1} <= shared
