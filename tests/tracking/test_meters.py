@@ -30,6 +30,7 @@ def test_a_part_that_raises_is_counted_and_the_error_propagates():
         meters.part("onyl")
 
 
+@pytest.mark.no_cover  # tracing takes longer than a use
 def test_a_use_costs_less_than_half_of_a_generator_context_manager():
     """About 1 us against 4: a step has about ten uses. A ratio, measured in turns, holds on a busy machine too."""
     meters, seconds = StepMeters(), {}
