@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distrec.core.errors import UserError
 from distrec.evaluation.topk import NAN_SCORE, NO_ITEM, merge_topk, topk_block
+from distrec.kernels.dispatch import has_kernel
 from distrec.sharding.collectives import Exchange
 from distrec.sharding.partition import Partition
 
@@ -93,8 +94,7 @@ def add_block(
     Raises:
         UserError: a score is NaN.
     """
-    compiled = users_UD.device.type == "cpu" and users_UD.dtype in (torch.float32, torch.float64)
-    if compiled and best[0].shape[1] <= _LONGEST:
+    if has_kernel(users_UD) and best[0].shape[1] <= _LONGEST:
         from distrec.kernels.numba import topk as kernel  # importing numba takes 0.5 s
 
         if not kernel.add_block(best, users_UD, items_VD, ids_V, (masked.indptr(len(users_UD)), masked.item)):

@@ -31,11 +31,13 @@ def unique_of(
         The unique slots, ascending, and for each array the index of each id's slot among them; int32.
 
     Raises:
-        IndexError: an id lies outside the range. Not detected where ids are sorted.
+        IndexError: an id lies outside the range.
     """
     count = sum(map(len, parts))
     if count <= _SORT_UP_TO or count * 16 < size:
         ids = np.concatenate(parts)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < size:
+            raise IndexError("an id outside the range")
         unique, inverse = np.unique(ids if slot_V is None else slot_V[ids], return_inverse=True)
         inverses = np.split(inverse.astype(np.int32), np.cumsum([len(part) for part in parts[:-1]]))
         return unique.astype(np.int32), inverses

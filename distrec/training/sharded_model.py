@@ -68,14 +68,12 @@ class ShardedModel:
         held_out, known, users = self.held_out(part)
         users_UD = self.model.users(self.tables[USERS].read(*to_device([users], self.device)))
         items_VD = self.model.items(self.tables[ITEMS].read_all())
-        ranked_UK = rank(
-            users_UD, known, items_VD, self.partitions[ITEMS], self.exchange, min(max(ks), self.dataset.manifest.items)
-        ).numpy()
+        k = min(max(ks), self.dataset.manifest.items)
+        ranked_UK = rank(users_UD, known, items_VD, self.partitions[ITEMS], self.exchange, k).numpy()
         own = ranking_sums(ranked_UK, held_out.indptr(len(users)), held_out.item, ks)
         *sums, ranked = self.exchange.all_sum([*own.sums.values(), own.users])
-        return RankingSums(
-            dict(zip(own.sums, sums, strict=True)), int(ranked), self.dataset.manifest.users - int(ranked)
-        )
+        totals, users_ranked = dict(zip(own.sums, sums, strict=True)), int(ranked)
+        return RankingSums(totals, users_ranked, self.dataset.manifest.users - users_ranked)
 
     def held_out(self, part: Part) -> tuple[UserItemPairs, UserItemPairs, np.ndarray]:
         """Return (held-out items, known items, local ids) of this worker's users to evaluate.

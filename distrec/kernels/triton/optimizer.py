@@ -109,9 +109,9 @@ def _run(program: Any, stored_VD: Tensor, local_U: Tensor, *arguments: Any, **co
         raise IndexError("row index outside the shard")  # GPUs check it without synchronisation
     if count == 0:
         return
-    padded = triton.next_power_of_2(dim)
-    tile = max(1, _ELEMENTS // padded)
-    sizes = {"D": dim, "PAD": padded, "TILE": tile, "num_warps": min(16, max(4, padded // 512))}
+    width = triton.next_power_of_2(dim)
+    tile = max(1, _ELEMENTS // width)
+    sizes = {"D": dim, "PAD": width, "TILE": tile, "num_warps": min(16, max(4, width // 512))}
     with torch.cuda.device_of(stored_VD):  # type: ignore[no-untyped-call]
         program[(triton.cdiv(count, tile),)](
             stored_VD, aligned(local_U), count, rows, *arguments, **constants, **sizes, **OPTIONS
