@@ -50,15 +50,21 @@ def record(checkout: Path, out: Path) -> dict[str, dict[str, object]]:
 
 
 def differences(old: dict[str, object], new: dict[str, object]) -> list[str]:
-    """Return the names of the results that are not the same bits."""
+    """Return the names of the results that are not the same bits, those of losses with the largest difference."""
     names = sorted(old.keys() | new.keys())
-    return [name for name in names if not _same(old.get(name), new.get(name))]
+    return [name + _relative(old.get(name), new.get(name)) for name in names if not _same(old.get(name), new.get(name))]
 
 
 def _same(a: object, b: object) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     return a == b
+
+
+def _relative(old: object, new: object) -> str:
+    if not (isinstance(old, list) and isinstance(new, list) and len(old) == len(new)):
+        return ""
+    return f" by {max(abs(a - b) / abs(a) for a, b in zip(old, new, strict=True)):.1e}, relative"
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from report import Row, arguments, bar_row, ratios, report
 
 from distrec.optim.config import DecayConfig, OptimConfig
 from distrec.optim.sparse import SparseOptimizer
-from distrec.sharding.initialization import normal_rows
+from distrec.sharding.initialization import Normal
 from distrec.sharding.partition import Partition
 from distrec.sharding.table import Table
 
@@ -57,7 +57,7 @@ def optimizers(rows: int, scopes: Sequence[Scope] = SCOPES) -> dict[str, SparseO
     """Return an optimizer for each scope, all sharing one table and one pair of moments."""
     partition = Partition(rows, 1, 1)
     found: dict[str, SparseOptimizer] = {}
-    rows_VD = normal_rows(0, "items", partition, 0, DIM, 0.1)
+    rows_VD = Normal(std=0.1).rows(0, "items", partition, 0, DIM)
     for scope in scopes:
         decay = DecayConfig(scope=scope, strength=0.0 if scope == "none" else 0.1)
         table = Table("items", partition, 0, rows_VD)
@@ -95,7 +95,8 @@ def idle_steps(rows: int, rule: str, coupling: Coupling, idle: Literal["lazy", "
     Only the second half of `count` steps is returned: by then the gaps between the steps that touch a row have reached
     their stationary length.
     """
-    table = Table("items", Partition(rows, 1, 1), 0, normal_rows(0, "items", Partition(rows, 1, 1), 0, DIM, 0.1))
+    partition = Partition(rows, 1, 1)
+    table = Table("items", partition, 0, Normal(std=0.1).rows(0, "items", partition, 0, DIM))
     decay = DecayConfig(scope="full", coupling=coupling, strength=0.01)
     optimizer = SparseOptimizer(table, OptimConfig(rule=rule, idle=idle, decay=decay), total_steps=10**6)
     for slot in optimizer._rule.slots.values():

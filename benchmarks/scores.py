@@ -22,8 +22,7 @@ from optimizer import Times, rounds
 from report import Row, arguments, bar_row, ratios, report
 from torch.nn.functional import normalize
 
-from distrec.losses import Scores, losses
-from distrec.losses.config import LossConfig
+from distrec.losses import LossInputs, losses
 from distrec.models.scoring import (
     l2_normalize,
     l2_normalize_reference,
@@ -178,7 +177,7 @@ def measure_normalize(quick: bool) -> list[Row]:
 
 def sparse_step(pairs: int, n: int) -> Callable[[], None]:
     """Return one training step of sampled softmax on unique rows, from the look-up to the update."""
-    case, loss = make_case(pairs, n + 1), LossConfig()
+    case, loss = make_case(pairs, n + 1), losses["ssm"]()
     tables = [
         Table(name, Partition(rows, 1, 1), 0, torch.randn(rows, DIM)) for name, rows in (("u", USERS), ("i", ITEMS))
     ]
@@ -189,7 +188,7 @@ def sparse_step(pairs: int, n: int) -> Callable[[], None]:
         rows = [table.read(ids).requires_grad_() for table, ids in zip(tables, local, strict=True)]
         scores_BN = pair_scores(*map(l2_normalize, rows), case.user_index_B, case.item_index_BN)
         positive_B1, negative_BN = scores_BN.split([1, n], 1)
-        losses["ssm"](Scores(positive_B1[:, 0], negative_BN), loss).mean().backward()
+        loss.share(LossInputs(pairs=pairs, positive_B=positive_B1[:, 0], negative_BN=negative_BN)).backward()
         for optimizer, ids, read in zip(optimizers, local, rows, strict=True):
             optimizer.step(ids, read.grad)
 
@@ -226,16 +225,18 @@ def measure_shared_softmax(pairs: int, n: int, count: int) -> list[Row]:
     torch.compile, which needs a C++ compiler on the machine and compiles at each start."""
     rows = [torch.randn(pairs, DIM).requires_grad_(), torch.randn(pairs + n, DIM).requires_grad_()]
     index = torch.arange(pairs, dtype=torch.int32)
-    negative_index, loss = torch.arange(pairs, pairs + n, dtype=torch.int32), LossConfig()
+    negative_index, temperature = torch.arange(pairs, pairs + n, dtype=torch.int32), 0.1
+    loss = losses["ssm"](temperature=temperature)
 
     def ours(users_UD: torch.Tensor, items_UD: torch.Tensor) -> torch.Tensor:
-        scores = shared_scores(l2_normalize(users_UD), l2_normalize(items_UD), index, index, negative_index)
-        return losses["ssm"](Scores(*scores), loss).sum()
+        rows = l2_normalize(users_UD), l2_normalize(items_UD)
+        positive_B, negative_BN = shared_scores(*rows, index, index, negative_index)
+        return loss.per_pair(LossInputs(pairs=pairs, positive_B=positive_B, negative_BN=negative_BN)).sum()
 
     def plain(users_UD: torch.Tensor, items_UD: torch.Tensor) -> torch.Tensor:
         users_BD, items_UD = normalize(users_UD, dim=1)[index], normalize(items_UD, dim=1)
-        negative_B = (users_BD @ items_UD[negative_index].T / loss.temperature).logsumexp(1)
-        return torch.nn.functional.softplus(negative_B - (users_BD * items_UD[index]).sum(1) / loss.temperature).sum()
+        negative_B = (users_BD @ items_UD[negative_index].T / temperature).logsumexp(1)
+        return torch.nn.functional.softplus(negative_B - (users_BD * items_UD[index]).sum(1) / temperature).sum()
 
     def prepare(function: Callable[..., torch.Tensor]) -> Callable[[], object]:
         for rows_UD in rows:

@@ -10,6 +10,9 @@ import torch
 from distrec.core.config import parse
 from distrec.data.dataset import Dataset
 from distrec.data.prepare import prepare
+from distrec.losses import losses
+from distrec.models import models
+from distrec.sharding.initialization import initializers
 from distrec.testing.ranks import close_groups
 from distrec.training.config import Config
 from distrec.training.run_folder import Result
@@ -91,12 +94,26 @@ def run_config(small: Config, runs: Path, name: str, workers: int = 2, **section
 
 
 def changed(config: Config, **sections: dict) -> Config:
-    """Return a configuration with some keys changed: `changed(config, loss={"name": "bpr"})`."""
+    """Return a configuration with some keys changed: `changed(config, loss={"name": "bpr"})`.
+
+    Options that another part than before does not have are dropped, as are sections that do nothing beside its model.
+    """
     tree = config.model_dump(mode="json")
-    for section, values in sections.items():
-        for key, value in values.items():
-            if isinstance(value, dict):
-                tree[section][key].update(value)
-            else:
-                tree[section][key] = value
-    return parse(Config, tree)
+    update(tree, sections)
+    parts = [(sections, tree, "loss", losses), (sections, tree, "model", models)]
+    parts.append((sections.get("model", {}), tree["model"], "init", initializers))
+    for given, section, key, family in parts:
+        if "name" in given.get(key, {}):
+            known = {"name", *family[section[key]["name"]].model_fields, *given[key]}
+            section[key] = {option: value for option, value in section[key].items() if option in known}
+    ignored = set(models[tree["model"]["name"]].ignores) - sections.keys()
+    return parse(Config, {name: section for name, section in tree.items() if name not in ignored})
+
+
+def update(tree: dict[str, Any], values: dict[str, Any]) -> None:
+    """Set keys of nested dictionaries in place."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            update(tree.setdefault(key, {}), value)
+        else:
+            tree[key] = value

@@ -27,7 +27,7 @@ CONTAINED = {
         "sampling/stream/ray_internal.py",
         "training/cluster.py",
         "training/driver.py",
-        "training/loop.py",
+        "training/worker.py",
     },
     "mlflow": {"tracking/mlflow.py"},
     "torch.distributed": {"sharding/collectives.py", "testing/ranks.py"},

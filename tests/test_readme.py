@@ -13,11 +13,16 @@ import numpy as np
 import pytest
 
 from distrec.losses import base
+from distrec.models import models
+from distrec.testing.ranks import run_ranks
+from tests.conftest import changed
 from tests.losses import test_losses
 from tests.training import test_trainer
+from tests.training.test_seams import run_parts
 from tests.training.test_trainer import preferences  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).parents[1]
+EXAMPLES = {"distrec/losses/scaled_bpr.py", "distrec/models/projected_mf.py"}  # files that CONTRIBUTING adds
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
 
 
@@ -28,9 +33,9 @@ def python_blocks(document: Path) -> list[str]:
 
 
 def test_every_python_block_is_run_by_a_test_below():
-    """README: one block. CONTRIBUTING: the loss, its formula and its settings."""
+    """README: one block. CONTRIBUTING: a loss, its formula and its settings; a model and its case."""
     found = {document.name: len(python_blocks(document)) for document in DOCUMENTS if python_blocks(document)}
-    assert found == {"README.md": 1, "CONTRIBUTING.md": 3}
+    assert found == {"README.md": 1, "CONTRIBUTING.md": 5}
 
 
 @pytest.mark.timeout(240)
@@ -56,7 +61,7 @@ def test_the_example_of_the_readme(ray_cluster, tmp_path, monkeypatch, capsys):
 
 def test_the_loss_of_the_contributing_guide(preferences, monkeypatch):  # noqa: F811
     """The added loss passes the tests of all losses."""
-    loss, *entries = python_blocks(ROOT / "CONTRIBUTING.md")
+    loss, *entries = python_blocks(ROOT / "CONTRIBUTING.md")[:3]
     names = {}
     exec(compile("\n".join(entries), "CONTRIBUTING.md", "exec"), names)
     (name,) = names["FORMULAS"]
@@ -79,6 +84,24 @@ def test_the_loss_of_the_contributing_guide(preferences, monkeypatch):  # noqa: 
     test_trainer.test_every_loss_learns_the_planted_preferences(preferences, name)
 
 
+def test_the_model_of_the_contributing_guide(small, dataset, tmp_path, monkeypatch):
+    """The added model passes the test of all parts, on one worker and, from a module of its own, on two."""
+    model, case = python_blocks(ROOT / "CONTRIBUTING.md")[3:]
+    (tmp_path / "projected_mf.py").write_text(model)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(models, "projected_mf", raising=False)  # undone at the end
+    __import__("projected_mf")
+    names = {}
+    exec(compile(case, "CONTRIBUTING.md", "exec"), names)
+    configs = {name: changed(small, **part) for name, part in names["PARTS"].items()}
+    found = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        (folder / "projected_mf").mkdir(parents=True)
+        found.append(run_ranks(workers, run_parts, configs, dataset, folder, fresh=True)[0]["projected_mf"])
+    assert np.allclose(found[0][0], found[1][0], rtol=1e-5) and found[0][0][1] < found[0][0][0]
+
+
 @pytest.mark.timeout(240)
 def test_the_example_script(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -97,5 +120,5 @@ def test_paths_and_links_exist(document):
     links = re.findall(r"\]\((?!http)([^)#]+)", text)
     missing = [path for path in paths if not (ROOT / path).exists()]
     missing += [link for link in links if not (document.parent / link).exists()]
-    missing = [path for path in missing if path != "distrec/losses/scaled_bpr.py"]  # the example of CONTRIBUTING
+    missing = [path for path in missing if path not in EXAMPLES]
     assert missing == []

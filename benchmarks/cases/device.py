@@ -55,7 +55,7 @@ def _step_rows(bench: Bench, name: str, settings: list[str]) -> list[Row]:
     if bench.device.type == "cuda":
         rows.append(Row(f"{name}: its kernels", steps.kernels_ms(), "ms"))
     work = step_work(trainer.source.batch(0, 0), config.effective_sampling.negatives, config.model.dim)
-    if not trainer.sees_scores:
+    if "catalogue" in config.loss.needs():
         work = exact_softmax.work(bench)
     rows += bound_rows(f"{name}: step", work, statistics.median(rounds) / 1e3, bench.rates)
     return [*rows, _bandwidth(f"{name}: bandwidth / copy", work, statistics.median(rounds), bench)]

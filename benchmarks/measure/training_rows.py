@@ -14,7 +14,7 @@ def training_rows(name: str, training: Training, rates: Rates) -> list[Row]:
     """Return the rows of a step, its parts, and its lower bound."""
     config, sampling = training.config, training.config.effective_sampling
     source = BatchSource(
-        prepare(config.data), sampling, config.run.seed, config.train.batch_size, 0, 1, config.loss.log_q
+        prepare(config.data), sampling, config.run.seed, config.train.batch_size, 0, 1, config.batch_needs
     )
     work = step_work(source.batch(0, 0), config.sampling.negatives, config.model.dim)
     seconds = statistics.median(training.step_ms) / 1e3

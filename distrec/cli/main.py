@@ -23,7 +23,9 @@ examples:
   distrec train data.source=mine.csv data.test_fraction=0.2 train.workers=4
   distrec train configs/gowalla_mf_ssm.yaml data.source=path/to/gowalla run.resume=true
 
-`distrec keys` lists all keys with type, default and description.
+  distrec train configs/gowalla_mf_ssm.yaml data.source=path/to/gowalla loss.name=bpr sampling.negatives=1
+
+`distrec keys` lists all keys with default, type and description, `distrec keys loss` the losses with their options.
 """
 
 
@@ -85,8 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("path", type=Path, metavar="PATH", help="raw data, a prepared folder, or a run folder")
     command.add_argument("words", nargs="*", metavar="key=value", help="overrides for reading raw data, as for prepare")
 
-    command = _add(commands, "keys", _keys, "list the configuration keys with type, default and description")
-    command.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="prefix of the keys, such as optim")
+    command = _add(commands, "keys", _keys, "list the configuration keys with default, type and description")
+    text = "prefix of the keys, such as optim; loss and model list each loss and model with its options"
+    command.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help=text)
     return parser
 
 
@@ -113,7 +116,9 @@ def _load(words: Sequence[str]) -> tuple["Config", str]:
     if len(files) > 1:
         raise UserError(f"one configuration file at a time; got {', '.join(files)}")
     path = Path(files[0]) if files else None
-    return load_config(path, [word for word in words if "=" in word]), path.stem if path else "distrec"
+    overrides = [word for word in words if "=" in word]
+    config = load_config(path, overrides, lambda text: print(f"distrec: note: {text}", file=sys.stderr))
+    return config, path.stem if path else "distrec"
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -169,7 +174,8 @@ def _info(arguments: argparse.Namespace) -> None:
         _print_rows(prepare(config.data).summary())
         return
     result, config = folder.result(), folder.config()
-    print(f"run folder of {config.model.name} with {config.loss.name} on {config.data.source}")
+    loss = "" if "loss" in config.unused() else f" with {config.loss.name}"
+    print(f"run folder of {config.model.name}{loss} on {config.data.source}")
     if result is None:
         again = ["distrec", "train", str(folder.config_file), f"run.dir={folder.path}", "run.resume=true"]
         print(f"not finished; resume with\n{shlex.join(again)}")
@@ -186,10 +192,11 @@ def _keys(arguments: argparse.Namespace) -> None:
     from distrec.training.config import Config
 
     console = Console(highlight=False)
-    for key, kind, default, text in describe(Config):
+    for key, kind, default, text, depth in describe(Config):
         if key.startswith(arguments.prefix):
-            console.print(Text.assemble((key, "bold"), "=", default, (f"   {kind}", "dim")))
-            console.print(Padding(Text(text), (0, 0, 0, 4)))
+            title = Text.assemble((key, "bold" if kind else "bold cyan"), "=", default, (f"   {kind}", "dim"))
+            console.print(Padding(title, (0, 0, 0, 4 * depth)))
+            console.print(Padding(Text(text), (0, 0, 0, 4 * depth + 4)))
 
 
 def _print_rows(rows: Sequence[tuple[str, str]]) -> None:

@@ -21,6 +21,7 @@ class Purpose(enum.IntEnum):
     TEST_SPLIT = 4
     VALID_SPLIT = 5
     PLANTED = 6
+    EXTRA_POSITIVES = 7
 
 
 def bit_generator(seed: int, purpose: Purpose, *indices: int, first: int = 0) -> np.random.Philox:

@@ -80,6 +80,9 @@ class DataConfig(Section):
     planted: PlantedConfig = PlantedConfig()
     """The synthetic data set, for data.source=planted."""
 
+    def unused(self) -> set[str]:
+        return set() if self.source == PLANTED else {"planted"}
+
     @field_validator("separator")
     @classmethod
     def _one_character(cls, value: str) -> str:

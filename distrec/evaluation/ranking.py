@@ -4,6 +4,7 @@ Each worker ranks for its own users, whose known and held-out items it has. Bloc
 representations are broadcast in turn, and each block is merged into the users' top-K lists, so memory stays bounded.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +78,42 @@ def rank(
             masked = shard_known.select((shard_known.item >= first) & (shard_known.item < last), first)
             add_block(best, users_UD, block_VD, ids_V[first:last], masked)
     return best[1].cpu()
+
+
+@torch.no_grad()
+def rank_scores(
+    scores: Callable[[np.ndarray, np.ndarray, Tensor], None],
+    users: np.ndarray,
+    known: UserItemPairs,
+    items: int,
+    exchange: Exchange,
+    k: int,
+) -> Tensor:
+    """Return the top-K items of each user by the scores of a scorer; arguments and result otherwise as of `rank`.
+
+    Args:
+        scores: `Scorer.scores`, which all workers call alike: for the same items, some maybe without users.
+        users: local indices of this worker's users.
+        items: items of the catalogue.
+    """
+    known = known.ordered()
+    width = min(_BLOCK_ITEMS, items)
+    size = max(1, _SCORES // width)
+    longest = int(exchange.all_max(torch.tensor([len(users)], device=exchange.device)))
+    ranked = torch.empty(len(users), k, dtype=torch.int64)
+    for start in range(0, longest, size):
+        rows = slice(min(start, len(users)), min(start + size, len(users)))
+        best = topk_block(torch.empty(rows.stop - rows.start, 0), torch.empty(0, dtype=torch.int64), k)
+        of_rows = known.select((known.row >= rows.start) & (known.row < rows.stop))
+        for first in range(0, items, width):
+            ids_V = np.arange(first, min(first + width, items))
+            tile_UV = torch.empty(rows.stop - rows.start, len(ids_V))
+            scores(users[rows], ids_V, tile_UV)
+            inside = (of_rows.item >= first) & (of_rows.item < first + width)
+            tile_UV[of_rows.row[inside] - rows.start, of_rows.item[inside] - first] = -torch.inf
+            best = merge_topk(best, topk_block(tile_UV, torch.from_numpy(ids_V), k), k)
+        ranked[rows] = best[1]
+    return ranked
 
 
 def add_block(

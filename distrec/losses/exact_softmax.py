@@ -5,41 +5,65 @@ computed once. With W workers, two values per pair are reduced over the workers:
 exponentials.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from distrec.core.registry import Registry
-from distrec.losses.config import LossConfig
-from distrec.sharding.collectives import Exchange
+from distrec.losses.base import Catalogue, Loss, LossInputs, losses
 
 _SCORES = 2**25  # held at a time: 128 MiB in float32. Smaller blocks make the matrix products slow.
 
 
-class Outcome(NamedTuple):
-    """Losses and user gradients of the pairs of all workers, in rank order, and gradients of this worker's items."""
+@losses.register("softmax")
+class Softmax(Loss):
+    """-s_ui/t + log sum over all items j of e^{s_uj/t}, exact (SimCE paper, Eq. 3; MINE paper, Eq. 1).
 
-    loss_B: Tensor
-    users_grad_BD: Tensor
-    """Gradient of `loss_B.sum()`, summed over all items."""
-    items_grad_VD: Tensor
-    """Gradient of `loss_B.sum()`, summed over all pairs."""
+    It draws no negatives, and every item row has a gradient at each step.
+    """
+
+    temperature: float = Field(0.1, gt=0)
+    """Temperature t; scores are divided by it."""
+
+    reads = ("catalogue",)
+
+    def share(self, step: LossInputs) -> Tensor:
+        loss_sum: Tensor = _SoftmaxSum.apply(  # type: ignore[no-untyped-call]
+            step.catalogue.users_BD, step.catalogue.items_VD, step.catalogue, self.temperature, step.pairs
+        )
+        return loss_sum
 
 
-CatalogueLoss = Callable[[Tensor, Tensor, Tensor, LossConfig, Exchange], Outcome]
-"""(users of all pairs (B, D), this worker's items (V, D), index of each pair's positive among these items or -1 where
-another worker owns it (B,), configuration, group) -> losses and gradients. Users and items are representations.
-Collective: all workers call it with the same users."""
+class _SoftmaxSum(torch.autograd.Function):
+    """The share of this worker's pairs in the mean. Gradients are computed with the losses, block by block, under the
+    assumption that all workers then multiply by the same factor; the backward pass exchanges nothing."""
 
-catalogue_losses: Registry[CatalogueLoss] = Registry("catalogue loss")
+    @staticmethod
+    def forward(
+        ctx: Any, users_BD: Tensor, items_VD: Tensor, catalogue: Catalogue, temperature: float, pairs: int
+    ) -> Tensor:
+        all_users_BD, own = catalogue.exchange.gather(users_BD)
+        loss_B, users_grad_BD, items_grad_VD = softmax(
+            catalogue._replace(users_BD=all_users_BD, items_VD=items_VD), temperature
+        )
+        ctx.grads = users_grad_BD[own].div_(pairs), items_grad_VD.div_(pairs)
+        return loss_B[own].sum() / pairs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (users_grad_BD, items_grad_VD), ctx.grads = ctx.grads, None
+        return users_grad_BD.mul_(grad), items_grad_VD.mul_(grad), None, None, None
 
 
-@catalogue_losses.register("softmax")
 @torch.no_grad()
-def softmax(users_BD: Tensor, items_VD: Tensor, positive_B: Tensor, config: LossConfig, exchange: Exchange) -> Outcome:
-    """Return -s_ui/t + log sum over all items j of e^{s_uj/t}, exact (SimCE paper, Eq. 3; MINE paper, Eq. 1)."""
+def softmax(catalogue: Catalogue, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return losses of all pairs (B,), and the gradients of their sum: of all users (B, D) and of own items (V, D).
+
+    Collective: all workers call it with the users of the pairs of all workers, in rank order.
+    """
+    users_BD, items_VD, positive_B, exchange = catalogue
     loss_B, users_grad_BD = users_BD.new_empty(len(users_BD)), torch.empty_like(users_BD)
     items_grad_VD = torch.zeros_like(items_VD)
     largest = len(items_VD)
@@ -50,7 +74,7 @@ def softmax(users_BD: Tensor, items_VD: Tensor, positive_B: Tensor, config: Loss
         block = slice(start, start + pairs)
         owned_b = positive_B[block] >= 0
         index_b = torch.where(owned_b, positive_B[block], 0)
-        users_bD = users_BD[block] / config.temperature
+        users_bD = users_BD[block] / temperature
         scores_bV = users_bD @ items_VD.T
         positive_b = _positive_scores(scores_bV, index_b, owned_b)
         highest_b = scores_bV.amax(1) if len(items_VD) else scores_bV.new_full((len(index_b),), -torch.inf)
@@ -61,11 +85,11 @@ def softmax(users_BD: Tensor, items_VD: Tensor, positive_B: Tensor, config: Loss
         # Gradient of the scores: numerator / sum, minus 1 at the positive. Dividing after the product with the items
         # costs D operations per pair, not V.
         positives_bD = _positive_rows(items_VD, index_b, owned_b)
-        users_grad_BD[block] = (numerator_bV @ items_VD / sums_b[:, None] - positives_bD) / config.temperature
+        users_grad_BD[block] = (numerator_bV @ items_VD / sums_b[:, None] - positives_bD) / temperature
         items_grad_VD.addmm_(numerator_bV.T, users_bD / sums_b[:, None])
         if len(items_VD):
             items_grad_VD.index_add_(0, index_b, users_bD.masked_fill(~owned_b[:, None], 0.0), alpha=-1)
-    return Outcome(loss_B, exchange.all_add(users_grad_BD), items_grad_VD)
+    return loss_B, exchange.all_add(users_grad_BD), items_grad_VD
 
 
 def _positive_scores(scores_bV: Tensor, index_b: Tensor, owned_b: Tensor) -> Tensor:

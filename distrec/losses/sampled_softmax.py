@@ -2,22 +2,34 @@
 
 import math
 
+from pydantic import Field
 from torch import Tensor
 
-from distrec.losses.base import Scores, log_sum_exp, losses, softplus
-from distrec.losses.config import LossConfig
+from distrec.losses.base import Loss, LossInputs, log_sum_exp, losses, softplus
 
 
 @losses.register("ssm")
-def ssm(scores: Scores, config: LossConfig) -> Tensor:
-    """Return -log( e^{s_ui/t} / (e^{s_ui/t} + sum_j e^{s_uj/t}) ), sampled softmax or InfoNCE (Wu et al., TOIS 2024).
+class SampledSoftmax(Loss):
+    """-log( e^{s_ui/t} / (e^{s_ui/t} + sum_j e^{s_uj/t}) ), sampled softmax or InfoNCE (Wu et al., TOIS 2024).
 
     With `log_q`, each negative has importance weight 1 / (N q_j): the sum is then an unbiased estimate of the sum over
     all negatives (Bengio and Senecal, 2008). Computed as softplus(logsumexp - s_ui/t), which does not overflow.
     """
-    negative_BN, t = scores.negative_BN, config.temperature
-    if negative_BN.shape[1] == 0:
-        return scores.positive_B * 0.0
-    if scores.log_q_BN is not None:
-        negative_BN = negative_BN - t * (scores.log_q_BN + math.log(negative_BN.shape[1]))
-    return softplus(log_sum_exp(negative_BN, t) - scores.positive_B / t)
+
+    temperature: float = Field(0.1, gt=0)
+    """Temperature t; scores are divided by it."""
+    log_q: bool = False
+    """Correct for the sampling distribution of the negatives: subtract log(N q) from their scores."""
+
+    reads = ("positive_B", "negative_BN")
+
+    def needs(self) -> tuple[str, ...]:
+        return (*self.reads, "log_q_BN") if self.log_q else self.reads
+
+    def per_pair(self, step: LossInputs) -> Tensor:
+        negative_BN, t = step.negative_BN, self.temperature
+        if negative_BN.shape[1] == 0:
+            return step.positive_B * 0.0
+        if self.log_q:
+            negative_BN = negative_BN - t * (step.log_q_BN + math.log(negative_BN.shape[1]))
+        return softplus(log_sum_exp(negative_BN, t) - step.positive_B / t)

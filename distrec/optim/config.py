@@ -1,12 +1,20 @@
 """Configuration of the optimizer: rule, learning rate, decay, schedule and kernels, and what does not combine."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from distrec.core.config import Section
 from distrec.core.errors import UserError
 from distrec.optim.rules import RULES
+
+_ADAM = ("lazy_adam", "adam")
+_RULES_WITH = {  # rules that have a hyperparameter
+    "beta1": _ADAM,
+    "beta2": _ADAM,
+    "eps": ("adagrad", "rowwise_adagrad", *_ADAM),
+    "momentum": ("momentum",),
+}
 
 
 class DecayConfig(Section):
@@ -22,21 +30,18 @@ class DecayConfig(Section):
     strength: float = Field(default=0.0, ge=0)
     """Decay strength lambda; lr * strength must be below 1."""
 
-    users: float | None = Field(default=None, ge=0)
-    """Strength for the table of users; null: the value of `strength`."""
+    tables: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Strength by table, where it differs from `strength`: {users: 0.1}. Beside tables, dense names the parameters of
+    the model's networks."""
 
-    items: float | None = Field(default=None, ge=0)
-    """Strength for the table of items; null: the value of `strength`."""
-
-    def strength_of(self, table: str) -> float:
-        """Return the strength for one table."""
-        own = {"users": self.users, "items": self.items}.get(table)
-        return self.strength if own is None else own
+    def strength_of(self, table: str, default: float | None = None) -> float:
+        """Return the strength for one table; `default` is the one that the specification of the table gives."""
+        return self.tables.get(table, self.strength if default is None else default)
 
     @property
     def strongest(self) -> tuple[str, float]:
         """Key with the highest strength, and this strength."""
-        given = {"strength": self.strength, "users": self.users or 0.0, "items": self.items or 0.0}
+        given = {"strength": self.strength, **{f"tables.{table}": value for table, value in self.tables.items()}}
         return max(given.items(), key=lambda pair: pair[1])
 
 
@@ -59,6 +64,10 @@ class ScheduleConfig(Section):
 
     factor: float = Field(default=0.5, gt=0, le=1)
     """For step: factor by which the rate is multiplied every every_steps."""
+
+    def unused(self) -> set[str]:
+        of_step = set() if self.name == "step" else {"every_steps", "factor"}
+        return of_step if self.name in ("linear", "cosine") else of_step | {"final_fraction"}
 
 
 class OptimConfig(Section):
@@ -96,6 +105,9 @@ class OptimConfig(Section):
     kernels: Literal["auto", "reference", "numba", "triton"] = "auto"
     """Implementation of a step: numba, compiled loops for CPUs; triton, compiled programs for GPUs; reference, plain
     torch on any device; auto, numba on CPUs, triton on GPUs if it is installed (3.6 or newer), else reference."""
+
+    def unused(self) -> set[str]:
+        return {name for name, rules in _RULES_WITH.items() if self.rule not in rules}
 
     @field_validator("rule")
     @classmethod

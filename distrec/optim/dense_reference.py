@@ -10,11 +10,18 @@ from distrec.optim.schedule import learning_rate
 class DenseReference:
     """Any rule (a method of its name), decay and schedule over a whole table, (V, D), in the dtype of its rows."""
 
-    def __init__(self, rows_VD: Tensor, config: OptimConfig, total_steps: int, table: str = "items") -> None:
+    def __init__(
+        self,
+        rows_VD: Tensor,
+        config: OptimConfig,
+        total_steps: int,
+        table: str = "items",
+        table_decay: float | None = None,
+    ) -> None:
         self.rows_VD = rows_VD.clone()
         self.config = config
         self.total_steps = total_steps
-        self.table = table
+        self.strength = config.decay.strength_of(table, table_decay)
         self.t = 0
         self.first_VD = torch.zeros_like(rows_VD)  # m of Adam, buffer of momentum
         self.second_VD = torch.zeros_like(rows_VD)  # v of Adam, sum of squares of Adagrad
@@ -29,8 +36,7 @@ class DenseReference:
 
     def step_row(self, row: int, grad: Tensor | None, lr: float) -> None:
         """Take one step of one row; a row outside the batch has no gradient."""
-        decay = self.config.decay
-        strength = decay.strength_of(self.table)
+        decay, strength = self.config.decay, self.strength
         if strength > 0 and (decay.scope == "full" or (decay.scope == "in_batch" and grad is not None)):
             if decay.coupling == "decoupled":
                 self.rows_VD[row] = (1 - lr * strength) * self.rows_VD[row]

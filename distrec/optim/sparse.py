@@ -42,7 +42,7 @@ class SparseOptimizer:
             config.kernels, device, dtype, lambda local: table.partition.row(local, table.worker)
         )
         self._rule = RULES[config.rule](table.stored_VD, config)
-        self._strength = config.decay.strength_of(table.name)
+        self._strength = config.decay.strength_of(table.name, table.decay)
         self._deferred = self._make_deferred()
         self._sweep = self._deferred is not None and config.idle == "sweep"
         assert table.deferred is None, f"table {table.name} already has an optimizer"

@@ -1,7 +1,7 @@
 """Wire format of batches: an Arrow table with one row a step. A block of the stream is such a table."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,9 @@ from distrec.sampling.batch import Batch
 _SCALARS = ("epoch", "step", "pairs")
 _ARRAYS: dict[str, type[np.generic]] = {f.name: np.int32 for f in fields(Batch) if f.name not in _SCALARS}
 _ARRAYS |= {"masked": np.int64, "log_q": np.float32}
-_INDEXED_ROWS = {"user_index_B": "users_U", "positive_index_B": "items_U", "negative_index": "items_U"}
+_OPTIONAL = {f.name for f in fields(Batch) if f.default_factory is not MISSING}
+_INDEXED_ROWS = {"user_index_B": "users_U"}
+_INDEXED_ROWS |= dict.fromkeys(("positive_index_B", "negative_index", "extra_index"), "items_U")
 
 
 def index_dtype(rows: int) -> type[np.integer]:
@@ -20,10 +22,12 @@ def index_dtype(rows: int) -> type[np.integer]:
 
 
 def to_table(batches: Sequence[Batch]) -> pa.Table:
-    """Return a table with one row for each batch."""
+    """Return a table with one row for each batch, without the columns of arrays that its steps do not need."""
     columns = {name: pa.array([getattr(b, name) for b in batches], pa.int64()) for name in _SCALARS}
     for name, dtype in _ARRAYS.items():
         arrays = [getattr(b, name) for b in batches]
+        if name in _OPTIONAL and not any(map(len, arrays)):
+            continue
         if name in _INDEXED_ROWS:
             dtype = index_dtype(max(len(getattr(b, _INDEXED_ROWS[name])) for b in batches))
         offsets = np.cumsum([0] + [len(a) for a in arrays])
@@ -36,10 +40,10 @@ def from_table(table: pa.Table) -> Iterator[Batch]:
     """Yield the batches of a table in its order; their arrays are read-only views of the table's memory."""
     for block in table.to_batches():
         scalars = {name: block.column(name).to_numpy() for name in _SCALARS}
-        lists = {name: block.column(name) for name in _ARRAYS}
+        lists = {name: block.column(name) for name in block.schema.names if name not in _SCALARS}
         offsets = {name: column.offsets.to_numpy() for name, column in lists.items()}
         values = {name: column.values.to_numpy() for name, column in lists.items()}
         for row in range(block.num_rows):
             epoch, step, pairs = (int(scalars[name][row]) for name in _SCALARS)
-            arrays = {name: values[name][offsets[name][row] : offsets[name][row + 1]] for name in _ARRAYS}
+            arrays = {name: values[name][offsets[name][row] : offsets[name][row + 1]] for name in lists}
             yield Batch(epoch, step, pairs, **arrays)

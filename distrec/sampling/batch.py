@@ -1,8 +1,28 @@
-"""The batch of one training step at one worker."""
+"""The batch of one training step at one worker.
 
-from dataclasses import dataclass
+M: extra positives of a pair; H: length of a history.
+"""
+
+from dataclasses import dataclass, field
 
 import numpy as np
+
+
+def _empty(dtype: type[np.generic]) -> np.ndarray:
+    array: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype))
+    return array
+
+
+@dataclass(frozen=True)
+class BatchNeeds:
+    """What a step reads beyond its users, positives and negatives."""
+
+    log_q: bool = False
+    """Log probabilities of the negatives."""
+    extra_positives: int = 0
+    """Further positives of each pair's user, M."""
+    history: int = 0
+    """Training items that represent a user, H."""
 
 
 @dataclass(frozen=True)
@@ -11,7 +31,7 @@ class Batch:
 
     Rows are given by their local index at their owner (`Partition.local`). Index arrays point into the lists of unique
     rows: `items_U[positive_index_B]` are the rows of the positives. They are int32, or uint16 where they came through
-    an Arrow table with few rows (`arrow.index_dtype`).
+    an Arrow table with few rows (`arrow.index_dtype`), except `history_index`.
     """
 
     epoch: int
@@ -22,7 +42,7 @@ class Batch:
     """Unique users, local indices at this worker, ascending, int32."""
     user_index_B: np.ndarray
     items_U: np.ndarray
-    """Unique items, positives and negatives together: local indices at their owners, sorted by (owner, item), int32."""
+    """Unique items of all uses together: local indices at their owners, sorted by (owner, item), int32."""
     item_splits_W: np.ndarray
     """Number of `items_U` that each worker owns."""
     positive_index_B: np.ndarray
@@ -30,5 +50,9 @@ class Batch:
     """Flat indices of the negatives: B * N, or N where the batch shares its negatives."""
     masked: np.ndarray
     """Flat positions in the (B, N) scores of negatives that are known positives of the pair's user, int64."""
-    log_q: np.ndarray
-    """log q of each entry of `negative_index`, float32; empty unless the loss needs it."""
+    log_q: np.ndarray = _empty(np.float32)
+    """log q of each entry of `negative_index`, float32; empty unless needed, as are the arrays below."""
+    extra_index: np.ndarray = _empty(np.int32)
+    """Flat indices of the extra positives, B * M."""
+    history_index: np.ndarray = _empty(np.int32)
+    """Flat indices of the histories of `users_U`, U * H, int32; -1 is padding."""

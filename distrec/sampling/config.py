@@ -27,6 +27,11 @@ class SamplingConfig(Section):
     """Use only this many of a pair's negatives, those with the highest current scores (dynamic negative sampling:
     Zhang, Chen, Wang and Yu, SIGIR 2013); 0 uses all."""
 
+    def unused(self) -> set[str]:
+        names = set() if self.distribution in ("popularity", "mixture") else {"beta"}
+        names |= set() if self.distribution == "mixture" else {"uniform_share"}
+        return names | {"negatives"} if self.distribution == "in_batch" else names
+
     @model_validator(mode="after")
     def _in_batch_is_shared(self) -> Self:
         if self.distribution == "in_batch" and not self.shared:

@@ -3,7 +3,8 @@
 Step s of S contains, of bucket p with n_p interactions and b_p interactions in the buckets before it, positions
 floor((s n_p + b_p mod S) / S) .. floor(((s + 1) n_p + b_p mod S) / S) of a shuffle keyed by (seed, epoch, p), so that
 each interaction occurs once an epoch. Without the phase b_p mod S, buckets of equal size would all contribute their
-pairs to the same steps. An interaction's ordinal in the epoch, b_p plus its position, keys its negatives.
+pairs to the same steps. An interaction's ordinal in the epoch, b_p plus its position, keys its negatives and its extra
+positives.
 
 P: buckets.
 """
@@ -18,8 +19,10 @@ from distrec.core.randomness import Purpose, generator, uniforms
 from distrec.data.dataset import Dataset, Part
 from distrec.kernels.dedup import unique_ids, unique_of
 from distrec.sampling.arrow import index_dtype
-from distrec.sampling.batch import Batch
+from distrec.sampling.batch import Batch, BatchNeeds
 from distrec.sampling.config import SamplingConfig
+from distrec.sampling.extra_positives import extra_positives
+from distrec.sampling.history import histories
 from distrec.sampling.negatives import NegativeSampler, item_masses
 from distrec.sharding.partition import Partition
 
@@ -43,7 +46,7 @@ class BatchSource:
         batch_size: pairs of a step over all workers.
         worker: rank of the worker.
         workers: number of workers.
-        with_log_q: include log q in the batches.
+        needs: what the batches hold beyond positives and negatives.
     """
 
     dataset: Dataset
@@ -52,7 +55,7 @@ class BatchSource:
     batch_size: int
     worker: int
     workers: int
-    with_log_q: bool = False
+    needs: BatchNeeds = BatchNeeds()
 
     @property
     def steps(self) -> int:
@@ -65,9 +68,12 @@ class BatchSource:
         pairs = self.batch_size // self.workers + 1
         n = self.batch_size if self.config.distribution == "in_batch" else self.config.negatives
         negatives = n if self.config.shared else pairs * n
-        unique = min(pairs + negatives, self.dataset.manifest.items)
+        extra = pairs * self.needs.extra_positives
+        history = min(pairs, self._partitions[0].size(self.worker)) * self.needs.history
+        unique = min(pairs + negatives + extra + history, self.dataset.manifest.items)
         index_bytes = np.dtype(index_dtype(max(pairs, unique))).itemsize
-        return 4 * (pairs + unique + negatives * self.with_log_q) + index_bytes * (2 * pairs + negatives)
+        words = pairs + unique + negatives * self.needs.log_q + history
+        return 4 * words + index_bytes * (2 * pairs + negatives + extra)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Return the batch of one step."""
@@ -90,8 +96,27 @@ class BatchSource:
             own = None if shared_ordinals is None else np.searchsorted(shared_ordinals[k], ordinal[pairs])
             # Drawn step by step, so that they are still in cache when they are de-duplicated.
             negatives = self._pair_negatives(epoch, user[pairs], ordinal[pairs]) if shared is None else shared[k]
-            batches.append(self._batch(epoch, first + k, user[pairs], item[pairs], negatives, own))
+            batches.append(self._batch(epoch, first + k, ordinal[pairs], user[pairs], item[pairs], negatives, own))
         return batches
+
+    @cached_property
+    def interactions_csr(self) -> tuple[np.ndarray, np.ndarray]:
+        """(indptr, indices) in CSR form: the training items of each local user, ascending."""
+        user, item, _ = self._interactions
+        order = np.lexsort((item, user))
+        counts = np.bincount(user, minlength=self._partitions[0].size(self.worker))
+        return np.concatenate([[0], np.cumsum(counts)]), item[order]
+
+    def lookup(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (items_U, item_splits_W, index) of a flat array of items, as in `Batch`: item k is row `index[k]`."""
+        items_U, splits_W, (index,) = self._unique_items([items])
+        return items_U, splits_W, index
+
+    def history_of(self, users_U: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (items_U, item_splits_W, history_index) of the histories of local users, as in `Batch`."""
+        history_UH = self._histories[users_U]
+        items_U, splits_W, index = self.lookup(history_UH[history_UH >= 0])
+        return items_U, splits_W, _padded(index, history_UH)
 
     @cached_property
     def _bucket_sizes_P(self) -> np.ndarray:
@@ -121,15 +146,7 @@ class BatchSource:
     def _sampler(self) -> NegativeSampler:
         m = self.dataset.manifest
         masses = item_masses(self.config, self.dataset.item_degrees(), m.users)
-        return NegativeSampler(masses, self._positives if self.config.reject else None)
-
-    @cached_property
-    def _positives(self) -> tuple[np.ndarray, np.ndarray]:
-        """(indptr, indices) in CSR form: the training items of each local user, ascending."""
-        user, item, _ = self._interactions
-        order = np.lexsort((item, user))
-        counts = np.bincount(user, minlength=self._partitions[0].size(self.worker))
-        return np.concatenate([[0], np.cumsum(counts)]), item[order]
+        return NegativeSampler(masses, self.interactions_csr if self.config.reject else None)
 
     @cached_property
     def _orders(self) -> dict[int, np.ndarray]:
@@ -197,10 +214,18 @@ class BatchSource:
         stream = Stream(*map(np.uint64, (self.seed & (2**64 - 1), Purpose.NEGATIVES, epoch, _PER_PAIR)))
         return self._sampler.draw_for_pairs(stream, ordinal_B, user_B, self.config.negatives)
 
+    def _extra_positives(self, epoch: int, ordinal_B: np.ndarray, user_B: np.ndarray) -> np.ndarray:
+        """Return the extra positives of each pair, (B, M)."""
+        m = self.needs.extra_positives
+        if m == 0:
+            return np.zeros((len(user_B), 0), np.int32)
+        return extra_positives(self.seed, epoch, ordinal_B, user_B, self.interactions_csr, m)
+
     def _batch(
         self,
         epoch: int,
         step: int,
+        ordinal_B: np.ndarray,
         user_B: np.ndarray,
         item_B: np.ndarray,
         negatives: np.ndarray,
@@ -213,15 +238,16 @@ class BatchSource:
             own_B: with in-batch negatives, index of each pair's positive among them.
         """
         users_U, user_index_B = unique_ids(user_B, self._partitions[0].size(self.worker))
-        slot_V, starts = self._owner_order
-        slots_U, (positive_index_B, negative_index) = unique_of([item_B, negatives.ravel()], len(slot_V), slot_V)
-        splits_W = np.diff(np.searchsorted(slots_U, starts))
-        masked = log_q = _NONE
+        history_UH = self._histories[users_U]
+        extra = self._extra_positives(epoch, ordinal_B, user_B)
+        uses = [item_B, negatives.ravel(), extra.ravel(), history_UH[history_UH >= 0]]
+        items_U, splits_W, (positive_index_B, negative_index, extra_index, history_index) = self._unique_items(uses)
+        masked, log_q = _NONE, np.zeros(0, np.float32)
         if self.config.reject:
             masked = self._known_positives(user_B, negatives)
         elif own_B is not None:
             masked = np.arange(len(user_B)) * len(negatives) + own_B
-        if self.with_log_q:
+        if self.needs.log_q:
             log_q = self._sampler.log_q(negatives, None if self.config.shared else user_B[:, None]).ravel()
         return Batch(
             epoch=epoch,
@@ -229,13 +255,30 @@ class BatchSource:
             pairs=int(np.diff(self._step_bounds(step, step + 1), axis=0).sum()),
             users_U=users_U,
             user_index_B=user_index_B,
-            items_U=slots_U - np.repeat(starts[:-1], splits_W).astype(np.int32),
+            items_U=items_U,
             item_splits_W=splits_W,
             positive_index_B=positive_index_B,
             negative_index=negative_index,
             masked=masked,
             log_q=log_q,
+            extra_index=extra_index,
+            history_index=_padded(history_index, history_UH),
         )
+
+    @cached_property
+    def _histories(self) -> np.ndarray:
+        """Histories of the local users, items (V, H)."""
+        user_ids, h = self._partitions[0].rows_of(self.worker), self.needs.history
+        if h == 0:
+            return np.zeros((len(user_ids), 0), np.int32)
+        return histories(self.seed, user_ids, *self.interactions_csr, h)
+
+    def _unique_items(self, uses: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Return (items_U, item_splits_W) of all items of several arrays, and the index of each array into items_U."""
+        slot_V, starts = self._owner_order
+        slots_U, index = unique_of(uses, len(slot_V), slot_V)
+        splits_W = np.diff(np.searchsorted(slots_U, starts))
+        return slots_U - np.repeat(starts[:-1], splits_W).astype(np.int32), splits_W, index
 
     @cached_property
     def _owner_order(self) -> tuple[np.ndarray, np.ndarray]:
@@ -260,7 +303,7 @@ class BatchSource:
 
     def _known_positives_shared(self, user_B: np.ndarray, negatives_N: np.ndarray) -> np.ndarray:
         """Iterate over the positives of the batch's users, which are far fewer than the B * N scores."""
-        indptr, indices = self._positives
+        indptr, indices = self.interactions_csr
         counts = indptr[user_B + 1] - indptr[user_B]
         ends = np.cumsum(counts)
         entry = np.arange(ends[-1] if len(ends) else 0) + np.repeat(indptr[user_B] - (ends - counts), counts)
@@ -273,3 +316,10 @@ class BatchSource:
         times = np.searchsorted(negatives_N[order], item, side="right") - low  # an item may be drawn more than once
         repeat = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         return np.sort(np.repeat(pair, times) * len(negatives_N) + order[np.repeat(low, times) + repeat])
+
+
+def _padded(index: np.ndarray, history_UH: np.ndarray) -> np.ndarray:
+    """Return the flat index of histories, U * H int32, from the index of those of their items that are not padding."""
+    padded = np.full(history_UH.size, -1, np.int32)
+    padded[history_UH.ravel() >= 0] = index
+    return padded

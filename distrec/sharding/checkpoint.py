@@ -1,4 +1,7 @@
-"""Checkpoints: each worker writes its rows and their state to one file; any number of workers can read them back."""
+"""Checkpoints: each worker writes its rows and their state to one file; any number of workers can read them back.
+
+State that is equal at all workers is in the file of worker 0.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,27 +12,46 @@ from torch import Tensor
 from distrec.core.errors import UserError
 from distrec.sharding.partition import Partition
 
-_FORMAT = 1
+_FORMAT = 2
 
 Rows = dict[str, Tensor]
 """Per-row tensors of one table by name, each (V_local, ...), in the order of the shard's rows."""
 
 
 def save_shard(
-    folder: Path, worker: int, partitions: dict[str, Partition], tables: dict[str, Rows], meta: dict[str, Any]
+    folder: Path,
+    worker: int,
+    partitions: dict[str, Partition],
+    tables: dict[str, Rows],
+    meta: dict[str, Any],
+    shared: dict[str, Any],
 ) -> None:
-    """Write one worker's part of a checkpoint. `meta` holds plain values that are the same at all workers."""
+    """Write one worker's part of a checkpoint.
+
+    Args:
+        folder: folder of the checkpoint, one for all workers.
+        worker: rank of this worker.
+        partitions: partition of each table.
+        tables: per-row tensors of the same tables.
+        meta: plain values that are the same at all workers.
+        shared: values and tensors that are the same at all workers, dense parameters for example.
+    """
     shape = {name: (partition.rows, partition.buckets) for name, partition in partitions.items()}
     workers = next(iter(partitions.values())).workers
     content = {"format": _FORMAT, "worker": worker, "workers": workers, "shape": shape, "tables": tables, "meta": meta}
-    torch.save(content, folder / _name(worker, workers))
+    torch.save(content | {"shared": shared if worker == 0 else {}}, folder / _name(worker, workers))
 
 
-def load_shard(folder: Path, worker: int, partitions: dict[str, Partition]) -> tuple[dict[str, Rows], dict[str, Any]]:
-    """Return (this worker's per-row tensors, meta) of a checkpoint that was written by any number of workers.
+def load_shard(
+    folder: Path, worker: int, partitions: dict[str, Partition]
+) -> tuple[dict[str, Rows], dict[str, Any], dict[str, Any]]:
+    """Read a checkpoint that was written by any number of workers.
+
+    Returns:
+        (this worker's per-row tensors of each table, `meta`, `shared`), tensors on the CPU.
 
     Raises:
-        UserError: files are missing, or were written for another data set.
+        UserError: files are missing, or were written for other tables or another data set.
     """
     files = sorted(folder.glob("shard-*.pt"))
     if not files:
@@ -38,15 +60,19 @@ def load_shard(folder: Path, worker: int, partitions: dict[str, Partition]) -> t
     saved = {name: Partition(rows, buckets, first["workers"]) for name, (rows, buckets) in first["shape"].items()}
     if len(files) != first["workers"]:
         raise UserError(f"{folder} contains {len(files)} of {first['workers']} shards")
-    if {n: (p.rows, p.buckets) for n, p in partitions.items()} != {n: (p.rows, p.buckets) for n, p in saved.items()}:
+    lacks, unused = sorted(partitions.keys() - saved), sorted(saved.keys() - partitions)
+    if lacks or unused:
+        raise UserError(f"{folder} is of another model or loss: it lacks tables {lacks} and has in addition {unused}")
+    if {n: (p.rows, p.buckets) for n, p in partitions.items()} != first["shape"]:
         raise UserError(f"{folder} was written for tables {first['shape']}, not for this data set")
     if saved == partitions:
-        return _read(folder / _name(worker, first["workers"]))["tables"], first["meta"]
-    parts = [_read(file)["tables"] for file in files]
-    return {
-        name: _reshard(saved[name], partition, worker, [p[name] for p in parts])
-        for name, partition in partitions.items()
-    }, first["meta"]
+        rows = _read(folder / _name(worker, first["workers"]))["tables"]
+    else:
+        parts = [_read(file)["tables"] for file in files]
+        rows = {
+            name: _reshard(saved[name], p, worker, [part[name] for part in parts]) for name, p in partitions.items()
+        }
+    return rows, first["meta"], first["shared"]
 
 
 def _reshard(saved: Partition, partition: Partition, worker: int, parts: list[Rows]) -> Rows:

@@ -6,16 +6,19 @@ machine exchange rows through shared memory. With one worker nothing is exchange
 A: row requests that a worker receives, with repeats; R: the distinct rows among them.
 """
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distrec.core.buffer_pool import empty
 from distrec.kernels.dedup import unique_ids
 from distrec.sharding.device_copy import to_device
 from distrec.sharding.shared_memory import SharedBuffers, size_for
@@ -50,7 +53,7 @@ class Exchange:
         self.rank = dist.get_rank() if grouped else 0
         self.workers = dist.get_world_size() if grouped else 1
         self.device = device
-        self._send_bfloat16 = send_bfloat16
+        self.send_bfloat16 = send_bfloat16
         # Row indices are computed and used on the host, ahead of the step: they have a process group of their own.
         self._host_group = dist.new_group(backend="gloo") if self.workers > 1 else None
         self._share_memory = share_memory and self.workers > 1 and device.type == "cpu"
@@ -108,26 +111,24 @@ class Exchange:
             gradient_index_WR[rank, row_index_A[end - count : end]] = np.arange(first, first + count)
         return gradient_index_WR
 
-    def fetch(self, plan: LookupPlan, rows_RD: Tensor) -> Tensor:
+    def fetch(self, plan: LookupPlan, rows_RD: Tensor, exact: bool = False) -> Tensor:
         """Return the requested rows from their owners, (U, D), in the order of the request.
-
-        The result is valid until the second call of `fetch` or `sum_gradients` after this one: it may be a view of a
-        shared buffer that other workers then overwrite.
 
         Args:
             plan: plan of this look-up.
             rows_RD: this worker's values for `plan.rows_R`. Not modified; with one worker not copied either.
+            exact: send them in their own dtype in any case, for gradients.
         """
-        if self._send_bfloat16:
-            rows_RD = rows_RD.bfloat16()
+        rounded = self.send_bfloat16 and not exact
+        sent_RD = rows_RD.bfloat16() if rounded else rows_RD
         if plan.row_index_A is not None:
             row_index = torch.split(plan.row_index_A, plan.requested_WW[:, self.rank].tolist())
 
             def pack(rank: int, out: Tensor) -> None:
-                torch.index_select(rows_RD, 0, row_index[rank], out=out)
+                torch.index_select(sent_RD, 0, row_index[rank], out=out)
 
-            rows_RD = self._all_to_all(pack, plan.requested_WW.T, rows_RD)
-        return rows_RD.float() if self._send_bfloat16 else rows_RD
+            sent_RD = self._all_to_all(pack, plan.requested_WW.T, sent_RD)
+        return sent_RD.to(rows_RD.dtype)
 
     def sum_gradients(self, plan: LookupPlan, grad_UD: Tensor) -> Tensor:
         """Return gradients to the owners and sum them for each of `plan.rows_R`, (R, D).
@@ -142,7 +143,7 @@ class Exchange:
             if rank != self.rank:  # this worker's own part is read from `grad_UD`
                 out.copy_(parts[rank])
 
-        received_AD = self._all_to_all(pack, plan.requested_WW, grad_UD)
+        received_AD = self._all_to_all(pack, plan.requested_WW, grad_UD, view=True)
         if self.device.type == "cpu":
             from distrec.kernels.numba.gradient_sums import add_parts  # here: importing numba takes 0.3 s
 
@@ -155,37 +156,50 @@ class Exchange:
             sums_RD.index_add_(0, rows, source.index_select(0, index))  # rows are distinct within one worker's part
         return sums_RD
 
-    def _all_to_all(self, pack: Callable[[int, Tensor], None], rows_WW: np.ndarray, like: Tensor) -> Tensor:
+    def _all_to_all(
+        self, pack: Callable[[int, Tensor], None], rows_WW: np.ndarray, like: Tensor, view: bool = False
+    ) -> Tensor:
         """Send rows to every worker. Return the rows received from all of them, by rank.
 
         Args:
             pack: writes this worker's rows for a rank into a tensor; what it does not write is undefined.
             rows_WW: number of rows that each worker (first axis) sends to each.
             like: a tensor of the width and dtype of the rows.
+            view: the result may lack this worker's own rows, and be valid only until the second exchange after this
+                one: a view of a shared buffer that other workers then overwrite.
         """
         receive, width = rows_WW[:, self.rank].tolist(), like.shape[1]
         buffers = self._buffers_for(rows_WW, width * like.itemsize)
-        if buffers is None:
-            send = rows_WW[self.rank].tolist()
-            sent, received = like.new_empty(sum(send), width), like.new_empty(sum(receive), width)
-            for rank, part in enumerate(torch.split(sent, send)):
-                pack(rank, part)
-            # As bytes, because not every backend supports bfloat16.
-            dist.all_to_all_single(received.view(torch.uint8), sent.view(torch.uint8), receive, send)
-            return received
-        starts_WW = (rows_WW.cumsum(0) - rows_WW) * width * like.itemsize
+        if buffers is not None:
+            return self._all_to_all_shared(buffers, pack, rows_WW, like, view)
+        send = rows_WW[self.rank].tolist()
+        sent, received = like.new_empty(sum(send), width), like.new_empty(sum(receive), width)
+        for rank, part in enumerate(torch.split(sent, send)):
+            pack(rank, part)
+        # As bytes, because not every backend supports bfloat16.
+        dist.all_to_all_single(received.view(torch.uint8), sent.view(torch.uint8), receive, send)
+        return received
 
-        def write(rank: int) -> None:
-            rows = rows_WW[self.rank, rank]
-            pack(rank, buffers.tensor(rank, starts_WW[self.rank, rank], rows, width, like.dtype))
-
-        for rank in range(self.workers):
-            if rank != self.rank:
-                write(rank)
+    def _all_to_all_shared(
+        self, buffers: SharedBuffers, pack: Callable[[int, Tensor], None], rows_WW: np.ndarray, like: Tensor, view: bool
+    ) -> Tensor:
+        receive, width = rows_WW[:, self.rank].tolist(), like.shape[1]
+        starts_W = (rows_WW.cumsum(0) - rows_WW)[self.rank] * width * like.itemsize
+        others = [rank for rank in range(self.workers) if rank != self.rank]
+        for rank in others:
+            pack(rank, buffers.tensor(rank, starts_W[rank], rows_WW[self.rank, rank], width, like.dtype))
         buffers.barrier_arrive()
-        write(self.rank)  # after the barrier: no other worker reads it
+        shared = buffers.tensor(self.rank, 0, sum(receive), width, like.dtype)
+        if view:
+            buffers.barrier_wait()
+            return shared
+        received = empty([sum(receive), width], like)
+        parts, shared_parts = torch.split(received, receive), torch.split(shared, receive)
+        pack(self.rank, parts[self.rank])  # while other workers may still write their parts
         buffers.barrier_wait()
-        return buffers.tensor(self.rank, 0, sum(receive), width, like.dtype)
+        for rank in others:
+            parts[rank].copy_(shared_parts[rank])
+        return received
 
     def _buffers_for(self, rows_WW: np.ndarray, row_bytes: int) -> SharedBuffers | None:
         """Return shared buffers for an exchange, large enough; None where memory cannot be shared.
@@ -217,20 +231,55 @@ class Exchange:
             dist.broadcast(tensor, source)
         return tensor
 
-    def gather(self, part: Tensor) -> tuple[Tensor, slice]:
-        """Return (the parts of all workers, concatenated; the slice of this worker). Parts may differ in length."""
+    def gather(self, part: Tensor, lengths: Sequence[int] | None = None) -> tuple[Tensor, slice]:
+        """Return (the parts of all workers, concatenated; the slice of this worker). Parts may differ in length.
+
+        Args:
+            part: this worker's part, (n, ...). With one worker not copied.
+            lengths: lengths of the parts of all workers, (W,), from `part_lengths`; None: exchange them here.
+        """
         if self.workers == 1:
             return part, slice(0, len(part))
-        lengths = torch.cat(self._all_gather(torch.tensor([len(part)], device=self.device))).tolist()
-        padded = part.new_zeros(max(lengths), *part.shape[1:])
-        padded[: len(part)] = part
-        parts = [p[:length] for p, length in zip(self._all_gather(padded), lengths, strict=True)]
-        start = sum(lengths[: self.rank])
-        return torch.cat(parts), slice(start, start + len(part))
+        lengths, rows = lengths or self.part_lengths(len(part)), _matrix(part)
+
+        def pack(rank: int, out: Tensor) -> None:
+            out.copy_(rows)
+
+        sent_WW = np.repeat(np.array(lengths)[:, None], self.workers, 1)
+        start, whole = sum(lengths[: self.rank]), self._all_to_all(pack, sent_WW, rows)
+        return whole.view(sum(lengths), *part.shape[1:]), slice(start, start + len(part))
+
+    def part_lengths(self, length: int) -> list[int]:
+        """Return the lengths of the parts of all workers, by rank."""
+        if self.workers == 1:
+            return [length]
+        lengths: list[int] = torch.stack(self._all_gather(torch.tensor(length, device=self.device))).tolist()
+        return lengths
+
+    def sum_parts(self, whole: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Return the sum over the workers of this worker's part of `whole`: the transpose of `gather`.
+
+        Args:
+            whole: this worker's values for the concatenated parts, (sum of `lengths`, ...). With one worker not copied.
+            lengths: lengths of the parts of all workers, (W,).
+
+        Returns:
+            (n, ...), added in the order of the ranks.
+        """
+        if self.workers == 1:
+            return whole
+        rows = _matrix(whole)
+        parts = torch.split(rows, list(lengths))
+
+        def pack(rank: int, out: Tensor) -> None:
+            out.copy_(parts[rank])
+
+        received = self._all_to_all(pack, np.tile(lengths, (self.workers, 1)), rows)
+        return reduce(torch.add, received.view(self.workers, lengths[self.rank], *whole.shape[1:]).unbind())
 
     def all_add(self, tensor: Tensor) -> Tensor:
-        """Return the sum over the workers, added in the order of the ranks."""
-        return tensor if self.workers == 1 else torch.stack(self._all_gather(tensor)).sum(0)
+        """Return the sum over the workers, added in the order of the ranks. With one worker not copied."""
+        return reduce(torch.add, self._all_gather(tensor)) if self.workers > 1 else tensor
 
     def all_max(self, tensor: Tensor) -> Tensor:
         """Return the elementwise maximum over the workers."""
@@ -246,3 +295,8 @@ class Exchange:
         tensors = [torch.empty_like(tensor) for _ in range(self.workers)]
         dist.all_gather(tensors, tensor.contiguous())
         return tensors
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """Return a tensor (n, ...) as rows of numbers, (n, D)."""
+    return tensor.reshape(len(tensor), math.prod(tensor.shape[1:]))

@@ -1,12 +1,32 @@
-"""One worker's shard of an embedding table. Reads return up-to-date rows."""
+"""Embedding tables: their specification, and one worker's shard of one. Reads return up-to-date rows."""
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from distrec.core.buffer_pool import select_rows
+from distrec.sharding.initialization import Init
 from distrec.sharding.partition import Partition
+
+USERS: Final = "users"
+ITEMS: Final = "items"
+"""The entities, and the names of a model's main tables."""
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """An embedding table of a model or a loss. Tables of one entity share partition and routing."""
+
+    name: str
+    """Name, by which it is saved, and its strength of decay configured. Unique in a run."""
+    entity: Literal["users", "items"]
+    width: int
+    """Columns D of a row."""
+    init: Init
+    decay: float | None = None
+    """Strength of weight decay; None: that of the configuration, which can override this one by table."""
 
 
 class Deferred(Protocol):
@@ -24,12 +44,15 @@ class Deferred(Protocol):
 class Table:
     """The rows of one table that one worker owns, (V_local, D), in the order of `partition.rows_of(worker)`."""
 
-    def __init__(self, name: str, partition: Partition, worker: int, rows_VD: Tensor) -> None:
+    def __init__(
+        self, name: str, partition: Partition, worker: int, rows_VD: Tensor, decay: float | None = None
+    ) -> None:
         assert rows_VD.shape[0] == partition.size(worker), (name, rows_VD.shape, partition, worker)
         self.name = name
         self.partition = partition
         self.worker = worker
         self.stored_VD = rows_VD
+        self.decay = decay
         self.deferred: Deferred | None = None
 
     @property

@@ -1,19 +1,20 @@
 """Configuration of a run: one section per part, and the checks that involve several sections."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from distrec.core.config import Section, load
+from distrec.core.config import OneOf, Part, Section, load, split_words
 from distrec.data.config import DataConfig
 from distrec.evaluation.config import EvalConfig
-from distrec.losses import TAKES_LOG_Q, catalogue_losses, losses
-from distrec.losses.config import LossConfig
-from distrec.models import models
-from distrec.models.config import ModelConfig
+from distrec.losses import Loss, losses
+from distrec.models import ModelConfig, models
 from distrec.optim.config import OptimConfig
+from distrec.optim.dense import DENSE
+from distrec.sampling.batch import BatchNeeds
 from distrec.sampling.config import SamplingConfig
 from distrec.tracking.config import TrackingConfig
 
@@ -50,7 +51,7 @@ class TrainConfig(Section):
 
 
 class RunConfig(Section):
-    """The run folder and the seed."""
+    """The run folder, the seed, and modules of your own."""
 
     dir: Path | None = None
     """Run folder. Default: runs/NAME, NAME being the name of the configuration file, or the next free of runs/NAME-2,
@@ -59,14 +60,19 @@ class RunConfig(Section):
     """Seed of initial rows, shuffles and negatives."""
     resume: bool = False
     """Continue from the last checkpoint in the run folder (default: of the latest run of that name)."""
+    imports: Annotated[tuple[str, ...], BeforeValidator(split_words)] = ()
+    """Modules of your own, imported by every process before the configuration is read, so that losses and models that
+    they register can be named."""
 
 
 class Config(Section):
     """Everything a run depends on."""
 
     data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
+    model: Annotated[ModelConfig, OneOf(models)] = Field(default_factory=lambda: models["mf"]())
+    """Model, or solver that is no gradient descent."""
+    loss: Annotated[Loss, OneOf(losses)] = Field(default_factory=lambda: losses["ssm"]())
+    """Loss that gradient descent minimises."""
     sampling: SamplingConfig = SamplingConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
@@ -74,21 +80,55 @@ class Config(Section):
     run: RunConfig = RunConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    def unused(self) -> set[str]:
+        return {*self.model.ignores, *(() if self._reads_negatives else ("sampling",))}
+
     @model_validator(mode="after")
-    def _check_combinations(self) -> "Config":
-        known, loss, train = [*losses, *catalogue_losses], self.loss, self.train
-        if loss.name not in known:
-            raise ValueError(f"loss.name: unknown loss {loss.name!r}; known: {', '.join(sorted(known))}")
-        models[self.model.name]
+    def _check_combinations(self) -> Self:
+        model, train = self.model, self.train
+        if given := [key for name in model.ignores if name in self.model_fields_set for key in _given(self, name)]:
+            does = "does nothing; remove it" if len(given) == 1 else "do nothing; remove them"
+            raise ValueError(f"model.name={model.name} is no gradient descent: {', '.join(given)} {does}")
         if train.batch_size < train.workers:
             raise ValueError(f"train.batch_size={train.batch_size} is less than train.workers={train.workers}")
-        if loss.log_q and loss.name not in TAKES_LOG_Q:
-            raise ValueError(f"loss.log_q=true is for {', '.join(TAKES_LOG_Q)}; loss.name={loss.name} ignores it")
-        if loss.log_q and self.sampling.hardest:
-            raise ValueError("loss.log_q=true with sampling.hardest: the hardest of a pool have no known probability q")
-        if self.effective_sampling.negatives == 0 and loss.name in losses:
-            raise ValueError(f"loss.name={loss.name} needs negatives: sampling.negatives must be at least 1")
+        if "loss" not in model.ignores:
+            self._check_loss()
+        if "optim" not in model.ignores:
+            tables = [*(table.name for table in (*model.tables(), *self.loss.tables())), DENSE]
+            if unknown := [name for name in self.optim.decay.tables if name not in tables]:
+                raise ValueError(f"optim.decay.tables: no table {', '.join(unknown)}; known: {', '.join(tables)}")
         return self
+
+    def _check_loss(self) -> None:
+        loss, similarity = self.loss, getattr(self.model, "similarity", None)
+        if loss.similarity not in (None, similarity):
+            raise ValueError(
+                f"loss.name={loss.name} is defined on {loss.similarity} similarity, not {similarity}: "
+                f"set model.similarity={loss.similarity}"
+            )
+        if self._reads_negatives and self.sampling.negatives == 0:
+            raise ValueError(f"loss.name={loss.name} needs negatives: sampling.negatives must be at least 1")
+        if "log_q_BN" in loss.needs() and self.sampling.hardest:
+            raise ValueError(
+                f"loss.name={loss.name} corrects for the sampling probability q of negatives (log_q), which the "
+                "hardest of a pool do not have: set sampling.hardest=0"
+            )
+
+    @property
+    def _reads_negatives(self) -> bool:
+        # Extra positives are drawn uniformly: `sampling` has no key for them.
+        return bool({"negative_BN", "negative_norm2_BN"} & set(self.loss.needs()))
+
+    @property
+    def batch_needs(self) -> BatchNeeds:
+        """What the batches hold beyond positives and negatives.
+
+        A loss that reads extra_BM has their number M in its option `extra_positives`, a model that reads history the
+        number H of items in its option `history`.
+        """
+        reads = self.loss.needs()
+        extra = getattr(self.loss, "extra_positives", 0) if "extra_BM" in reads else 0
+        return BatchNeeds("log_q_BN" in reads, extra, getattr(self.model, "history", 0))
 
     @property
     def stream_backend(self) -> str:
@@ -105,20 +145,35 @@ class Config(Section):
 
     @property
     def effective_sampling(self) -> SamplingConfig:
-        """`sampling`, without negatives for losses over the whole catalogue, which draw none."""
-        if self.loss.name in losses:
+        """`sampling`, without negatives for a loss that reads none."""
+        if self._reads_negatives:
             return self.sampling
         return self.sampling.model_copy(update={"distribution": "uniform", "negatives": 0})
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Load and validate the configuration of a run.
+def _given(section: Section, name: str) -> list[str]:
+    """Return the dotted keys that were given explicitly in a field of a section."""
+    value = getattr(section, name)
+    if not isinstance(value, Section):
+        return [name]
+    inner = [
+        key for field in type(value).model_fields if field in value.model_fields_set for key in _given(value, field)
+    ]
+    return [f"{name}.{key}" for key in [*(["name"] if isinstance(value, Part) else []), *inner]]
+
+
+def load_config(
+    path: str | Path | None = None, overrides: Sequence[str] = (), note: Callable[[str], object] = warnings.warn
+) -> Config:
+    """Load and validate the configuration of a run, after importing the modules that its `run.imports` names.
 
     Args:
         path: YAML file with the keys that differ from the defaults; None for the defaults.
-        overrides: `dotted.key=value` strings, values in YAML. Later ones win.
+        overrides: `dotted.key=value` strings, values in YAML. Later ones win. One that names another part than the file
+            (loss.name=bpr) drops the options that the file gives to the former part.
+        note: called with a message for each option so dropped.
 
     Raises:
         UserError: a missing or broken file, an unknown key (the message lists the nearest known ones), a bad value.
     """
-    return load(Config, None if path is None else Path(path), overrides)
+    return load(Config, None if path is None else Path(path), overrides, note)

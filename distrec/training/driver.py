@@ -21,9 +21,10 @@ from distrec.tracking.environment import versions
 from distrec.training import cluster
 from distrec.training.checks import check_dataset, check_workers
 from distrec.training.config import Config
-from distrec.training.loop import Job, run_worker
+from distrec.training.loop import Job
 from distrec.training.mailbox import Mailbox
 from distrec.training.run_folder import CHECKPOINTS, Result, RunFolder, Timing
+from distrec.training.worker import RayJob, run_worker
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
@@ -130,7 +131,8 @@ def _open_run(config: Config, dataset: Dataset, folder: RunFolder, note: Callabl
 def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener) -> dict[str, Any]:
     """Run the workers and pass their events to `on_event` in this thread. Return the return value of rank 0."""
     mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
-    trainer = _ray_trainer(config, folder, Job(config, dataset, *cluster.stream_plan(config), mailbox))
+    job = Job(config, dataset, *cluster.stream_plan(config))
+    trainer = _ray_trainer(config, folder, RayJob(job, mailbox))
     outcome: dict[str, Any] = {}
 
     def fit() -> None:
@@ -159,7 +161,7 @@ def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener
     return value
 
 
-def _ray_trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
+def _ray_trainer(config: Config, folder: RunFolder, job: RayJob) -> TorchTrainer:
     gpu = cluster.uses_gpus(config)
     return TorchTrainer(
         run_worker,  # type: ignore[arg-type]  # typed for dicts; Ray passes any object on

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -11,6 +11,9 @@ from distrec.core.config import flat
 from distrec.core.errors import UserError
 from distrec.data.dataset import MANIFEST, Dataset, Part
 from distrec.data.prepare import prepare
+from distrec.evaluation.evaluator import evaluate_part
+from distrec.models.base import Scorer, SolverConfig
+from distrec.sharding.collectives import Exchange
 from distrec.training.config import Config, load_config
 from distrec.training.run_folder import RunFolder
 from distrec.training.sharded_model import ShardedModel
@@ -51,18 +54,30 @@ def evaluate(run: str | Path, part: Literal["test", "valid"] = "test", overrides
     folder = RunFolder(Path(run))
     before = flat(folder.config())
     config = load_config(folder.config_file, overrides)
-    if wrong := [key for key, value in flat(config).items() if before[key] != value and not key.startswith("eval.")]:
+    now = flat(config)
+    if wrong := [k for k in now if k in before and before[k] != now[k] and not k.startswith("eval.")]:
         raise UserError(f"{', '.join(wrong)}: only eval.* keys of a trained run can be changed")
     checkpoint = folder.last_checkpoint()
     dataset = _dataset_of(folder, config)
     if not dataset.manifest.count(PARTS[part]):
         raise UserError(f"the data of {run} have no {part} part")
     cuda = torch.cuda.is_available() and config.train.device != "cpu"
-    model = ShardedModel(config, dataset, torch.device("cuda" if cuda else "cpu"))
-    _, meta = model.load_rows(checkpoint)
-    sums = model.evaluate(PARTS[part])
+    scorer, exchange, meta = _load(config, dataset, torch.device("cuda" if cuda else "cpu"), checkpoint)
+    sums = evaluate_part(scorer, dataset, PARTS[part], config.eval, exchange)
     metrics = {f"{part}/{key}": value for key, value in sums.means().items()}
     return Evaluation(metrics, sums.users, sums.left_out, len(meta["history"]), config.train.epochs)
+
+
+def _load(
+    config: Config, dataset: Dataset, device: torch.device, checkpoint: Path
+) -> tuple[Scorer, Exchange, dict[str, Any]]:
+    """Return the scorer of a checkpoint, its group, and the checkpoint's `meta`. Builds no optimizer and no stream."""
+    if isinstance(config.model, SolverConfig):
+        learner = config.model.learner(dataset, config.run.seed, device)
+        meta = learner.load(checkpoint)
+        return learner.scorer, learner.exchange, meta
+    model = ShardedModel(config, dataset, device)
+    return model, model.exchange, model.load_rows(checkpoint)[1]
 
 
 def _dataset_of(folder: RunFolder, config: Config) -> Dataset:

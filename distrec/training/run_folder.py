@@ -11,6 +11,7 @@ from distrec.training.config import Config, load_config
 
 CHECKPOINTS = "checkpoints"
 _CONFIG, _RESULT, _RUN = "config.yaml", "result.json", "run.json"
+_FORMAT = 2  # of configuration and checkpoints; 1 had no key for it in run.json
 # Prefixes of the keys that a resumed run may change: where it runs and how it is recorded, not what it computes.
 _FREE = (
     *("run.dir", "run.resume", "tracking.", "data.cache"),
@@ -89,18 +90,21 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.config_file.write_text(dump(config))
-            (self.path / _RUN).write_text(json.dumps(facts, indent=2) + "\n")
+            (self.path / _RUN).write_text(json.dumps({"format": _FORMAT} | facts, indent=2) + "\n")
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.path}: {error}") from None
 
     def config(self) -> Config:
-        """Return the configuration of the run. Raise UserError if this is no run folder."""
+        """Return the configuration of the run. Raise UserError if this is no run folder, or one of another format."""
         if not self.config_file.exists():
             raise UserError(f"{self.path} is no run folder: it has no {_CONFIG}")
+        if (found := self.facts().get("format", 1)) != _FORMAT:
+            version = f"{'an older' if found < _FORMAT else 'a newer'} version of distrec (run format {found})"
+            raise UserError(f"{self.path} was written by {version}; this one reads format {_FORMAT}")
         return load_config(self.config_file)
 
     def facts(self) -> dict[str, Any]:
-        """Return the `facts` passed to `start`, {} before it."""
+        """Return the `facts` passed to `start` and the format of the folder, {} before it."""
         file = self.path / _RUN
         facts: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         return facts
@@ -130,7 +134,8 @@ class RunFolder:
 
     def _check_same(self, config: Config) -> None:
         before, now = flat(self.config()), flat(config)
-        changed = [k for k in now if before.get(k) != now[k] and not k.startswith(_FREE)]
+        # A key that only one of them uses depends on another that differs.
+        changed = [k for k in now if k in before and before[k] != now[k] and not k.startswith(_FREE)]
         if changed:
             shown = "; ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed)
             raise UserError(f"cannot resume {self.path} with another configuration: {shown}")

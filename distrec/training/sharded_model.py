@@ -1,28 +1,30 @@
-"""One worker's shards of a model, and the exact evaluation of the model over all workers. Independent of Ray."""
+"""One worker's shards of a model: its tables and parameters, and the representations that it makes of them."""
 
-from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from distrec.data.dataset import Dataset, Part
-from distrec.evaluation.metrics import RankingSums, ranking_sums
-from distrec.evaluation.ranking import UserItemPairs, rank
-from distrec.models import make_model
+from distrec.data.dataset import Dataset
+from distrec.models.base import EmbeddingConfig, History, ModelInputs, Scorer
+from distrec.models.graph import Graph
+from distrec.optim.dense import load_module
+from distrec.sampling.source import BatchSource
 from distrec.sharding.checkpoint import Rows, load_shard
 from distrec.sharding.collectives import Exchange
 from distrec.sharding.device_copy import to_device
-from distrec.sharding.initialization import normal_rows
+from distrec.sharding.differentiable import StepExchange
 from distrec.sharding.partition import Partition
-from distrec.sharding.table import Table
+from distrec.sharding.table import ITEMS, USERS, Table
 from distrec.training.config import Config
 
-USERS, ITEMS = "users", "items"
+_USERS = 8192  # users whose histories are held at a time in an evaluation
 
 
-class ShardedModel:
+class ShardedModel(Scorer):
     """Tables, model and exchange of one worker. All workers of the group make the same calls in the same order.
 
     Args:
@@ -32,67 +34,86 @@ class ShardedModel:
     """
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
+        assert isinstance(config.model, EmbeddingConfig), config.model
         self.config, self.dataset, self.device = config, dataset, device
         self.exchange = Exchange(device, config.train.send_bfloat16)
         m, workers = dataset.manifest, self.exchange.workers
         self.partitions = {USERS: Partition(m.users, m.buckets, workers), ITEMS: Partition(m.items, m.buckets, workers)}
-        self.model = make_model(config.model)
-        self.tables = {name: self._initial_table(name) for name in (USERS, ITEMS)}
+        self.reads, self.similarity = config.model.reads, config.model.similarity
+        self.specs = {spec.name: spec for spec in (*config.model.tables(), *config.loss.tables())}
+        self.own_tables = {spec.name for spec in config.loss.tables()}
+        self.tables = {name: self._initial_table(name) for name in self.specs}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
+            self.model = config.model.build().to(device)
+        group = (self.exchange.rank, workers)
+        self.source = BatchSource(
+            dataset, config.effective_sampling, config.run.seed, config.train.batch_size, *group, config.batch_needs
+        )
 
     def _initial_table(self, name: str) -> Table:
-        partition, worker, model = self.partitions[name], self.exchange.rank, self.config.model
-        rows_VD = normal_rows(self.config.run.seed, name, partition, worker, model.dim, model.init_std)
-        rows_VD = rows_VD.to(self.device, torch.bfloat16 if model.bfloat16 else torch.float32)
-        return Table(name, partition, worker, rows_VD)
+        spec, worker = self.specs[name], self.exchange.rank
+        partition = self.partitions[spec.entity]
+        rows_VD = spec.init.rows(self.config.run.seed, name, partition, worker, spec.width)
+        bfloat16 = isinstance(self.config.model, EmbeddingConfig) and self.config.model.bfloat16
+        rows_VD = rows_VD.to(self.device, torch.bfloat16 if bfloat16 else torch.float32)
+        return Table(name, partition, worker, rows_VD, spec.decay)
 
-    def load_rows(self, folder: Path) -> tuple[dict[str, Rows], dict[str, Any]]:
-        """Read the rows of a checkpoint of any number of workers.
+    @cached_property
+    def graph(self) -> Graph | None:
+        """The graph of the training interactions, if the model reads it. Its first use is collective."""
+        if "graph" not in self.reads:
+            return None
+        return Graph.build(self.source, self.partitions[ITEMS].size(self.exchange.rank), self.exchange)
+
+    def names_of(self, entity: str, of_loss: bool = False) -> list[str]:
+        """Return the names of the tables of an entity: those of the model, or those of the loss."""
+        own = self.own_tables
+        return [name for name, spec in self.specs.items() if spec.entity == entity and (name in own) == of_loss]
+
+    def all_rows(self, entity: str) -> Tensor:
+        """Return the local indices of all rows of an entity, (V,)."""
+        return torch.arange(self.partitions[entity].size(self.exchange.rank), device=self.device)
+
+    def load_rows(self, folder: Path) -> tuple[dict[str, Rows], dict[str, Any], dict[str, Any]]:
+        """Restore rows and parameters from a checkpoint of any number of workers.
 
         Returns:
-            (all per-row tensors of this worker's shards by table, `meta`), as saved.
+            (all per-row tensors of this worker's shards by table, `meta`, state equal at all workers), as saved.
         """
-        saved, meta = load_shard(folder, self.exchange.rank, self.partitions)
+        partitions = {name: table.partition for name, table in self.tables.items()}
+        saved, meta, shared = load_shard(folder, self.exchange.rank, partitions)
         for name, table in self.tables.items():
             table.stored_VD.copy_(saved[name]["rows"])
-        return saved, meta
+        load_module(self.model, shared)
+        return saved, meta, shared
 
     @torch.no_grad()
-    def evaluate(self, part: Part) -> RankingSums:
-        """Return the metrics on a part, over the users of all workers.
+    def representations(self, users: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return representations of some users of this worker, and of all its items."""
+        self.model.eval()
+        items = {name: self.tables[name].read_all() for name in self.names_of(ITEMS)}
+        exchange = StepExchange(self.exchange)
+        if self.graph is not None:
+            rows = {name: self.tables[name].read_all() for name in self.names_of(USERS)}
+            users_VD, items_VD = self.model.encode(ModelInputs(rows, items, graph=self.graph.within(exchange)))
+            return users_VD.index_select(0, *to_device([users], self.device)), items_VD
+        chunks = [users]
+        if "history" in self.reads:  # exchanged: all workers take the same number of chunks
+            longest = int(self.exchange.all_max(torch.tensor([len(users)], device=self.device)))
+            chunks = np.array_split(users, max(1, -(-longest // _USERS)))
+        parts = []
+        for chunk in chunks:
+            (index,) = to_device([chunk], self.device)
+            rows = {name: self.tables[name].read(index) for name in self.names_of(USERS)}
+            users_UD, items_VD = self.model.encode(ModelInputs(rows, items, self._history(chunk, exchange)))
+            parts.append(users_UD)
+        return parts[0] if len(parts) == 1 else torch.cat(parts), items_VD
 
-        Rankings exclude the items that a user had before the part: the training items, and for the test part also the
-        validation items. Users without held-out items, or without training items (their rows are untrained), are left
-        out and counted.
-        """
-        ks = self.config.eval.k
-        held_out, known, users = self.held_out(part)
-        users_UD = self.model.users(self.tables[USERS].read(*to_device([users], self.device)))
-        items_VD = self.model.items(self.tables[ITEMS].read_all())
-        k = min(max(ks), self.dataset.manifest.items)
-        ranked_UK = rank(users_UD, known, items_VD, self.partitions[ITEMS], self.exchange, k).numpy()
-        own = ranking_sums(ranked_UK, held_out.indptr(len(users)), held_out.item, ks)
-        *sums, ranked = self.exchange.all_sum([*own.sums.values(), own.users])
-        totals, users_ranked = dict(zip(own.sums, sums, strict=True)), int(ranked)
-        return RankingSums(totals, users_ranked, self.dataset.manifest.users - users_ranked)
-
-    def held_out(self, part: Part) -> tuple[UserItemPairs, UserItemPairs, np.ndarray]:
-        """Return (held-out items, known items, local ids) of this worker's users to evaluate.
-
-        Rows of the pairs index the local ids, which ascend.
-        """
-        partition, buckets = self.partitions[USERS], self.partitions[USERS].owned_buckets(self.exchange.rank)
-        parts = {p: self.dataset.interactions(p, buckets) for p in (Part.TRAIN, Part.VALID, Part.TEST) if p <= part}
-        local = {p: partition.local(user) for p, (user, _) in parts.items()}
-        users = np.intersect1d(local[part], local[Part.TRAIN])
-        held_out = _pairs_of(users, [local[part]], [parts[part][1]])
-        before = [p for p in parts if p < part]
-        return held_out, _pairs_of(users, [local[p] for p in before], [parts[p][1] for p in before]), users
-
-
-def _pairs_of(users: np.ndarray, local: Iterable[np.ndarray], items: Iterable[np.ndarray]) -> UserItemPairs:
-    """Return the pairs of `users` (ascending local ids), with rows that index `users`."""
-    user, item = np.concatenate([*local, users[:0]]), np.concatenate([*items, np.zeros(0, np.int32)])
-    kept = np.isin(user, users)
-    row, item = np.searchsorted(users, user[kept]), item[kept].astype(np.int64)
-    order = np.lexsort((item, row))
-    return UserItemPairs(row[order], item[order])
+    def _history(self, users: np.ndarray, exchange: StepExchange) -> History | None:
+        if "history" not in self.reads:
+            return None
+        items_U, splits_W, index = self.source.history_of(users)
+        plan = self.exchange.plan_lookup(items_U, splits_W.tolist()).result()
+        (index_UH,) = to_device([index.reshape(-1, self.source.needs.history)], self.device)
+        return History(index_UH.long(), lambda rows_VD: exchange.fetch(plan, rows_VD.index_select(0, plan.rows_R))[0])

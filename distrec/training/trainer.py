@@ -1,6 +1,8 @@
-"""The training step of one worker, and its checkpoints. Independent of Ray."""
+"""Gradient descent on one worker: the training step, and its checkpoints. Independent of Ray."""
 
+from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +10,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distrec.core.buffer_pool import empty
-from distrec.data.dataset import Dataset, Part
-from distrec.evaluation.metrics import RankingSums
-from distrec.losses import Scores, catalogue_losses, losses
-from distrec.models.scoring import pair_scores, shared_scores
+from distrec.data.dataset import Dataset
+from distrec.losses import LossInputs
+from distrec.models.base import Emit, History, ModelInputs, Scorer
+from distrec.models.scoring import l2_normalize
+from distrec.optim.dense import DenseOptimizer
 from distrec.optim.sparse import SparseOptimizer
 from distrec.sampling.batch import Batch
-from distrec.sampling.source import BatchSource
 from distrec.sharding.checkpoint import save_shard
 from distrec.sharding.collectives import LookupPlan
 from distrec.sharding.device_copy import to_device
+from distrec.sharding.differentiable import StepExchange
+from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
-from distrec.training.sharded_model import ITEMS, USERS, ShardedModel
+from distrec.training.loss_inputs import REPRESENTATION, LossInputBuilder, fetches_items
+from distrec.training.sharded_model import ShardedModel
 
-# Arrays of a batch that the step reads on the device.
-_DEVICE_ARRAYS = ("users_U", "user_index_B", "positive_index_B", "negative_index", "masked", "log_q")
+# Arrays of a batch that are only read on the host.
+_ON_HOST = ("epoch", "step", "pairs", "items_U", "item_splits_W")
+_DEVICE_ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in _ON_HOST)
+
+Leaves = dict[str, Tensor]
+"""Rows of each table that a step reads, (U, D), float32; the gradients of these are applied."""
 
 
 class Trainer:
-    """The training state of one worker. All workers of the group make the same calls in the same order.
+    """The training state of one worker; implements `Learner`.
 
     Args:
         config: configuration of the run.
@@ -40,29 +48,59 @@ class Trainer:
         self.config, self.device = config, device
         self.sharded = ShardedModel(config, dataset, device)
         self.model, self.tables, self.exchange = self.sharded.model, self.sharded.tables, self.sharded.exchange
-        sampling, seed, group = config.effective_sampling, config.run.seed, (self.exchange.rank, self.exchange.workers)
-        self.source = BatchSource(dataset, sampling, seed, config.train.batch_size, *group, config.loss.log_q)
+        self.source = self.sharded.source
         steps = config.train.epochs * self.source.steps
         self.optimizers = {name: SparseOptimizer(table, config.optim, steps) for name, table in self.tables.items()}
+        self.dense = DenseOptimizer(self.model, config.optim, steps, self.exchange)
         self.meters = StepMeters()
+        reads = config.loss.needs()
+        self._all_users = self.sharded.graph is not None
+        self._all_items = self._all_users or "catalogue" in reads
+        item_tables = self.sharded.names_of(ITEMS, of_loss=True)
+        self._fetches = fetches_items(reads, item_tables) or "history" in self.sharded.reads
+        self._degree_V: Tensor | None = None
+        if "degree_B" in reads:
+            (self._degree_V,) = to_device([self._owned_degrees()], device)
         self._prefetched_lookup: tuple[Batch, Future[LookupPlan]] | None = None
         self._prefetched_arrays: tuple[Batch, dict[str, Tensor]] | None = None
+        self._following: Batch | None = None
+
+    def _owned_degrees(self) -> np.ndarray:
+        owned: np.ndarray = self.sharded.partitions[USERS].rows_of(self.exchange.rank)
+        return np.asarray(self.source.dataset.user_degrees()[owned], np.float32)
 
     @property
-    def sees_scores(self) -> bool:
-        """Whether the loss is one on scores of pairs; else it is one over the whole catalogue."""
-        return self.config.loss.name in losses
+    def scorer(self) -> Scorer:
+        """The scores of the present tables."""
+        return self.sharded
 
-    @property
-    def idle_rows(self) -> str:
-        """How rows outside the batch are updated, by table, for a log."""
+    def describe(self) -> str:
+        """Return how rows outside the batch are updated, by table."""
         how = {name: optimizer.idle_rows for name, optimizer in self.optimizers.items()}
         if len(set(how.values())) == 1:
-            return f"rows outside the batch {how[ITEMS]}"
-        return "; ".join(f"{name} outside the batch {text}" for name, text in how.items())
+            return f"optimizer: rows outside the batch {how[ITEMS]}"
+        return "optimizer: " + "; ".join(f"{name} outside the batch {text}" for name, text in how.items())
+
+    def timing(self) -> dict[str, float]:
+        """Return the seconds spent in each part of the steps since the last call."""
+        seconds = self.meters.snapshot()
+        self.meters.reset()
+        return seconds
+
+    def train_epoch(self, epoch: int, first_step: int, batches: Iterator[Batch], emit: Emit) -> float:
+        """Take the steps of an epoch; see `Learner.train_epoch`."""
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        for step in range(first_step, self.source.steps):
+            with self.meters.part("wait"):
+                batch = self._following or next(batches)
+                self._following = next(batches, None)
+            assert (batch.epoch, batch.step) == (epoch, step), (batch.epoch, batch.step, epoch, step)
+            loss_sum += self.step(batch, self._following) * batch.pairs
+            emit(step + 1, loss_sum)
+        return loss_sum.item()
 
     def step(self, batch: Batch, following: Batch | None = None) -> Tensor:
-        """Take one step. Return the sum of the losses of this worker's pairs: 0-dim tensor, not synchronised.
+        """Take one step. Return this worker's share of the loss of the global batch: 0-dim tensor, not synchronised.
 
         A step without pairs on any worker (tiny data) changes nothing, neither momentum nor decay.
 
@@ -73,48 +111,37 @@ class Trainer:
         """
         if batch.pairs == 0:
             return torch.zeros((), device=self.device)
-        loss_sum = self._sampled_step(batch, following) if self.sees_scores else self._catalogue_step(batch)
+        with self.meters.part("look_up"):
+            rows, plan = self._rows(batch, following)
+            leaves = {
+                name: table.read(rows[self.sharded.specs[name].entity]).requires_grad_()
+                for name, table in self.tables.items()
+            }
+        with self.meters.part("compute"):
+            share = self._backward(batch, plan, leaves)
+        with self.meters.part("update"):
+            for name, optimizer in self.optimizers.items():
+                grad_UD = leaves[name].grad
+                grad_UD = torch.zeros_like(leaves[name]) if grad_UD is None else grad_UD
+                optimizer.step(rows[self.sharded.specs[name].entity], grad_UD)
+            self.dense.step()
         if following is not None:
             with self.meters.part("look_up"):
                 self._device_arrays(following)  # a GPU computes this step meanwhile
-        return loss_sum
+        return share
 
-    def _sampled_step(self, batch: Batch, following: Batch | None) -> Tensor:
-        users, items = self.tables[USERS], self.tables[ITEMS]
-        with self.meters.part("look_up"):
-            users_U = self._device_arrays(batch)["users_U"].long()
-            user_rows_UD = users.read(users_U).requires_grad_()
-            lookup = self._lookup_plan(batch)
+    def _rows(self, batch: Batch, following: Batch | None) -> tuple[dict[str, Tensor], LookupPlan | None]:
+        """Return local indices of the rows of each entity that the step reads, and the plan of its look-up, if any."""
+        users = self.sharded.all_rows(USERS) if self._all_users else self._device_arrays(batch)["users_U"].long()
+        plan, items = None, users.new_empty(0)
+        if self._fetches:
+            plan = self._lookup_plan(batch)
+            items = plan.rows_R
             if following is not None and following.pairs:
                 self._prefetched_lookup = following, self._plan_lookup(following)
-            item_rows_RD = items.read(lookup.rows_R).requires_grad_()
-        with self.meters.part("compute"):
-            # The owner of an item computes its representation once for all workers that request it.
-            own_RD = self.model.items(item_rows_RD)
-        with self.meters.part("look_up"):
-            items_UD = self.exchange.fetch(lookup, own_RD.detach()).requires_grad_()
-        with self.meters.part("compute"):
-            loss_sum = self._backward(batch, user_rows_UD, items_UD)
-        with self.meters.part("update"):
-            grad_RD = self.exchange.sum_gradients(lookup, _grad(items_UD))
-        with self.meters.part("compute"):
-            if own_RD is not item_rows_RD:
-                (grad_RD,) = torch.autograd.grad(own_RD, item_rows_RD, grad_RD)
-        with self.meters.part("update"):
-            self.optimizers[USERS].step(users_U, _grad(user_rows_UD))
-            self.optimizers[ITEMS].step(lookup.rows_R, grad_RD)
-        return loss_sum
-
-    def _backward(self, batch: Batch, user_rows_UD: Tensor, items_UD: Tensor) -> Tensor:
-        """Return the sum of the losses, (), and set the gradients of both arguments.
-
-        A function of its own, so that the graph and its buffers are freed before the update.
-        """
-        loss = losses[self.config.loss.name]
-        loss_sum = loss(self._scores(batch, self.model.users(user_rows_UD), items_UD), self.config.loss).sum()
-        # The mean over the pairs of the global batch: each worker contributes the sum over its own.
-        (loss_sum / batch.pairs).backward()  # type: ignore[no-untyped-call]
-        return loss_sum.detach()
+        if self._all_items:
+            items = self.sharded.all_rows(ITEMS)
+        return {USERS: users, ITEMS: items}, plan
 
     def _plan_lookup(self, batch: Batch) -> Future[LookupPlan]:
         return self.exchange.plan_lookup(batch.items_U, batch.item_splits_W.tolist())
@@ -126,55 +153,61 @@ class Trainer:
             return prefetched[1].result()
         return self._plan_lookup(batch).result()
 
-    def _catalogue_step(self, batch: Batch) -> Tensor:
-        """Take a step of a loss over all items: users go to every worker, which scores the items it owns."""
-        users, items = self.tables[USERS], self.tables[ITEMS]
-        with self.meters.part("look_up"):
-            arrays, items_V = self._device_arrays(batch), torch.arange(len(items.stored_VD), device=self.device)
-            users_U = arrays["users_U"].long()
-            user_rows_UD = users.read(users_U).requires_grad_()
-            item_rows_VD = items.read(items_V).requires_grad_()
-        with self.meters.part("compute"):
-            users_BD = self.model.users(user_rows_UD).index_select(0, arrays["user_index_B"])
-            items_VD = self.model.items(item_rows_VD)
-            all_users_BD, own = self.exchange.gather(users_BD.detach())
-            loss = catalogue_losses[self.config.loss.name]
-            outcome = loss(all_users_BD, items_VD.detach(), self._own_positives(batch), self.config.loss, self.exchange)
-            grads = outcome.users_grad_BD[own] / batch.pairs, outcome.items_grad_VD / batch.pairs
-            torch.autograd.backward([users_BD, items_VD], grads)
-        with self.meters.part("update"):
-            self.optimizers[USERS].step(users_U, _grad(user_rows_UD))
-            self.optimizers[ITEMS].step(items_V, _grad(item_rows_VD))
-        return outcome.loss_B[own].sum()
+    def _backward(self, batch: Batch, plan: LookupPlan | None, leaves: Leaves) -> Tensor:
+        """Return this worker's share of the loss, (), and set the gradients of leaves and parameters.
 
-    def _own_positives(self, batch: Batch) -> Tensor:
-        """Return the local id of the positive of each pair of all workers, -1 if another worker owns it, (B,)."""
-        owner_U = np.repeat(np.arange(self.exchange.workers), batch.item_splits_W)
-        pair = np.stack([owner_U, batch.items_U])[:, batch.positive_index_B].T.astype(np.int64)
-        owner_B, local_B = self.exchange.gather(to_device([pair], self.device)[0])[0].unbind(1)
-        return torch.where(owner_B == self.exchange.rank, local_B, -1)
+        A function of its own, so that the graph and its buffers are freed before the update.
+        """
+        exchange = StepExchange(self.exchange, lambda: self.meters.part("exchange"))
+        share = self.config.loss.share(self._loss_inputs(batch, plan, leaves, exchange))
+        exchange.attach(share).backward()  # type: ignore[no-untyped-call]
+        return share.detach()
 
-    def _scores(self, batch: Batch, users_UD: Tensor, items_UD: Tensor) -> Scores:
-        arrays, pairs, sampling = self._device_arrays(batch), len(batch.user_index_B), self.config.sampling
-        user_index_B, positive_index_B = arrays["user_index_B"], arrays["positive_index_B"]
-        negative_index = arrays["negative_index"]
-        n = len(negative_index) if sampling.shared else sampling.negatives
-        if sampling.shared:
-            positive_B, negative_BN = shared_scores(users_UD, items_UD, user_index_B, positive_index_B, negative_index)
-        else:  # the positive is one more column: two calls would each compute a gradient of all rows
-            item_index = empty([pairs, 1 + n], negative_index)
-            torch.cat([positive_index_B[:, None], negative_index.view(pairs, n)], 1, out=item_index)
-            scores = pair_scores(users_UD, items_UD, user_index_B, item_index)
-            positive_B1, negative_BN = torch.split(scores, [1, n], 1)
-            positive_B = positive_B1[:, 0]
-        if len(batch.masked):
-            masked = torch.zeros(pairs * n, dtype=torch.bool, device=self.device)
-            masked[arrays["masked"]] = True
-            negative_BN = negative_BN.masked_fill(masked.view(pairs, n), -torch.inf)
-        if sampling.hardest:
-            negative_BN = negative_BN.topk(min(n, sampling.hardest), dim=1, sorted=False).values
-        log_q_BN = arrays["log_q"].view(-1, n) if self.config.loss.log_q else None
-        return Scores(positive_B, negative_BN, log_q_BN)
+    def _loss_inputs(self, batch: Batch, plan: LookupPlan | None, leaves: Leaves, exchange: StepExchange) -> LossInputs:
+        """Return the inputs of the loss: encode, fetch items from their owners, score."""
+        arrays, reads, names_of = self._device_arrays(batch), self.config.loss.needs(), self.sharded.names_of
+        values: dict[str, dict[str, Tensor]] = {}
+        for entity, rows_XD, raw in zip(
+            (USERS, ITEMS),
+            self._encode(arrays, plan, leaves, exchange),
+            ("user_rows_BD", "positive_rows_BD"),
+            strict=True,
+        ):
+            names = names_of(entity, of_loss=True) + (names_of(entity) if raw in reads else [])
+            values[entity] = {REPRESENTATION: rows_XD} | {name: leaves[name] for name in names}
+        if self._all_users:
+            values[USERS] = {k: rows.index_select(0, arrays["users_U"].long()) for k, rows in values[USERS].items()}
+        if plan is not None:  # the owner of an item computes its representation once for all workers that request it
+            fetched = exchange.fetch(plan, *(self._requested(rows, plan) for rows in values[ITEMS].values()))
+            values[ITEMS] = dict(zip(values[ITEMS], fetched, strict=True))
+        others: dict[str, Any] = {"items": self.source.dataset.manifest.items}
+        if self._degree_V is not None:
+            others["degree_B"] = self._degree_V[arrays["users_U"].long()].index_select(0, arrays["user_index_B"])
+        builder = LossInputBuilder(
+            batch, arrays, self.source.config, values[USERS], values[ITEMS], exchange, self.exchange
+        )
+        return builder.build(reads, self.sharded.own_tables, **others)
+
+    def _encode(
+        self, arrays: dict[str, Tensor], plan: LookupPlan | None, leaves: Leaves, exchange: StepExchange
+    ) -> tuple[Tensor, Tensor]:
+        """Return representations of the users and items whose rows were read, of unit length under cosine."""
+        sharded, history = self.sharded, None
+        if "history" in sharded.reads:
+            assert plan is not None
+            index_UH = arrays["history_index"].view(-1, self.source.needs.history).long()
+            history = History(index_UH, lambda rows: exchange.fetch(plan, self._requested(rows, plan))[0])
+        users, items = ({name: leaves[name] for name in sharded.names_of(entity)} for entity in (USERS, ITEMS))
+        graph = None if sharded.graph is None else sharded.graph.within(exchange)
+        self.model.train()
+        users_XD, items_XD = self.model.encode(ModelInputs(users, items, history, graph))
+        if sharded.similarity == "cosine":
+            return l2_normalize(users_XD), l2_normalize(items_XD)
+        return users_XD, items_XD
+
+    def _requested(self, rows: Tensor, plan: LookupPlan) -> Tensor:
+        """Return the rows that are requested, if all items were read."""
+        return rows.index_select(0, plan.rows_R) if self._all_items else rows
 
     def _device_arrays(self, batch: Batch) -> dict[str, Tensor]:
         """Return the arrays of a batch that a step reads, on the device: prefetched, or copied now."""
@@ -183,12 +216,8 @@ class Trainer:
             self._prefetched_arrays = batch, dict(zip(_DEVICE_ARRAYS, to_device(arrays, self.device), strict=True))
         return self._prefetched_arrays[1]
 
-    def evaluate(self, part: Part) -> RankingSums:
-        """Return the metrics on a part, over the users of all workers; see `ShardedModel.evaluate`."""
-        return self.sharded.evaluate(part)
-
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
-        """Write this worker's part of a checkpoint: flushed rows, optimizer state, and `meta`."""
+        """Write this worker's part of a checkpoint: flushed rows, optimizer state, parameters, and `meta`."""
         tables, scalars = {}, {}
         for name, table in self.tables.items():
             rows = {"rows": table.flush()}
@@ -196,17 +225,14 @@ class Trainer:
             rows |= {f"optim.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
             scalars[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
             tables[name] = {key: value.cpu() for key, value in rows.items()}
-        save_shard(folder, self.exchange.rank, self.sharded.partitions, tables, {**meta, "optim": scalars})
+        partitions = {name: table.partition for name, table in self.tables.items()}
+        save_shard(folder, self.exchange.rank, partitions, tables, {**meta, "optim": scalars}, self.dense.state())
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Restore rows and optimizer state from a checkpoint of any number of workers. Return its `meta`."""
-        tables, meta = self.sharded.load_rows(folder)
+        """Restore rows, parameters and optimizer state from a checkpoint of any number of workers. Return `meta`."""
+        tables, meta, shared = self.sharded.load_rows(folder)
         for name, optimizer in self.optimizers.items():
             state = {key.removeprefix("optim."): value for key, value in tables[name].items() if key != "rows"}
             optimizer.load(state | meta["optim"][name])
+        self.dense.load(shared)
         return meta
-
-
-def _grad(leaf: Tensor) -> Tensor:
-    assert leaf.grad is not None
-    return leaf.grad

@@ -13,6 +13,7 @@ import yaml
 
 from distrec.cli.main import main
 from distrec.core.errors import UserError
+from distrec.training.config import Config
 from distrec.training.driver import train
 from distrec.training.run_folder import RunFolder
 from tests.conftest import EPOCHS, SMALL, changed
@@ -49,6 +50,15 @@ def test_help_teaches(capsys):
     assert "distrec train configs/" in run(capsys, "train", "--help")[1]
     out = run(capsys, "keys")[1]
     assert "optim.decay.strength=0.0" in out and "auto | cpu | cuda" in out and "eval.k=[20]" in out
+    lines = [line.rstrip() for line in run(capsys, "keys", "loss")[1].splitlines()]
+    assert lines[0].startswith("loss.name=ssm   bpr | ") and all(
+        line.lstrip() == line or line[:4] == " " * 4 for line in lines
+    )
+    first, after = lines.index("    loss.name=bpr"), lines.index("    loss.name=ssm")
+    assert "Rendle" in " ".join(lines[first:after])
+    assert (
+        "        loss.temperature=0.1   float" in lines[after:] and "        loss.log_q=false   bool" in lines[after:]
+    )
 
 
 def test_help_needs_no_heavy_import():
@@ -75,6 +85,7 @@ def test_help_needs_no_heavy_import():
         (["train", "mine.csv"], "mine.csv is no configuration file; to train on it: data.source=mine.csv"),
         (["train", "--quiet", "optim.lr=0"], "optim.lr: Input should be greater than 0"),
         (["train", "optim.lr=1", "--quiet", "loss.name=bprr"], "unknown loss 'bprr'"),
+        (["train", "run.imports=no_such_module"], "distrec: run.imports: cannot import no_such_module"),
         (["evaluate", "nowhere"], "nowhere is no run folder"),
     ],
 )
@@ -83,6 +94,34 @@ def test_a_mistake_is_one_message_and_exit_code_2(capsys, tmp_path, monkeypatch,
     code, out, err = run(capsys, *words)
     assert code == 2 and message in err
     assert "Traceback" not in out + err
+
+
+def test_dropped_options_are_noted(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("loss: {temperature: 0.2}\ndata: {source: nowhere}\n")
+    _, out, err = run(capsys, "prepare", "run.yaml", "loss.name=bpr")
+    note = "distrec: note: loss.name=bpr: dropped loss.temperature=0.2 of the run file, an option of ssm\n"
+    assert err.startswith(note) and out == ""
+
+
+def test_run_folders_of_another_format_are_refused(capsys, tmp_path):
+    folder = RunFolder(tmp_path / "old")
+    folder.start(Config(), {})
+    assert folder.facts() == {"format": 2} and folder.config() == Config()
+    resume = [f"run.dir={folder.path}", "run.resume=true"]
+    for facts, version in (
+        ("{}", "an older version of distrec (run format 1)"),
+        ('{"format": 3}', "a newer version of"),
+    ):
+        (folder.path / "run.json").write_text(facts)
+        (folder.path / "config.yaml").write_text("model: {init_std: 0.01}\n")  # a key of format 1
+        for words in (["info", str(folder.path)], ["evaluate", str(folder.path)], ["train", *resume]):
+            code, _, err = run(capsys, *words)
+            assert (
+                code == 2
+                and err.startswith(f"distrec: {folder.path} was written by {version}")
+                and err.count("\n") == 1
+            )
 
 
 def test_a_broken_line_is_shown_and_can_be_skipped(capsys, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Each registered loss against its formula in float64, pair by pair, and at extremes."""
+"""Each registered loss on scores against its formula in float64, pair by pair, and at extremes."""
 
 import math
 
@@ -7,65 +7,69 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrec.losses import Scores, losses
+from distrec.losses import Loss, LossInputs, losses
 from distrec.losses.base import log_sum_exp
-from distrec.losses.config import LossConfig
 
 
-def bpr(positive, negatives, t, log_q):
+def bpr(positive, negatives, log_q, loss):
     return sum(math.log1p(math.exp(s - positive)) for s in negatives) / len(negatives) if negatives else 0.0
 
 
-def ssm(positive, negatives, t, log_q):
-    q = [lq + math.log(len(negatives)) for lq in log_q] if log_q else [0.0] * len(negatives)
+def ssm(positive, negatives, log_q, loss):
+    t, n = loss.temperature, len(negatives)
+    shift = [lq + math.log(n) if loss.log_q else 0.0 for lq in log_q]
     top = math.exp(positive / t)
-    return -math.log(top / (top + sum(math.exp(s / t - c) for s, c in zip(negatives, q, strict=True))))
+    return -math.log(top / (top + sum(math.exp(s / t - c) for s, c in zip(negatives, shift, strict=True))))
 
 
+# Loss of a pair from its scores, the log q of its negatives, and the loss for its options.
 FORMULAS = {"bpr": bpr, "ssm": ssm}
+OPTIONS = {"temperature": st.floats(0.2, 2), "log_q": st.booleans()}
+ON_SCORES = {"positive_B", "negative_BN", "log_q_BN"}
 scores = st.floats(-3, 3)
 
 
-def test_every_loss_has_a_formula():
-    assert set(losses) == set(FORMULAS)
+def make_loss(name: str, **options) -> Loss:
+    """Return a loss with those of the options that it has."""
+    return losses[name](**{key: value for key, value in options.items() if key in losses[name].model_fields})
+
+
+def inputs(loss: Loss, positive_B, negative_BN, log_q_BN=None, pairs=1) -> LossInputs:
+    """Return inputs with just the fields that the loss declares."""
+    fields = {"positive_B": positive_B, "negative_BN": negative_BN, "log_q_BN": log_q_BN}
+    return LossInputs(pairs=pairs, **{name: value for name, value in fields.items() if name in loss.needs()})
+
+
+def test_every_loss_on_scores_has_a_formula():
+    own = {name: loss for name, loss in losses.items() if loss.__module__.startswith("distrec.")}
+    on_scores = {name for name, loss in own.items() if ON_SCORES.issuperset(loss.reads)}
+    assert on_scores <= set(FORMULAS) <= set(losses)
+    assert "softmax" not in on_scores
 
 
 @pytest.mark.parametrize("name", sorted(FORMULAS))
-@given(
-    positive=st.lists(scores, min_size=1, max_size=4),
-    n=st.integers(1, 5),
-    t=st.floats(0.2, 2),
-    corrected=st.booleans(),
-    data=st.data(),
-)
-def test_against_the_formula(name, positive, n, t, corrected, data):
+@given(positive=st.lists(scores, min_size=1, max_size=4), n=st.integers(1, 5), data=st.data())
+def test_against_the_formula(name, positive, n, data):
+    loss = losses[name](**{option: data.draw(OPTIONS[option], option) for option in losses[name].model_fields})
     negative = [data.draw(st.lists(scores, min_size=n, max_size=n)) for _ in positive]
-    log_q = [[-1.0 - 0.1 * j for j in range(n)] for _ in positive] if corrected else None
-    found = losses[name](
-        Scores(
-            torch.tensor(positive, dtype=torch.float64),
-            torch.tensor(negative, dtype=torch.float64),
-            torch.tensor(log_q, dtype=torch.float64) if log_q else None,
-        ),
-        LossConfig(name=name, temperature=t),
-    )
-    expected = [
-        FORMULAS[name](p, row, t, log_q[k] if log_q else None)
-        for k, (p, row) in enumerate(zip(positive, negative, strict=True))
-    ]
-    assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    log_q = [[-1.0 - 0.1 * j for j in range(n)] for _ in positive]
+    step = inputs(loss, *(torch.tensor(values, dtype=torch.float64) for values in (positive, negative, log_q)), pairs=7)
+    pairs = zip(positive, negative, log_q, strict=True)
+    expected = torch.tensor([FORMULAS[name](*pair, loss) for pair in pairs], dtype=torch.float64)
+    assert torch.allclose(loss.per_pair(step), expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(loss.share(step), expected.sum() / 7, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(FORMULAS))
 def test_masked_negatives_do_not_count(name):
-    config = LossConfig(name=name, temperature=0.5)
+    loss = make_loss(name, temperature=0.5)
     positive = torch.tensor([0.3, -0.2, 0.1], requires_grad=True)
     negative = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], requires_grad=True)
     mask = torch.tensor([[True, False, False], [False, False, False], [True, True, True]])
-    loss = losses[name](Scores(positive, negative.masked_fill(mask, -torch.inf)), config)
-    alone = losses[name](Scores(positive[:1], negative[:1, 1:]), config)
-    assert torch.allclose(loss[0], alone[0]) and loss[2] == 0
-    loss.sum().backward()
+    loss_B = loss.per_pair(inputs(loss, positive, negative.masked_fill(mask, -torch.inf)))
+    alone = loss.per_pair(inputs(loss, positive[:1], negative[:1, 1:]))
+    assert torch.allclose(loss_B[0], alone[0]) and loss_B[2] == 0
+    loss_B.sum().backward()
     assert positive.grad.isfinite().all() and negative.grad.isfinite().all()
     assert (negative.grad[mask] == 0).all() and positive.grad[2] == 0
 
@@ -75,17 +79,24 @@ def test_extremes_keep_their_gradient(name):
     """The worst-ranked pair has a gradient of full strength; the best-ranked pair has loss 0."""
     positive = torch.tensor([-1e4, 1e4], requires_grad=True)
     negative = torch.tensor([[1e4], [-1e4]], requires_grad=True)
-    loss = losses[name](Scores(positive, negative), LossConfig(name=name, temperature=1.0))
-    loss.sum().backward()
-    assert loss.tolist() == [2e4, 0.0]
+    loss = make_loss(name, temperature=1.0)
+    loss_B = loss.per_pair(inputs(loss, positive, negative))
+    loss_B.sum().backward()
+    assert loss_B.tolist() == [2e4, 0.0]
     assert positive.grad.tolist() == [-1.0, 0.0] and negative.grad.flatten().tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("name", sorted(FORMULAS))
 def test_empty(name):
-    config = LossConfig(name=name)
-    assert losses[name](Scores(torch.zeros(0), torch.zeros(0, 5)), config).shape == (0,)
-    assert losses[name](Scores(torch.ones(2), torch.zeros(2, 0)), config).tolist() == [0.0, 0.0]
+    loss = make_loss(name)
+    assert loss.per_pair(inputs(loss, torch.zeros(0), torch.zeros(0, 5))).shape == (0,)
+    assert loss.share(inputs(loss, torch.zeros(0), torch.zeros(0, 5))) == 0  # of a worker without pairs
+    assert loss.per_pair(inputs(loss, torch.ones(2), torch.zeros(2, 0))).tolist() == [0.0, 0.0]
+
+
+def test_an_input_that_is_not_declared_is_an_error():
+    with pytest.raises(AttributeError, match="log_q_BN is not among the inputs of this loss: name it in `reads`"):
+        _ = LossInputs(pairs=1).log_q_BN
 
 
 @pytest.mark.parametrize("t", [0.05, 1.0])

@@ -1,10 +1,10 @@
-"""Pair scores and shared scores against a loop over pairs; models."""
+"""Pair scores and shared scores against a loop over pairs; matrix factorisation."""
 
 import torch
 
-from distrec.models import make_model, models
-from distrec.models.config import ModelConfig
-from distrec.models.scoring import pair_scores, shared_scores
+from distrec.models import models
+from distrec.models.base import ModelInputs
+from distrec.models.scoring import l2_normalize, pair_scores, shared_scores
 
 
 def test_scores_against_a_loop():
@@ -25,9 +25,9 @@ def test_scores_against_a_loop():
     )
 
 
-def test_mf_similarities():
-    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    assert make_model(ModelConfig(similarity="dot")).users(rows) is rows
-    cosine = make_model(ModelConfig(similarity="cosine"))
-    assert torch.allclose(cosine.items(rows), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
-    assert list(models) == ["mf"]
+def test_mf_represents_by_its_rows():
+    rows, others = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.ones(3, 2)
+    users, items = models["mf"]().build().encode(ModelInputs({"users": rows}, {"items": others}))
+    assert users is rows and items is others
+    assert torch.allclose(l2_normalize(rows), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))  # of the cosine
+    assert [name for name, model in models.items() if model.__module__.startswith("distrec.")] == ["mf"]

@@ -3,9 +3,10 @@
 from itertools import product
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from distrec.core.config import describe, parse
+from distrec.core.config import describe, dump, flat, load, parse
 from distrec.core.errors import UserError
 from distrec.optim.config import DecayConfig, OptimConfig, refusal
 from distrec.optim.rules import RULES
@@ -37,12 +38,35 @@ def test_strength_without_scope_is_refused():
 
 
 def test_a_table_may_have_its_own_strength_within_the_same_bounds():
-    decay = DecayConfig(scope="full", strength=0.1, users=0.0)
+    decay = DecayConfig(scope="full", strength=0.1, tables={"users": 0.0})
     assert (decay.strength_of("users"), decay.strength_of("items")) == (0.0, 0.1)
-    with pytest.raises(UserError, match=r"lr \* decay.items is 2 and must be below 1"):
-        parse(OptimConfig, {"lr": 0.5, "decay": {"scope": "full", "items": 4.0}})
-    with pytest.raises(UserError, match="decay.users is 0.1, but decay.scope is none and nothing decays"):
-        parse(OptimConfig, {"decay": {"users": 0.1}})
+    assert (decay.strength_of("users", 0.5), decay.strength_of("items", 0.5), decay.strength_of("items", 0.0)) == (
+        0.0,
+        0.5,
+        0.0,
+    )
+    with pytest.raises(UserError, match=r"lr \* decay.tables.items is 2 and must be below 1"):
+        parse(OptimConfig, {"lr": 0.5, "decay": {"scope": "full", "tables": {"items": 4.0}}})
+    with pytest.raises(UserError, match="decay.tables.users is 0.1, but decay.scope is none and nothing decays"):
+        parse(OptimConfig, {"decay": {"tables": {"users": 0.1}}})
+    with pytest.raises(UserError, match="decay.tables.users: .*greater than or equal to 0"):
+        parse(OptimConfig, {"decay": {"scope": "full", "tables": {"users": -0.1}}})
+    chosen = load(OptimConfig, None, ["decay.scope=full", "decay.tables.users=0.1", "decay.tables.items=0.2"])
+    assert chosen.decay.tables == {"users": 0.1, "items": 0.2}
+    assert load(OptimConfig, None, ["decay.scope=full", "decay.tables={users: 0.1}"]).decay.tables == {"users": 0.1}
+
+
+def test_dumps_hold_the_hyperparameters_of_the_rule_and_schedule_only():
+    common = {"rule", "lr", "decay.scope", "decay.coupling", "decay.strength", "decay.tables", "idle", "kernels"}
+    for rule, schedule, own in (
+        ("sgd", "constant", set()),
+        ("momentum", "linear", {"momentum", "schedule.final_fraction"}),
+        ("adagrad", "cosine", {"eps", "schedule.final_fraction"}),
+        ("adam", "step", {"beta1", "beta2", "eps", "schedule.every_steps", "schedule.factor"}),
+    ):
+        chosen = parse(OptimConfig, {"rule": rule, "schedule": {"name": schedule}})
+        assert set(flat(chosen)) == common | {"schedule.name", "schedule.warmup_steps"} | own
+        assert parse(OptimConfig, yaml.safe_load(dump(chosen))) == chosen
 
 
 def test_an_unknown_rule_lists_the_known_ones():
@@ -64,4 +88,4 @@ def test_values_out_of_range_are_refused(values):
 
 
 def test_every_field_has_its_help():
-    assert [key for key, *_, text in describe(OptimConfig) if not text] == []
+    assert [option.key for option in describe(OptimConfig) if not option.text] == []

@@ -278,10 +278,15 @@ def test_how_idle_rows_are_updated():
 @pytest.mark.parametrize("scope", ["in_batch", "full"])
 def test_each_table_decays_at_its_own_strength(scope):
     rows_VD = torch.randn(4, DIM, dtype=torch.float64)
-    chosen = OptimConfig(rule="adagrad", lr=0.1, decay=DecayConfig(scope=scope, strength=1.0, users=0.0, items=3.0))
-    for name, strength in (("users", 0.0), ("items", 3.0), ("others", 1.0)):
-        table = Table(name, Partition(4, 4, 1), 0, rows_VD.clone())
-        optimizer, reference = SparseOptimizer(table, chosen, 10), DenseReference(rows_VD, chosen, 10, name)
+    chosen = OptimConfig(
+        rule="adagrad", lr=0.1, decay=DecayConfig(scope=scope, strength=1.0, tables={"users": 0.0, "items": 3.0})
+    )
+    cases = [("users", None, 0.0), ("items", None, 3.0), ("others", None, 1.0)]
+    # The specification of a table gives another default, which the configuration overrides by name.
+    for name, own, strength in [*cases, ("items", 2.0, 3.0), ("others", 2.0, 2.0), ("others", 0.0, 0.0)]:
+        table = Table(name, Partition(4, 4, 1), 0, rows_VD.clone(), own)
+        optimizer, reference = SparseOptimizer(table, chosen, 10), DenseReference(rows_VD, chosen, 10, name, own)
+        assert reference.strength == strength
         assert (table.deferred is not None) == (scope == "full" and strength > 0)
         for rows_U, grad_UD in batches(2, 10, 4):
             optimizer.step(rows_U, grad_UD)

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from distrec.data.dataset import Dataset, Part
 from distrec.data.prepare import prepare
-from distrec.losses import Scores, losses
+from distrec.losses import LossInputs
 from distrec.sampling.source import BatchSource
 from distrec.training.config import Config
 from distrec.training.trainer import Trainer
@@ -57,14 +57,15 @@ def equation_1(rows: dict[str, torch.Tensor], batch, strength: float, scope: str
     negative_BN = cosine_VV[user_B][:, batch.items_U[batch.negative_index]]
     masked_BN = torch.zeros(negative_BN.shape, dtype=torch.bool)
     masked_BN.view(-1)[torch.from_numpy(batch.masked)] = True
-    scores = Scores(cosine_VV[user_B, item_B], negative_BN.masked_fill(masked_BN, -torch.inf))
+    negative_BN = negative_BN.masked_fill(masked_BN, -torch.inf)
+    scores = LossInputs(pairs=batch.pairs, positive_B=cosine_VV[user_B, item_B], negative_BN=negative_BN)
     decaying = {
         "full": (rows["users"], rows["items"]),
         "in_batch": (rows["users"][batch.users_U], rows["items"][batch.items_U]),
         "none": (),
     }
     decay = sum(((table_VD**2).sum() for table_VD in decaying[scope]), start=torch.zeros(()))
-    return losses["ssm"](scores, config.loss).sum() + strength / 2 * decay
+    return config.loss.per_pair(scores).sum() + strength / 2 * decay
 
 
 @pytest.mark.parametrize("coupling", ["l2", "decoupled"])
@@ -77,7 +78,7 @@ def test_the_trainer_descends_equation_1(small, dataset, scope, coupling):
     """
     lr, strength = 2.0, 0.05
     decay = {"scope": scope, "coupling": coupling, "strength": 0 if scope == "none" else strength}
-    config = changed(small, model={"init_std": 0.3}, optim={"rule": "sgd", "lr": lr, "decay": decay})
+    config = changed(small, model={"init": {"std": 0.3}}, optim={"rule": "sgd", "lr": lr, "decay": decay})
     trainer = Trainer(config, dataset, CPU)
     rows = {name: table.stored_VD.double().requires_grad_() for name, table in trainer.tables.items()}
     for batch in trainer.source.batches(0, 0, trainer.source.steps):
@@ -352,9 +353,9 @@ def encodings(popular, optim: dict, scope: str, norm: float, negatives: int = 16
     """Train for 8 epochs, 4,000 steps, from rows of about this norm."""
     config, dataset = popular
     decay = optim["decay"] | {"scope": scope} | ({"strength": 0} if scope == "none" else {})
-    init_std = norm / config.model.dim**0.5
+    std = norm / config.model.dim**0.5
     config = changed(
-        config, model={"init_std": init_std}, sampling={"negatives": negatives}, optim=optim | {"decay": decay}
+        config, model={"init": {"std": std}}, sampling={"negatives": negatives}, optim=optim | {"decay": decay}
     )
     trainer = Trainer(config, dataset, CPU)
     for epoch in range(8):

@@ -7,8 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from distrec.core.randomness import Purpose, uniforms
 from distrec.data.dataset import Part
 from distrec.data.prepare import prepare
+from distrec.sampling.batch import BatchNeeds
+from distrec.sampling.history import histories
 from distrec.sampling.source import BatchSource
 from distrec.sharding.partition import Partition
 from tests.conftest import changed
@@ -16,17 +19,26 @@ from tests.conftest import changed
 EPOCH, FIRST, LAST = 1, 3, 9
 
 
-def source(config, dataset, worker=0, workers=1, log_q=False):
-    return BatchSource(dataset, config.sampling, config.run.seed, config.train.batch_size, worker, workers, log_q)
+def source(config, dataset, worker=0, workers=1, log_q=False, **needs):
+    sampling, seed, size = config.sampling, config.run.seed, config.train.batch_size
+    return BatchSource(dataset, sampling, seed, size, worker, workers, BatchNeeds(log_q, **needs))
+
+
+def item_ids(items_U, item_splits_W, source):
+    """Return the global ids of unique items, as in a batch."""
+    m = source.dataset.manifest
+    partition = Partition(m.items, m.buckets, source.workers)
+    owner = np.repeat(np.arange(source.workers), item_splits_W)
+    ids = np.array([partition.rows_of(w)[k] for w, k in zip(owner, items_U, strict=True)], np.int64)
+    assert len(set(ids.tolist())) == len(ids)
+    return ids
 
 
 def decoded(batch, source):
     """Return (users, positives, negatives, masked positions) of one worker's batch as global ids."""
     m = source.dataset.manifest
-    users, items = (Partition(rows, m.buckets, source.workers) for rows in (m.users, m.items))
-    owner = np.repeat(np.arange(source.workers), batch.item_splits_W)
-    ids = np.array([items.rows_of(w)[k] for w, k in zip(owner, batch.items_U, strict=True)])
-    assert len(set(ids.tolist())) == len(ids)
+    users = Partition(m.users, m.buckets, source.workers)
+    ids = item_ids(batch.items_U, batch.item_splits_W, source)
     user = users.rows_of(source.worker)[batch.users_U][batch.user_index_B]
     return (
         user,
@@ -162,7 +174,7 @@ def test_known_positives_are_rejected(small, dataset, shared):
 
 def test_every_known_positive_is_masked_also_when_an_item_is_drawn_twice(small, dataset):
     src = source(changed(small, sampling={"negatives": 300}), dataset)  # of 200 items, so that items repeat
-    indptr, indices = src._positives
+    indptr, indices = src.interactions_csr
     batch = src.batch(0, 0)
     user, _, negatives, masked = decoded(batch, src)
     expected = [
@@ -222,3 +234,69 @@ def test_in_batch_negatives_are_the_positives_of_the_other_pairs(small, dataset,
         assert np.allclose(batch.log_q, np.log(degrees[negatives] / degrees.sum()), atol=1e-6)
     if not reject:
         assert sorted(found) == list(range(len(expected))), "each negative is the positive of exactly one pair"
+
+
+def needed_of_step(config, dataset, workers, step, m, h):
+    """Return (user, positive, negatives, extra positives, history) of each pair of a step of all workers, by bucket."""
+    pairs = []
+    for worker in range(workers):
+        src = source(config, dataset, worker, workers, extra_positives=m, history=h)
+        batch = src.batches(EPOCH, step - 1, step + 1)[1]
+        ids = item_ids(batch.items_U, batch.item_splits_W, src)
+        used = [batch.positive_index_B, batch.negative_index, batch.extra_index, batch.history_index]
+        assert set(np.concatenate(used).tolist()) - {-1} == set(range(len(ids)))
+        user, positive, negative, _ = columns = decoded(batch, src)
+        bare = source(config, dataset, worker, workers)  # further needs change nothing else
+        without = decoded(bare.batch(EPOCH, step), bare)
+        assert all(np.array_equal(a, b) for a, b in zip(columns, without, strict=True))
+        history_UH = np.append(ids, -1)[batch.history_index].reshape(-1, h)
+        further = ids[batch.extra_index].reshape(-1, m), history_UH[batch.user_index_B]
+        pairs += zip(
+            user.tolist(), positive.tolist(), negative.tolist(), *(column.tolist() for column in further), strict=True
+        )
+    return sorted(pairs, key=lambda pair: pair[0] % dataset.manifest.buckets)
+
+
+def test_extra_positives_and_histories_against_brute_force_for_any_number_of_workers(small, dataset):
+    """M = 3, so that pairs start anywhere in a block of four draws; H = 12, on both sides of the degrees."""
+    config, step, m, h = changed(small, sampling={"shared": False}), 2, 3, 12
+    user, item = dataset.interactions(Part.TRAIN, range(dataset.manifest.buckets))
+    known = {u: np.sort(item[user == u]) for u in range(dataset.manifest.users)}
+    indptr = np.cumsum([0] + [len(items) for items in known.values()])
+    history = histories(config.run.seed, np.array(list(known)), indptr, np.concatenate(list(known.values())), h)
+    one = needed_of_step(config, dataset, 1, step, m, h)
+    _, ordinals, bounds = source(config, dataset)._pairs(EPOCH, step, step + 1)
+    assert bounds.tolist() == [0, len(one)] and min(map(len, known.values())) < h < max(map(len, known.values()))
+    for (u, positive, _, extra, past), first in zip(one, (ordinals * m).tolist(), strict=True):
+        draws = uniforms(config.run.seed, Purpose.EXTRA_POSITIVES, EPOCH, first=first, count=m)
+        assert positive in known[u] and extra == known[u][(draws * len(known[u])).astype(int)].tolist()
+        assert past == history[u].tolist()
+    assert all(needed_of_step(config, dataset, workers, step, m, h) == one for workers in (2, 3))
+
+
+def test_users_with_one_and_without_positives(small, tmp_path):
+    """The one positive is drawn M times and is the history; without positives the history is empty."""
+    (tmp_path / "train.txt").write_text("0 0 1 2\n1 5\n2\n3 4\n")
+    (tmp_path / "test.txt").write_text("2 3\n")
+    dataset = prepare(changed(small, data={"source": str(tmp_path), "valid_fraction": 0}).data)
+    src = source(small, dataset, 0, 2, extra_positives=4, history=2)  # users 0 and 2, of two workers
+    other = source(small, dataset, 1, 2, extra_positives=4, history=2)  # users 1 and 3
+    (batch,) = other.batches(0, 0, other.steps)
+    user, positive, _, _ = decoded(batch, other)
+    ids = item_ids(batch.items_U, batch.item_splits_W, other)
+    assert sorted(zip(user.tolist(), positive.tolist(), strict=True)) == [(1, 5), (3, 4)]
+    assert np.array_equal(ids[batch.extra_index].reshape(2, 4), np.tile(positive[:, None], 4))
+    assert np.append(ids, -1)[batch.history_index].tolist() == [5, -1, 4, -1]
+    items_U, splits_W, index = src.history_of(np.array([1, 0, 1]))  # user 2, 0, 2
+    found = np.append(item_ids(items_U, splits_W, src), -1)[index].reshape(3, 2)
+    assert found[[0, 2]].tolist() == [[-1, -1]] * 2 and set(found[1]) < {0, 1, 2} and len(set(found[1])) == 2
+    items_U, splits_W, index = src.history_of(np.zeros(0, np.int32))
+    assert len(items_U) == len(index) == 0 and splits_W.tolist() == [0, 0]
+
+
+def test_lookup_orders_unique_items_by_owner(small, dataset):
+    items = np.array([7, 3, 199, 7, 0, 3], np.int32)
+    src = source(small, dataset, 1, 3)
+    items_U, splits_W, index = src.lookup(items)
+    assert len(items_U) == splits_W.sum() == 4 and splits_W.tolist() == [2, 2, 0]  # buckets 0, 3 and 7, 7 of 12
+    assert item_ids(items_U, splits_W, src)[index].tolist() == items.tolist()

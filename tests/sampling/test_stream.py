@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from distrec.sampling import stream as stream_package
 from distrec.sampling.arrow import from_table, to_table
-from distrec.sampling.batch import Batch
+from distrec.sampling.batch import Batch, BatchNeeds
 from distrec.sampling.source import BatchSource
 from distrec.sampling.stream import stream
 from distrec.sampling.stream.blocks import EpochBlocks
@@ -21,7 +22,9 @@ from tests.conftest import changed
 
 
 def source(config, dataset, worker, workers, log_q=True):
-    return BatchSource(dataset, config.sampling, config.run.seed, config.train.batch_size, worker, workers, log_q)
+    return BatchSource(
+        dataset, config.sampling, config.run.seed, config.train.batch_size, worker, workers, BatchNeeds(log_q)
+    )
 
 
 def same(a, b):
@@ -80,6 +83,28 @@ def test_round_trip_through_an_arrow_table(small, dataset):
     assert all(same(a, b) for a, b in zip(from_table(table), batches, strict=True))
     assert [b.step for b in from_table(table.slice(2, 2))] == [2, 3]
     assert all(same(a, b) for a, b in zip(from_table(table.slice(2, 2)), batches[2:4], strict=True))
+
+
+def test_a_table_carries_what_its_steps_need(small, dataset):
+    """The columns of needed arrays, at about the size estimated; the others are empty after the round trip."""
+    bare = source(changed(small, sampling={"shared": False}), dataset, 0, 2)
+    for needs, names in [
+        (BatchNeeds(), set()),
+        (BatchNeeds(log_q=True), {"log_q"}),
+        (BatchNeeds(extra_positives=3), {"extra_index"}),
+        (BatchNeeds(log_q=True, extra_positives=5, history=30), {"log_q", "extra_index", "history_index"}),
+    ]:
+        src = replace(bare, needs=needs)
+        batches = src.batches(0, 0, src.steps)
+        table = to_table(batches)
+        assert set(table.column_names) & {"log_q", "extra_index", "history_index"} == names
+        found = list(from_table(table))
+        assert all(same(a, b) for a, b in zip(found, batches, strict=True))
+        assert found[0].extra_index.dtype == (np.uint16 if needs.extra_positives else np.int32)
+        assert found[0].history_index.dtype == np.int32 and found[0].log_q.dtype == np.float32
+        assert needs.history == 0 or (found[0].history_index == -1).any()
+        sent = sum(a.nbytes for batch in found for a in vars(batch).values() if isinstance(a, np.ndarray))
+        assert 0.7 < sent / (src.steps * src.bytes_per_step) < 1.1
 
 
 @pytest.mark.parametrize("rows", [1, 2**16, 2**16 + 1])

@@ -40,12 +40,17 @@ def look_up_and_sum(buckets: int, share: bool) -> dict:
     rounded = rounding.fetch(lookup, table.read(lookup.rows_R))
     gradient_VD = torch.zeros(ROWS, DIM)
     gradient_VD[own[local]] = sums
+    parts = [torch.arange(10 * rank, 10 * rank + 2 * rank) for rank in range(exchange.workers)]  # rank 0's is empty
+    gathered, own_slice = exchange.gather(parts[exchange.rank])
+    part_sums = exchange.sum_parts(gathered * (exchange.rank + 1), exchange.part_lengths(2 * exchange.rank))
     return {
         "rows": torch.equal(rows, whole_VD[ids]),
         "unique": len(local.unique()) == len(local),
         "gradient": gradient_VD,
         "transport": exchange.workers == 1 or exchange.transport == ("shared memory" if share else "gloo"),
         "bfloat16": torch.equal(rounded, whole_VD[ids].bfloat16().float()),
+        "gather": torch.equal(gathered, torch.cat(parts)) and torch.equal(gathered[own_slice], parts[exchange.rank]),
+        "parts": torch.equal(part_sums, parts[exchange.rank] * sum(range(exchange.workers + 1))),
         "sum": exchange.all_sum([exchange.rank + 1.0, 0.5]),
         "broadcast": exchange.broadcast(torch.full((2,), float(exchange.rank)), exchange.workers - 1).tolist(),
     }
@@ -57,7 +62,8 @@ def test_rows_are_fetched_and_gradients_returned(workers, share):
     expected = torch.zeros(ROWS, DIM)
     for rank in range(workers):
         expected[requested_ids(rank)] += rank + 1
-    assert all(r["rows"] and r["unique"] and r["bfloat16"] and r["transport"] for r in results)
+    named = ("rows", "unique", "bfloat16", "transport", "gather", "parts")
+    assert all(r[name] for r in results for name in named), results
     assert torch.equal(sum(r["gradient"] for r in results), expected)
     assert all(r["sum"] == [workers * (workers + 1) / 2, workers / 2] for r in results)
     assert all(r["broadcast"] == [workers - 1.0] * 2 for r in results)
@@ -67,16 +73,17 @@ def exchange_repeatedly() -> list[bool]:
     """Look up random rows by both transports, first more and more, then few: many exchanges, few with gradients."""
     shared, gloo = (Exchange(torch.device("cpu"), share_memory=share) for share in (True, False))
     draws, rank = np.random.default_rng(shared.rank), shared.rank
-    same = []
+    same, kept = [], []
     for rows in [0, 1, 7, 5000, 20_000, 3, 20_000, *[200] * 40]:
         splits = draws.multinomial(rows, [1 / shared.workers] * shared.workers)
         ids = np.concatenate([draws.permutation(20_000)[:n] for n in splits]).astype(np.int32)
         lookup = shared.plan_lookup(ids, splits.tolist()).result()
         rows_RD = torch.randn(len(lookup.rows_R), 64) + rank
         fetched = shared.fetch(lookup, rows_RD)
-        same.append(torch.equal(fetched, gloo.fetch(lookup, rows_RD)))
+        kept.append((fetched, gloo.fetch(lookup, rows_RD)))
         if rows % 2:
             same.append(torch.equal(shared.sum_gradients(lookup, fetched), gloo.sum_gradients(lookup, fetched)))
+    same += [torch.equal(*pair) for pair in kept]  # no exchange overwrites the result of another
     return [shared.transport == "shared memory", shared._buffer_sets[0].size > 2**20, *same]
 
 

@@ -9,10 +9,12 @@ import torch
 from distrec.data import planted
 from distrec.data.dataset import Part
 from distrec.data.prepare import prepare
-from distrec.evaluation.metrics import ranking_sums
-from distrec.losses import catalogue_losses, losses
+from distrec.evaluation.evaluator import evaluate_part, held_out_pairs
+from distrec.evaluation.metrics import RankingSums, ranking_sums
+from distrec.losses import losses
 from distrec.optim.dense_reference import DenseReference
 from distrec.sharding.checkpoint import load_shard
+from distrec.sharding.differentiable import StepExchange
 from distrec.sharding.partition import Partition
 from distrec.testing.ranks import run_ranks
 from distrec.training.sharded_model import ShardedModel
@@ -22,7 +24,7 @@ from tests.conftest import changed
 CPU = torch.device("cpu")
 # Settings of losses that need others than the defaults to do well.
 SETTINGS = {
-    "bpr": {"model": {"similarity": "dot", "init_std": 0.1}, "sampling": {"shared": False, "negatives": 4}},
+    "bpr": {"model": {"similarity": "dot", "init": {"std": 0.1}}, "sampling": {"shared": False, "negatives": 4}},
     "ssm": {"sampling": {"negatives": 256}},
 }
 
@@ -54,14 +56,22 @@ def ndcg_of(dataset, scores_UV):
     return ranking_sums(ranked_UK, indptr, item, (20,)).means()["ndcg@20"]
 
 
-@pytest.mark.parametrize("name", [*losses, *catalogue_losses])
+def evaluate(trainer: Trainer) -> RankingSums:
+    """Evaluate on the test part."""
+    return evaluate_part(trainer.scorer, trainer.source.dataset, Part.TEST, trainer.config.eval, trainer.exchange)
+
+
+OWN_LOSSES = [name for name, loss in losses.items() if loss.__module__.startswith("distrec.")]
+
+
+@pytest.mark.parametrize("name", OWN_LOSSES)
 def test_every_loss_learns_the_planted_preferences(preferences, name):
     config, dataset, best, popular = preferences
     trainer = Trainer(changed(config, loss={"name": name}, **SETTINGS.get(name, {})), dataset, CPU)
     for epoch in range(config.train.epochs):
         for batch in trainer.source.batches(epoch, 0, trainer.source.steps):
             trainer.step(batch)
-    found = trainer.evaluate(Part.TEST).means()["ndcg@20"]
+    found = evaluate(trainer).means()["ndcg@20"]
     assert 1.4 * popular < found < best
 
 
@@ -72,23 +82,28 @@ def test_evaluation_equals_a_sort_of_the_full_score_matrix(preferences):
     trainer.step(trainer.source.batch(0, 0))
     users, items = (torch.nn.functional.normalize(table.flush(), dim=1) for table in trainer.tables.values())
     full = ndcg_of(dataset, (users @ items.T).numpy())
-    assert trainer.evaluate(Part.TEST).means()["ndcg@20"] == pytest.approx(full, abs=1e-6)
+    assert evaluate(trainer).means()["ndcg@20"] == pytest.approx(full, abs=1e-6)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_the_hardest_negatives_are_those_with_the_highest_scores(small, dataset, shared):
+@pytest.mark.parametrize(("shared", "similarity"), [(True, "cosine"), (False, "cosine"), (True, "dot"), (False, "dot")])
+def test_the_hardest_negatives_are_those_with_the_highest_scores(small, dataset, shared, similarity):
     sections = {"sampling": {"shared": shared, "negatives": 12, "hardest": 3}, "loss": {"name": "bpr"}}
-    trainer = Trainer(changed(small, **sections), dataset, CPU)
+    trainer = Trainer(changed(small, model={"similarity": similarity}, **sections), dataset, CPU)
     batch = trainer.source.batch(0, 0)
     users, items = (table.stored_VD for table in trainer.tables.values())
-    users_BD = torch.nn.functional.normalize(users[torch.from_numpy(batch.users_U[batch.user_index_B]).long()], dim=1)
-    items_UD = torch.nn.functional.normalize(items[torch.from_numpy(batch.items_U).long()], dim=1)
+    users_BD = users[torch.from_numpy(batch.users_U[batch.user_index_B]).long()]
+    items_UD = items[torch.from_numpy(batch.items_U).long()]
+    if similarity == "cosine":
+        users_BD, items_UD = (torch.nn.functional.normalize(rows, dim=1) for rows in (users_BD, items_UD))
     index_BN = torch.from_numpy(batch.negative_index).long().view(-1, 12).expand(len(users_BD), 12)
     scores_BN = torch.einsum("bd,bnd->bn", users_BD, items_UD[index_BN])
     scores_BN.view(-1)[torch.from_numpy(batch.masked)] = -torch.inf
-    found = trainer._scores(batch, trainer.model.users(users[torch.from_numpy(batch.users_U).long()]), items_UD)
+    rows, plan = trainer._rows(batch, None)
+    leaves = {name: table.read(rows[name]) for name, table in trainer.tables.items()}
+    found = trainer._loss_inputs(batch, plan, leaves, StepExchange(trainer.exchange))
     expected = scores_BN.sort(dim=1, descending=True).values[:, :3]
     torch.testing.assert_close(found.negative_BN.sort(dim=1, descending=True).values, expected)
+    torch.testing.assert_close(found.positive_B, (users_BD * items_UD[batch.positive_index_B.tolist()]).sum(1))
     assert torch.isfinite(trainer.step(batch))
 
 
@@ -174,10 +189,10 @@ def test_every_read_applies_deferred_updates(small, dataset, tmp_path, case, mon
     seen = {"users": [], "items": []}
     monkeypatch.setattr(trainer.model, "users", lambda rows: seen["users"].append(rows) or rows)
     monkeypatch.setattr(trainer.model, "items", lambda rows: seen["items"].append(rows) or rows)
-    trainer.evaluate(Part.TEST)
+    evaluate(trainer)
     assert [len(seen[name]) for name in seen] == [1, 1]
     check("evaluation", "items", seen["items"][0])
-    _, _, users = trainer.sharded.held_out(Part.TEST)
+    _, _, users = held_out_pairs(dataset, Part.TEST, trainer.tables["users"].partition, trainer.exchange.rank)
     assert (seen["users"][0].double() - swept["users"].rows_VD[users]).abs().max() < 2e-5
     monkeypatch.undo()
     trainer.tables["users"].read(torch.tensor([0]))
@@ -228,7 +243,7 @@ def train_and_evaluate(config):
     for epoch in range(config.train.epochs):
         for batch in trainer.source.batches(epoch, 0, trainer.source.steps):
             trainer.step(batch)
-    found = trainer.evaluate(Part.TEST)
+    found = evaluate(trainer)
     return found.means(), found.users, found.left_out, dataset.manifest.train
 
 

@@ -20,6 +20,7 @@ import torch
 from distrec.core.config import parse
 from distrec.data.dataset import Part
 from distrec.data.prepare import prepare
+from distrec.evaluation.evaluator import evaluate_part
 from distrec.sharding.checkpoint import load_shard
 from distrec.sharding.partition import Partition
 from distrec.testing.ranks import close_groups, run_ranks
@@ -84,8 +85,8 @@ def train_and_save(configs, dataset, folder):
         batches = [trainer.source.batch(*divmod(k, trainer.source.steps)) for k in range(STEPS)]
         following = [*batches[1:5], None, *batches[6:], None]  # most look-ups are planned a step ahead, some are not
         for batch, ahead in zip(batches, following, strict=True):
-            losses.append(trainer.exchange.all_sum([trainer.step(batch, ahead).item()])[0] / batch.pairs)
-        found = trainer.evaluate(Part.TEST)
+            losses.append(trainer.exchange.all_sum([trainer.step(batch, ahead).item()])[0])
+        found = evaluate_part(trainer.scorer, dataset, Part.TEST, config.eval, trainer.exchange)
         trainer.save(checkpoint, {})
         results[name] = (losses, found.means(), found.users)
     return results
@@ -130,7 +131,9 @@ def test_tables_and_optimizer_state(by_workers, dataset, name, workers):
     folder, _ = by_workers
     m = dataset.manifest  # the golden data has the users, items and buckets of `dataset`
     partitions = {"users": Partition(m.users, m.buckets, 1), "items": Partition(m.items, m.buckets, 1)}
-    (one, meta), (several, meta_several) = (load_shard(folder / name / str(w), 0, partitions) for w in (1, workers))
+    (one, meta, _), (several, meta_several, _) = (
+        load_shard(folder / name / str(w), 0, partitions) for w in (1, workers)
+    )
     assert meta == meta_several and meta["optim"]["items"] == {"t": STEPS}
     for table in partitions:
         assert one[table].keys() == several[table].keys()

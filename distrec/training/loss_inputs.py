@@ -1,0 +1,136 @@
+"""The inputs of a loss: the fields that it declares, computed from the representations of a step."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distrec.core.buffer_pool import empty
+from distrec.losses.base import Catalogue, GlobalBatch, LossInputs
+from distrec.models.scoring import pair_scores, shared_scores
+from distrec.sampling.batch import Batch
+from distrec.sampling.config import SamplingConfig
+from distrec.sharding.collectives import Exchange
+from distrec.sharding.device_copy import to_device
+from distrec.sharding.differentiable import StepExchange
+
+_SCORES = {"positive_B", "negative_BN", "extra_BM", "log_q_BN", "negative_norm2_BN"}
+_OF_USERS = {"user_norm2_B", "users_BD", "user_rows_BD", "user_B", "degree_B", "catalogue"}
+
+
+def fetches_items(reads: Collection[str], item_tables: Collection[str]) -> bool:
+    """Return whether the inputs hold anything of items that other workers own."""
+    return bool(item_tables) or not _OF_USERS.issuperset(reads)
+
+
+REPRESENTATION = ""
+"""Name of the representations beside the names of tables."""
+
+
+@dataclass(frozen=True)
+class LossInputBuilder:
+    """Builds the inputs of a loss from what a step has computed before it. Fields are computed in a fixed order, as
+    some are collective."""
+
+    batch: Batch
+    arrays: dict[str, Tensor]
+    """Arrays of the batch, on the device."""
+    sampling: SamplingConfig
+    users: dict[str, Tensor]
+    """Representations of this worker's users, (U, D), and their rows of some tables, by name."""
+    items: dict[str, Tensor]
+    """The same of the items of its pairs; of all its own items, if nothing is fetched."""
+    exchange: StepExchange
+    group: Exchange
+
+    def build(self, reads: Collection[str], own_tables: Collection[str], **others: Any) -> LossInputs:
+        """Return the fields of `LossInputs` that `reads` names, those that every loss has, and others.
+
+        Args:
+            reads: fields that the loss reads.
+            own_tables: names of its own tables among `users` and `items`.
+            others: fields that are computed already.
+        """
+        fields: dict[str, Any] = {"user_B": self.arrays["user_index_B"].long(), "tables": {}}
+        if not _SCORES.isdisjoint(reads):
+            fields |= self._scores("negative_norm2_BN" in reads)
+        for name, values, index_B in (
+            ("user", self.users, fields["user_B"]),
+            ("positive", self.items, self.arrays["positive_index_B"].long()),
+        ):
+            rows_UD = values[REPRESENTATION]
+            fields["tables"] |= {k: rows.index_select(0, index_B) for k, rows in values.items() if k in own_tables}
+            if f"{name}_norm2_B" in reads:
+                fields[f"{name}_norm2_B"] = rows_UD.square().sum(1).index_select(0, index_B)
+            if f"{name}_rows_BD" in reads:
+                columns = [rows for k, rows in values.items() if k not in own_tables and k != REPRESENTATION]
+                fields[f"{name}_rows_BD"] = torch.cat(columns, 1).index_select(0, index_B)
+            if f"{name}s_BD" in reads or "batch" in reads or (name == "user" and "catalogue" in reads):
+                fields[f"{name}s_BD"] = rows_UD.index_select(0, index_B)
+        if "batch" in reads:
+            fields["batch"] = self._global_batch(fields["users_BD"], fields["positives_BD"])
+        if "catalogue" in reads:
+            _, owner_B, local_B = self._ids_B3.unbind(1)
+            positive_B = torch.where(owner_B == self.group.rank, local_B, -1)
+            fields["catalogue"] = Catalogue(fields["users_BD"], self.items[REPRESENTATION], positive_B, self.group)
+        fields = {name: value for name, value in fields.items() if name in reads or name == "tables"}
+        pairs, workers = self.batch.pairs, self.group.workers
+        return LossInputs(pairs=pairs, workers=workers, exchange=self.exchange, **fields, **others)
+
+    def _scores(self, with_norms: bool) -> dict[str, Any]:
+        """Return the scores, known positives among the negatives at -inf; log q; norms of the negatives."""
+        arrays, pairs, shared = self.arrays, len(self.batch.user_index_B), self.sampling.shared
+        users_UD, items_UD, user_index_B = (
+            self.users[REPRESENTATION],
+            self.items[REPRESENTATION],
+            arrays["user_index_B"],
+        )
+        positive_index_B, negative_index = arrays["positive_index_B"], arrays["negative_index"]
+        n = len(negative_index) if shared else self.sampling.negatives
+        m = len(arrays["extra_index"]) // max(1, pairs)
+        # Of one call, as each would compute a gradient of all rows: the positive, other positives, own negatives.
+        columns = [positive_index_B[:, None], arrays["extra_index"].view(pairs, m)]
+        if shared:
+            positive_B, negative_BN = shared_scores(users_UD, items_UD, user_index_B, positive_index_B, negative_index)
+            extra_BM = pair_scores(users_UD, items_UD, user_index_B, columns[1]) if m else None
+        else:
+            item_index = empty([pairs, 1 + m + n], negative_index)
+            torch.cat([*columns, negative_index.view(pairs, n)], 1, out=item_index)
+            scores = pair_scores(users_UD, items_UD, user_index_B, item_index)
+            positive_B1, extra_BM, negative_BN = torch.split(scores, [1, m, n], 1)
+            positive_B = positive_B1[:, 0]
+        if len(arrays["masked"]):
+            masked = torch.zeros(pairs * n, dtype=torch.bool, device=negative_BN.device)
+            masked[arrays["masked"]] = True
+            negative_BN = negative_BN.masked_fill(masked.view(pairs, n), -torch.inf)
+        fields: dict[str, Any] = {"positive_B": positive_B, "extra_BM": extra_BM}
+        if len(arrays["log_q"]):
+            fields["log_q_BN"] = arrays["log_q"].view(-1, n)
+        if with_norms:
+            norm2_U = items_UD.square().sum(1)
+            fields["negative_norm2_BN"] = norm2_U.index_select(0, negative_index).view(-1, n)
+        if self.sampling.hardest:
+            negative_BN, column_BN = negative_BN.topk(min(n, self.sampling.hardest), dim=1, sorted=False)
+            if with_norms:
+                fields["negative_norm2_BN"] = fields["negative_norm2_BN"].expand(pairs, n).gather(1, column_BN)
+        return fields | {"negative_BN": negative_BN}
+
+    def _global_batch(self, users_BD: Tensor, positives_BD: Tensor) -> GlobalBatch:
+        all_users_BD, own = self.exchange.gather(users_BD)
+        all_items_BD, _ = self.exchange.gather(positives_BD)
+        user_B, owner_B, local_B = self._ids_B3.unbind(1)
+        return GlobalBatch(all_users_BD, all_items_BD, user_B, local_B * self.group.workers + owner_B, own)
+
+    @cached_property
+    def _ids_B3(self) -> Tensor:
+        """User, owner of the positive, and its local index there, of the pairs of all workers, (B, 3) int64."""
+        batch, workers = self.batch, self.group.workers
+        user_B = batch.users_U[batch.user_index_B].astype(np.int64) * workers + self.group.rank
+        owner_U = np.repeat(np.arange(workers), batch.item_splits_W)
+        positive = np.stack([owner_U, batch.items_U])[:, batch.positive_index_B]
+        ids = np.concatenate([user_B[None], positive]).T.astype(np.int64)
+        return self.group.gather(to_device([ids], self.users[REPRESENTATION].device)[0])[0]

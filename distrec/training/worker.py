@@ -1,0 +1,65 @@
+"""The function that each Ray Train worker runs."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.actor import ActorHandle
+
+from distrec.core.registry import import_modules
+from distrec.training.loop import Job, Loop, make_learner
+
+
+@dataclass(frozen=True)
+class RayJob:
+    """Arguments of every Ray Train worker."""
+
+    job: Job
+    mailbox: ActorHandle[Any]
+    """`Mailbox` that receives the events of rank 0, plain dicts."""
+
+
+def run_worker(ray_job: RayJob) -> dict[str, Any]:
+    """Run the loop. A resumed run goes on from the last checkpoint that Ray Train hands to the worker."""
+    job, context = ray_job.job, ray.train.get_context()
+    import_modules(job.config.run.imports)
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's default pool keeps 20 MiB after the data are read
+    torch.set_num_threads(job.config.train.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    learner = make_learner(job.config, job.dataset, ray.train.torch.get_device())
+    return Loop(job, learner, _RayHost(ray_job.mailbox if context.get_world_rank() == 0 else None)).run()
+
+
+class _RayHost:
+    """Implements `Host` by Ray Train. Events of rank 0 go to the mailbox; the other ranks have none."""
+
+    def __init__(self, mailbox: ActorHandle[Any] | None) -> None:
+        self._mailbox = mailbox
+        self._last_event: ray.ObjectRef[None] | None = None
+
+    @contextmanager
+    def restored(self) -> Iterator[Path | None]:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+
+    def keep(self, folder: Path, epoch: int) -> None:
+        ray.train.report({"epoch": epoch}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Send an event without waiting for it. Raise if the mailbox is gone, which ends the worker."""
+        if self._mailbox is None:
+            return
+        if self._last_event is not None and ray.wait([self._last_event], timeout=0)[0]:
+            ray.get(self._last_event)
+        self._last_event = self._mailbox.put.remote(event)
