@@ -1,11 +1,12 @@
-"""Compare the speed of two checkouts of distrec: training steps without Ray, and the ranking of all users.
+"""Compare the speed and memory of two checkouts of distrec: training steps without Ray, the ranking of all users.
 
     python benchmarks/checkouts.py OLD NEW
     python benchmarks/checkouts.py OLD NEW --rounds 15 --only bpr,ranking --patience 60
 
 For each row one process of each checkout is kept alive; they take turns (old, new, new, old, ...), and one is idle
-while the other is measured. A measurement is the median of 40 steps, or one ranking. The ratio of a row is the median
-over rounds of the ratio within a round, which cancels changes in the machine's speed that last longer than a round.
+while the other is measured. A measurement is the median of 40 steps (of the exact softmax 10), or one ranking. The
+ratio of a row is the median over rounds of the ratio within a round, which cancels changes in the machine's speed that
+last longer than a round. Memory is the peak of the process.
 
 Both checkouts use this Python environment, Gowalla (DISTREC_DATA names the folder that holds gowalla/; without it,
 synthetic data of that size), and torch's and numba's default number of threads.
@@ -21,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cases import bpr, sampled_softmax
+from cases import bpr, exact_softmax, sampled_softmax
 from measure.cpu_load import undisturbed
 from measure.data import source_settings
 from measure.rival import Rival
@@ -36,6 +37,7 @@ ROWS = {
     "bpr": ("BPR, 1 negative, batch 8192: step", bpr.SETTINGS),
     "pairs": ("softmax, 800 a pair, batch 1024: step", [*sampled_softmax.SETTINGS, "sampling.shared=false"]),
     "shared": ("softmax, 800 shared, batch 1024: step", [*sampled_softmax.SETTINGS, "sampling.shared=true"]),
+    "exact": ("exact softmax, batch 1024: step", exact_softmax.SETTINGS),
     "ranking": (f"ranking of all users, K = {_K}", []),
 }
 
@@ -47,6 +49,7 @@ def compare(
     name, settings = ROWS[key]
     found: dict[str, list[float]] = {"old": [], "new": []}
     others: list[float] = []
+    steps = max(1, steps // 4) if key == "exact" else steps  # each takes as long as many of the others
     kind = ["ranking", str(_K)] if key == "ranking" else ["steps", str(steps)]
     with contextlib.ExitStack() as stack:
         order = [
@@ -60,10 +63,12 @@ def compare(
                 found[which].append(seconds * 1e3)
                 others.append(share)
             order.reverse()
+        memory = {which: [server.peak_mib()] for which, server in order}
     rows = [bar_row(f"{name}, {which}", values, "ms") for which, values in found.items()]
     ratio = bar_row(f"{name}, new / old", ratios(found["new"], found["old"]), "x")
     print(f"{key}: other processes used {statistics.median(others):.0%} of the cores", file=sys.stderr)
-    return [*rows, ratio]
+    rows += [ratio, bar_row(f"{name}: peak memory, new", memory["new"], "MiB")]
+    return [*rows, bar_row(f"{name}: peak memory, new / old", ratios(memory["new"], memory["old"]), "x")]
 
 
 def _server(checkout: Path, folder: Path, kind: list[str], settings: list[str]) -> Rival:

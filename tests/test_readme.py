@@ -80,7 +80,7 @@ def test_the_loss_of_the_contributing_guide(preferences, monkeypatch):  # noqa: 
     assert len(contracts) >= 4  # formula, masks, extremes, emptiness
     for test in contracts:
         test(name=name)
-    test_losses.test_every_loss_has_a_formula()
+    test_losses.test_every_loss_on_scores_has_a_formula()
     test_trainer.test_every_loss_learns_the_planted_preferences(preferences, name)
 
 

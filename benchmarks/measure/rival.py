@@ -56,6 +56,11 @@ class Rival:
         self._process.stdin.write("\n")
         return float(self._answer()["seconds"])
 
+    def peak_mib(self) -> float:
+        """Return the largest resident memory of the process so far, MiB."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) / 1024
+
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from datetime import timedelta
 from typing import Any, Literal
 
 import rich.progress
@@ -23,10 +23,10 @@ class Progress:
     """Display of a training. Called with events:
 
         {"kind": "step", "epoch": 3, "epochs": 15, "step": 120, "steps": 396, "loss": 4.1, "interactions_per_s": 1.2e5}
-        {"kind": "epoch", "epoch": 3, "loss": 4.0, "seconds": 31.2, "metrics": {"recall@20": 0.15}}
+        {"kind": "epoch", "epoch": 3, "epochs": 15, "loss": 4.0, "seconds": 31.2, "metrics": {"recall@20": 0.15}}
         {"kind": "note", "text": "..."}
 
-    `epoch` and `step` count from 1 and are complete. `metrics`, and `epochs` of an epoch event, are optional.
+    `epoch` and `step` count from 1 and are complete. `metrics` is optional.
     """
 
     def __init__(self, mode: Mode = "auto", console: Console | None = None) -> None:
@@ -38,15 +38,14 @@ class Progress:
         self._console = console or Console()
         self._quiet = mode == "quiet"
         self._bar = _Bar(self._console) if mode == "auto" and self._console.is_terminal else None
-        self._epochs: int | None = None
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *error: object) -> None:
+        """Erase the bar and restore the cursor."""
+        if self._bar:
+            self._bar.close()
 
     def __call__(self, event: Event) -> None:
         """Display one event."""
@@ -54,46 +53,38 @@ class Progress:
             return
         match event["kind"]:
             case "step":
-                self._epochs = event["epochs"]
                 if self._bar:
                     self._bar.advance(event)
             case "epoch":
-                self._line(epoch_line(event, self._epochs))
+                self._line(epoch_line(event))
             case "note":
                 self._line(event["text"])
             case kind:
                 raise AssertionError(f"unknown event {kind!r}")
-
-    def close(self) -> None:
-        """Erase the bar and restore the cursor. Call before printing anything else."""
-        if self._bar:
-            self._bar.close()
 
     def _line(self, text: str) -> None:
         # Not wrapped in a file, so that lines can be grepped; wrapped at words in a terminal.
         self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
 
 
-def epoch_line(event: Event, epochs: int | None = None) -> str:
+def epoch_line(event: Event) -> str:
     """Return `epoch  3/15  loss 4.1030  31.2 s  recall@20 0.1590  ndcg@20 0.1362`, aligned from line to line."""
-    epochs = event.get("epochs", epochs)
-    done = f"{event['epoch']:>{len(str(epochs))}}/{epochs}" if epochs else str(event["epoch"])
-    metrics = [f"{name} {value:.4f}" for name, value in (event.get("metrics") or {}).items()]
-    return "  ".join([f"epoch {done}", f"loss {_short(event['loss'])}", f"{event['seconds']:.1f} s", *metrics])
+    metrics = [f"{name} {value:.4f}" for name, value in event.get("metrics", {}).items()]
+    return "  ".join(
+        [f"epoch {_done(event, 'epoch')}", f"loss {_short(event['loss'])}", f"{event['seconds']:.1f} s", *metrics]
+    )
 
 
-def results_table(rows: Sequence[Row], title: str | None = None, console: Console | None = None) -> None:
+def results_table(rows: Sequence[Row], console: Console | None = None) -> None:
     """Print a table of results: transposed if too wide for the terminal, as Markdown if still too wide or in a file."""
     console = console or Console()
     if not rows:
         return
     unlimited = console.options.update(max_width=10_000)
-    for table in (_table(rows, title), _transposed(rows, title)) if console.is_terminal else ():
+    for table in (_table(rows), _transposed(rows)) if console.is_terminal else ():
         if Measurement.get(console, unlimited, table).maximum <= console.width:
             console.print(table)
             return
-    if title:
-        console.print(Text(title), soft_wrap=True)
     console.print(Text(markdown_table(rows)), soft_wrap=True)
 
 
@@ -120,8 +111,8 @@ class _Bar:
         total = event["epochs"] * event["steps"]
         done = (event["epoch"] - 1) * event["steps"] + event["step"]
         fields: dict[str, Any] = {
-            "epoch": f"{event['epoch']:>{len(str(event['epochs']))}}/{event['epochs']}",
-            "step": f"{event['step']:>{len(str(event['steps']))}}/{event['steps']}",
+            "epoch": _done(event, "epoch"),
+            "step": _done(event, "step"),
             "loss": _short(event["loss"]),
             "rate": f"{_rate(event['interactions_per_s'])}/s",
         }
@@ -134,15 +125,16 @@ class _Bar:
             return
         # Mean speed since the start, so that the estimate includes the evaluations between epochs.
         new = done - self._done_at_start
-        remaining = _clock((now - self._started) / new * (total - done)) if new > 0 else ""
+        seconds = round((now - self._started) / new * (total - done)) if new > 0 else 0
+        remaining = f"{timedelta(seconds=seconds)} left"
         self._progress.update(self._task, total=total, completed=done, remaining=remaining, **fields)
 
     def close(self) -> None:
         self._progress.stop()
 
 
-def _table(rows: Sequence[Row], title: str | None) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False, title_style="bold")
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns(rows):
         table.add_column(Text(name), justify="right" if is_numeric(rows, name) else "left", no_wrap=True)
     for cells in zip(*(texts(rows, name) for name in columns(rows)), strict=True):
@@ -150,14 +142,19 @@ def _table(rows: Sequence[Row], title: str | None) -> Table:
     return table
 
 
-def _transposed(rows: Sequence[Row], title: str | None) -> Table:
-    table = Table(title=title, box=None, title_justify="left", pad_edge=False, title_style="bold", show_header=False)
+def _transposed(rows: Sequence[Row]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim")
     for _ in rows:
         table.add_column(justify="right")
     for name in columns(rows):
         table.add_row(Text(name), *map(Text, texts(rows, name)))
     return table
+
+
+def _done(event: Event, what: str) -> str:
+    """Return ` 3/15`, aligned from event to event."""
+    return f"{event[what]:>{len(str(event[what + 's']))}}/{event[what + 's']}"
 
 
 def _short(value: float) -> str:
@@ -169,9 +166,3 @@ def _rate(value: float) -> str:
     """Format as 121k or 1.2M: at most 5 characters."""
     size, suffix = pick_unit_and_suffix(int(value), ["", "k", "M", "G"], 1000)
     return f"{value / size:.{1 if suffix and value < 10 * size else 0}f}{suffix}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} left" if hours else f"{minutes}:{rest:02} left"

@@ -5,7 +5,6 @@ A part is a section that is one of a family by name: `loss: {name: ssm, temperat
 
 import copy
 import difflib
-import inspect
 import re
 import types
 import typing
@@ -15,18 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    GetCoreSchemaHandler,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema, to_jsonable_python
 
 from distrec.core.errors import UserError
 from distrec.core.registry import Registry, import_modules
@@ -47,17 +37,13 @@ class Section(BaseModel):
     @classmethod
     def _name_parts(cls, values: Any) -> Any:
         """Give each part without a name that of its field's default."""
-        if not isinstance(values, dict):
-            return values
-        named = {
-            name: {"name": _default(cls.model_fields[name]).name, **value}
-            for name, value in values.items()
-            if name in cls.model_fields and _family(cls.model_fields[name]) is not None and isinstance(value, dict)
-        }
-        return values | named
+        for name, field in cls.model_fields.items() if isinstance(values, dict) else ():
+            if _family(field) is not None and isinstance(values.get(name), dict):
+                values = {**values, name: {"name": _default(field).name, **values[name]}}
+        return values
 
     @model_serializer(mode="wrap")
-    def _serialize(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _serialize(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         name, unused = {"name": self.name} if isinstance(self, Part) else {}, self.unused()
         return name | {key: value for key, value in serialize(self).items() if key not in unused}
 
@@ -82,21 +68,24 @@ class OneOf:
     def __init__(self, family: Registry[Any]) -> None:
         self.family = family
 
-    def __get_pydantic_core_schema__(self, base: type[Part], handler: GetCoreSchemaHandler) -> CoreSchema:
-        def validate(value: Any) -> Part:
+    def __get_pydantic_core_schema__(self, base: type[Part], handler: Any) -> CoreSchema:
+        def validate(value: Any) -> Any:
             if isinstance(value, base):
                 return value
             if not isinstance(value, dict):
-                raise UserError(f"is a section: give its keys, such as name; got {value!r}")
-            options = {key: option for key, option in value.items() if key != "name"}
-            part: Part = self.family[value["name"]].model_validate(options)
-            return part
+                raise PydanticCustomError("model_type", "a section")
+            options, family = dict(value), self.family
+            try:
+                part = family[str(options.pop("name"))]
+            except UserError as error:
+                raise PydanticCustomError("part", "{text}", {"text": f".name: {error}"}) from None
+            for option in [key for key in options if key not in part.model_fields]:
+                if owners := [name for name in sorted(family) if option in family[name].model_fields]:
+                    text = f".{option} is an option of {', '.join(owners)}, not of {part.name}"
+                    raise PydanticCustomError("part", "{text}", {"text": text})
+            return part.model_validate(options)
 
-        def serialize(part: Part, info: SerializationInfo) -> dict[str, Any]:
-            return part.model_dump(mode=info.mode)
-
-        to_plain = core_schema.plain_serializer_function_ser_schema(serialize, info_arg=True)
-        return core_schema.no_info_plain_validator_function(validate, serialization=to_plain)
+        return core_schema.no_info_plain_validator_function(validate)
 
 
 def _family(field: FieldInfo) -> Registry[type[Part]] | None:
@@ -128,19 +117,14 @@ def load(
             that cannot be imported.
     """
     tree = {} if path is None else _read_yaml(path)
-    where = f"{path}: " if path else ""
     final = _override(kind, copy.deepcopy(tree), overrides)
-    import_modules(_imports(final))
-    for message in _drop_options(kind, tree, final, where):
+    run = final.get("run")
+    imports = split_words(run.get("imports")) if isinstance(run, dict) else ()
+    if isinstance(imports, (list, tuple)):  # otherwise `parse` reports it
+        import_modules(map(str, imports))
+    for message in _drop_options(kind, tree, final):
         note(message)
-    return parse(kind, _override(kind, tree, overrides), where)
-
-
-def _imports(tree: dict[str, Any]) -> list[str]:
-    """Return the modules that `run.imports` names; what is no list of text is left to validation."""
-    section = tree.get("run")
-    names = split_words(section.get("imports")) if isinstance(section, dict) else ()
-    return [name for name in names if isinstance(name, str)] if isinstance(names, (list, tuple)) else []
+    return parse(kind, _override(kind, tree, overrides), f"{path}: " if path else "")
 
 
 def split_words(value: Any) -> Any:
@@ -148,55 +132,71 @@ def split_words(value: Any) -> Any:
     return tuple(value.split(",")) if isinstance(value, str) else value
 
 
-def _drop_options(
-    kind: type[Section], tree: dict[str, Any], final: dict[str, Any], where: str, prefix: str = ""
-) -> Iterator[str]:
+def _drop_options(kind: type[Section], tree: dict[str, Any], final: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Delete from the tree of a file the options of each part that is another one in the final tree.
 
     Options that both parts inherit from one class stay. Yields a message for each that is deleted.
     """
     for name, field in kind.model_fields.items():
-        before, after, inner = tree.get(name), final.get(name), _section(field.annotation)
+        before, after, inner, family = tree.get(name), final.get(name), _section(field.annotation), _family(field)
         if not isinstance(before, dict) or not isinstance(after, dict) or inner is None:
             continue
-        key = f"{prefix}{name}"
-        if _family(field) is not None:
-            inner, chosen = _part(field, before, where + key), _part(field, after, key)
-            for option in [] if inner is chosen else [o for o in before if o in inner.model_fields]:
-                if not issubclass(chosen, _declaring(inner, option)):
-                    text = f"{key}.name={chosen.name}: dropped {key}.{option}={_to_yaml(before.pop(option))}"
-                    yield f"{text} of the run file, an option of {inner.name}"
-        yield from _drop_options(inner, before, after, where, f"{key}.")
-
-
-def _part(field: FieldInfo, tree: dict[str, Any], where: str) -> type[Part]:
-    """Return the part that a tree of plain values names. Raises UserError for an unknown name."""
-    family, name = _family(field), tree.get("name", _default(field).name)
-    assert family is not None
-    try:
-        return family[name if isinstance(name, str) else str(name)]
-    except UserError as error:
-        raise UserError(f"{where}.name: {error}") from None
-
-
-def _declaring(part: type[Part], option: str) -> type:
-    """Return the class that declares an option of a part."""
-    return next(base for base in part.__mro__ if option in inspect.get_annotations(base))
+        if family is not None:
+            former, chosen = (family.get(str(part.get("name", _default(field).name))) for part in (before, after))
+            if former is None or chosen is None:
+                continue  # `parse` reports an unknown name
+            common: Any = next(base for base in former.__mro__ if issubclass(chosen, base))
+            for option in [o for o in before if o in former.model_fields and o not in common.model_fields]:
+                text = f"{prefix}{name}.name={chosen.name}: dropped {prefix}{name}.{option}"
+                yield f"{text}={_to_yaml(before.pop(option))} of the run file, an option of {former.name}"
+            inner = former
+        yield from _drop_options(inner, before, after, f"{prefix}{name}.")
 
 
 def parse(kind: type[S], tree: dict[str, Any], where: str = "") -> S:
-    """Validate a tree of plain values. Raises UserError with one line for each error."""
-    for name, value in tree.items():
-        field = kind.model_fields.get(name)
-        if field is not None and _section(field.annotation) and not isinstance(value, (dict, Section)):
-            raise UserError(f"{where}{name} is a section: give its keys, {name}.KEY=...; got {value!r}")
-    if errors := list(_unknown(kind, tree, where)):
-        known = list(keys(kind))
-        raise UserError("\n".join(where + (message or _unknown_key(key, known)) for key, message in errors))
+    """Validate a tree of plain values. Raises UserError with one line for each error, after `where`."""
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}{_explain(item)}" for item in error.errors())) from None
+        messages = [message for item in error.errors() for message in _explain(kind, item)]
+        raise UserError("\n".join(where + message for message in messages)) from None
+
+
+def _explain(kind: type[Section], item: Any) -> Iterator[str]:
+    """Yield the messages for one of pydantic's errors."""
+    path, value, message = ".".join(map(str, item["loc"])), item["input"], item["msg"].removeprefix("Value error, ")
+    match item["type"]:
+        case "extra_forbidden":
+            yield from (_unknown_key(kind, key) for key in _leaves(path, value))
+        case "model_type":
+            yield f"{path} is a section: give its keys, {path}.KEY=...; got {value!r}"
+        case "part":
+            yield path + message
+        case "value_error" | "missing":
+            yield f"{path}: {message}" if path else message
+        case _:
+            yield f"{path}: {message} (got {value!r})"
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    """Yield the dotted key of each value in a tree of plain values."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key
+
+
+def _unknown_key(kind: type[Section], key: str) -> str:
+    """Return the message for an unknown key: similar known keys, or else all keys of its section."""
+    known, name = list(keys(kind)), key.rpartition(".")[2]
+    leaf = {k.rpartition(".")[2]: k for k in known}
+    similar = [leaf[match] for match in difflib.get_close_matches(name, leaf, n=3, cutoff=0.7)]
+    if near := list(dict.fromkeys(difflib.get_close_matches(key, known, n=3) + similar))[:3]:
+        return f"unknown key {key!r}; nearest known: {', '.join(near)}"
+    section = key.removesuffix(name)
+    siblings = sorted({section + k.removeprefix(section).split(".")[0] for k in known if k.startswith(section)})
+    return f"unknown key {key!r}; known here: {', '.join(siblings or known)}"
 
 
 class Option(NamedTuple):
@@ -242,7 +242,7 @@ def _describe(kind: type[Section], prefix: str, depth: int, seen: set[str]) -> I
 
 
 def _first_sentence(section: type[Section]) -> str:
-    text = " ".join(inspect.cleandoc(section.__doc__ or "").split("\n\n")[0].split())
+    text = " ".join((section.__doc__ or "").split("\n\n")[0].split())
     return re.split(r"(?<=\.)\s(?=[A-Z])", text, maxsplit=1)[0]
 
 
@@ -263,23 +263,17 @@ def _type_name(annotation: Any) -> str:
 
 
 def _to_yaml(value: Any) -> str:
-    """Return a default value as YAML, in one line."""
-    plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-    plain = plain.model_dump(mode="json") if isinstance(plain, Section) else plain
+    """Return a value as YAML, in one line."""
+    plain = to_jsonable_python(value)
     return str(yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10**6)).split("\n")[0]
 
 
 def flat(config: Section, prefix: str = "") -> dict[str, Any]:
     """Return {dotted key: plain value} of a configuration, without unused fields."""
-    leaves: dict[str, Any] = {f"{prefix}name": config.name} if isinstance(config, Part) else {}
-    unused = config.unused()
-    for name, value in config:
-        if name in unused:
-            continue
-        if isinstance(value, Section):
-            leaves |= flat(value, f"{prefix}{name}.")
-        else:
-            leaves[prefix + name] = str(value) if isinstance(value, Path) else value
+    leaves: dict[str, Any] = {}
+    for name, value in config.model_dump(mode="json").items():
+        inner = getattr(config, name)
+        leaves |= flat(inner, f"{prefix}{name}.") if isinstance(inner, Section) else {prefix + name: value}
     return leaves
 
 
@@ -323,76 +317,23 @@ def _override(kind: type[Section], tree: dict[str, Any], overrides: Sequence[str
     """Apply overrides to a tree of plain values, in place, and return it."""
     text_keys = {option.key for option in describe(kind) if {"text", "path"} & set(option.type.split(" or "))}
     for override in overrides:
-        _apply_override(tree, override, text_keys)
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"an override must have the form key=value, for example optim.lr=0.01; got {override!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{key}: {text!r} is not a valid value: {error}") from None
+        *path, last = key.split(".")
+        section = tree
+        for name in path:
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise UserError(f"{key}: {name} is a value, not a section")
+        # A column named 2024 is text, which YAML would parse as a number.
+        section[last] = text if key in text_keys and value is not None and not isinstance(value, str) else value
     return tree
 
 
-def _apply_override(tree: dict[str, Any], override: str, text_keys: set[str]) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"an override must have the form key=value, for example optim.lr=0.01; got {override!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{key}: {text!r} is not a valid value: {error}") from None
-    *path, last = key.split(".")
-    for name in path:
-        tree = tree.setdefault(name, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"{key}: {name} is a value, not a section")
-    # A column named 2024 is text, which YAML would parse as a number.
-    tree[last] = text if key in text_keys and value is not None and not isinstance(value, str) else value
-
-
 def _section(annotation: Any) -> type[Section] | None:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return None
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
-
-
-def _unknown(
-    kind: type[Section] | None, tree: dict[str, Any], where: str, prefix: str = ""
-) -> Iterator[tuple[str, str]]:
-    """Yield the dotted keys of a tree that name no field of the section (None: a section without fields).
-
-    With each key goes the message for an option of another part, "" for a key that no part has.
-    """
-    fields = kind.model_fields if kind else {}
-    for name, value in tree.items():
-        key, field = f"{prefix}{name}", fields.get(name)
-        inner, family = (_section(field.annotation), _family(field)) if field else (None, None)
-        if field and family is not None and isinstance(value, dict):
-            part = _part(field, value, where + key)
-            options = {option: v for option, v in value.items() if option != "name"}
-            for option in [o for o in options if o not in part.model_fields]:
-                if owners := [other for other in sorted(family) if option in family[other].model_fields]:
-                    del options[option]
-                    owner = f"{key}.{option} is an option of {', '.join(owners)}"
-                    yield f"{key}.{option}", f"{owner}; {key}.name is {part.name}"
-            yield from _unknown(part, options, where, f"{key}.")
-        elif isinstance(value, dict) and value and (inner or field is None):
-            yield from _unknown(inner, value, where, f"{key}.")
-        elif field is None:
-            yield key, ""
-
-
-def _unknown_key(key: str, known: list[str]) -> str:
-    """Return the message for an unknown key: similar known keys, or else all keys of its section."""
-    leaf = {k.rsplit(".", 1)[-1]: k for k in known}
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    near += [
-        leaf[m] for m in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaf, n=3, cutoff=0.7) if leaf[m] not in near
-    ]
-    section = key.rsplit(".", 1)[0] + "." if "." in key else ""
-    siblings = [k for k in known if k.startswith(section)] if section else sorted({k.split(".")[0] for k in known})
-    hint = f"nearest known: {', '.join(near[:3])}" if near else f"known here: {', '.join(siblings or known)}"
-    return f"unknown key {key!r}; {hint}"
-
-
-def _explain(item: Any) -> str:
-    """Return the message for one of pydantic's errors."""
-    path = ".".join(str(part) for part in item["loc"]) or "configuration"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return f"{path}: {message}" if item["loc"] else message
-    return f"{path}: {message}" if item["type"] == "missing" else f"{path}: {message} (got {item['input']!r})"

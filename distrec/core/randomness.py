@@ -10,6 +10,7 @@ import numpy as np
 
 _DRAWS_PER_BLOCK = 4  # one Philox counter gives four 64-bit words
 _RESOLUTION, _HALF_WORD_RESOLUTION = 2.0**-53, 2.0**-32
+SPLITMIX_INCREMENT, _FIRST, _SECOND = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 class Purpose(enum.IntEnum):
@@ -63,3 +64,14 @@ def uniforms(
         return raw.astype("<u8").view("<u4")[skipped : skipped + count] * _HALF_WORD_RESOLUTION
     raw = bit_generator(seed, purpose, *indices, first=first).random_raw(count)
     return (raw >> np.uint64(11)) * _RESOLUTION
+
+
+def hash_words(words: np.ndarray) -> np.ndarray:
+    """Return a well-mixed bijection of 64-bit words, uint64: the next output of SplitMix64 from each as its state.
+
+    Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
+    """
+    words = words.astype(np.uint64) + SPLITMIX_INCREMENT
+    words = (words ^ (words >> np.uint64(30))) * _FIRST
+    words = (words ^ (words >> np.uint64(27))) * _SECOND
+    return np.asarray(words ^ (words >> np.uint64(31)))

@@ -13,7 +13,7 @@ import pyarrow as pa
 from distrec.core.errors import UserError
 from distrec.data import planted, source_files, writer
 from distrec.data.config import PLANTED, DataConfig
-from distrec.data.dataset import FORMAT_VERSION, MANIFEST, Dataset, Manifest, Part
+from distrec.data.dataset import FORMAT_VERSION, MANIFEST, Dataset, Part
 from distrec.data.encode import encode_parts, hold_out_part
 from distrec.data.readers import formats
 from distrec.data.readers.formats import RawPairs
@@ -61,8 +61,14 @@ def prepare(config: DataConfig, log: Log = lambda line: None) -> Dataset:
         _build(source, config, folder)
         dataset = Dataset.open(folder)
         log(f"data: {source.name} prepared in {time.monotonic() - started:.1f} s: {folder}")
-    for note in _notes(dataset.manifest):
-        log(f"data: {note}")
+    manifest = dataset.manifest
+    for count, text in (
+        (manifest.bad_lines, "malformed lines left out"),
+        (manifest.duplicates, "repeated interactions merged"),
+        (manifest.overlap, "held-out interactions left out, because another part has them"),
+    ):
+        if count:
+            log(f"data: {count} {text}")
     return dataset
 
 
@@ -119,29 +125,21 @@ def _build(source: _Source, config: DataConfig, folder: Path) -> None:
         if fraction:
             parts = hold_out_part(parts, part, fraction, config.split_seed)
     with writer.atomic_directory(folder) as temporary:
-        writer.write(
-            temporary,
-            parts,
-            config.buckets,
-            sum(pairs.bad_lines for pairs in raw.values()),
-            name=source.name,
-            source=source.description,
-            test_fraction=source.test_fraction,
-            valid_fraction=source.valid_fraction,
-            split_seed=config.split_seed,
-        )
+        bad_lines, origin = sum(pairs.bad_lines for pairs in raw.values()), _split(source, config)
+        origin |= {"name": source.name, "source": source.description}
+        writer.write(temporary, parts, config.buckets, bad_lines, **origin)
+
+
+def _split(source: _Source, config: DataConfig) -> dict[str, Any]:
+    """Return the fields of the manifest that describe the split."""
+    fractions = {"test_fraction": source.test_fraction, "valid_fraction": source.valid_fraction}
+    return fractions | {"split_seed": config.split_seed}
 
 
 def _key(source: _Source, config: DataConfig) -> str:
     """Return a hash that names the prepared folder: equal files and settings have equal keys."""
-    settings = {
-        "format_version": FORMAT_VERSION,
-        "inputs": source.inputs,
-        "test_fraction": source.test_fraction,
-        "valid_fraction": source.valid_fraction,
-        "split_seed": config.split_seed,
-        "buckets": config.buckets,
-    }
+    settings = {"format_version": FORMAT_VERSION, "inputs": source.inputs, "buckets": config.buckets}
+    settings |= _split(source, config)
     return blake2b(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
 
 
@@ -151,12 +149,3 @@ def _digest(path: Path) -> str:
             return file_digest(file, blake2b).hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _notes(manifest: Manifest) -> list[str]:
-    notes = {
-        "malformed lines left out": manifest.bad_lines,
-        "repeated interactions merged": manifest.duplicates,
-        "held-out interactions left out, because another part has them": manifest.overlap,
-    }
-    return [f"{count} {text}" for text, count in notes.items() if count]

@@ -7,9 +7,8 @@ order of the lines and not on earlier draws.
 
 import numpy as np
 
-from distrec.core.randomness import Purpose
+from distrec.core.randomness import SPLITMIX_INCREMENT, Purpose, hash_words
 
-_GOLDEN = 0x9E3779B97F4A7C15
 _WORD = 2**64 - 1
 
 
@@ -48,9 +47,4 @@ def hold_out(users: np.ndarray, items: np.ndarray, fraction: float, seed: int, p
 
 def _splitmix(state: np.ndarray, value: np.ndarray) -> np.ndarray:
     """Mix values into hash states (uint64, element-wise)."""
-    step = value.astype(np.uint64) + np.uint64(1)
-    z: np.ndarray = state + step * np.uint64(_GOLDEN)  # modulo 2^64
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return z
+    return hash_words(state + value.astype(np.uint64) * SPLITMIX_INCREMENT)  # modulo 2^64

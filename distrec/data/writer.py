@@ -40,7 +40,7 @@ def atomic_directory(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write(folder: Path, parts: EncodedParts, buckets: int, bad_lines: int, **origin: str | float) -> Manifest:
+def write(folder: Path, parts: EncodedParts, buckets: int, bad_lines: int, **origin: str | float) -> None:
     """Write a data set into an empty folder, the manifest last.
 
     Args:
@@ -73,7 +73,6 @@ def write(folder: Path, parts: EncodedParts, buckets: int, bad_lines: int, **ori
         fingerprint=fingerprint(parts, buckets),
     )
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=2) + "\n")
-    return manifest
 
 
 def _write_buckets(folder: Path, pairs: dict[Part, tuple[np.ndarray, np.ndarray]], buckets: int) -> None:

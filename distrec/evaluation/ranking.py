@@ -4,7 +4,6 @@ Each worker ranks for its own users, whose known and held-out items it has. Bloc
 representations are broadcast in turn, and each block is merged into the users' top-K lists, so memory stays bounded.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from distrec.core.errors import UserError
 from distrec.evaluation.topk import NAN_SCORE, NO_ITEM, merge_topk, topk_block
 from distrec.kernels.dispatch import has_kernel
+from distrec.models.base import Scorer
 from distrec.sharding.collectives import Exchange
 from distrec.sharding.partition import Partition
 
@@ -82,17 +82,12 @@ def rank(
 
 @torch.no_grad()
 def rank_scores(
-    scores: Callable[[np.ndarray, np.ndarray, Tensor], None],
-    users: np.ndarray,
-    known: UserItemPairs,
-    items: int,
-    exchange: Exchange,
-    k: int,
+    scorer: Scorer, users: np.ndarray, known: UserItemPairs, items: int, exchange: Exchange, k: int
 ) -> Tensor:
     """Return the top-K items of each user by the scores of a scorer; arguments and result otherwise as of `rank`.
 
     Args:
-        scores: `Scorer.scores`, which all workers call alike: for the same items, some maybe without users.
+        scorer: gives the scores. All workers call it for the same items, some maybe without users.
         users: local indices of this worker's users.
         items: items of the catalogue.
     """
@@ -108,7 +103,7 @@ def rank_scores(
         for first in range(0, items, width):
             ids_V = np.arange(first, min(first + width, items))
             tile_UV = torch.empty(rows.stop - rows.start, len(ids_V))
-            scores(users[rows], ids_V, tile_UV)
+            scorer.scores(users[rows], ids_V, tile_UV)
             inside = (of_rows.item >= first) & (of_rows.item < first + width)
             tile_UV[of_rows.row[inside] - rows.start, of_rows.item[inside] - first] = -torch.inf
             best = merge_topk(best, topk_block(tile_UV, torch.from_numpy(ids_V), k), k)

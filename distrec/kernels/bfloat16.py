@@ -11,18 +11,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from distrec.kernels.optimizer import Decay, MissedSteps, OptimizerKernels, UpdateRule
+from distrec.kernels.optimizer import Decay, MissedSteps, ReferenceKernels, Scalars, UpdateRule
 
 _CHUNK = 2**18  # rows
 
 
-class Bfloat16Kernels:
-    """Implements `OptimizerKernels` by applying float32 kernels to float32 copies of the touched rows."""
+class Bfloat16Kernels(ReferenceKernels):
+    """Kernels that apply float32 kernels to float32 copies of the touched rows."""
 
-    def __init__(self, inner: OptimizerKernels, row_ids: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, inner: ReferenceKernels, row_ids: Callable[[Tensor], Tensor]) -> None:
         """Wrap the float32 kernels `inner`; `row_ids` maps local rows to rows of the whole table."""
         self._inner, self._row_ids = inner, row_ids
-        self.take_stale = inner.take_stale
         self.step = 0
         """Step of the run, which keys the rounding; set by the optimizer."""
 
@@ -35,13 +34,7 @@ class Bfloat16Kernels:
             self._write_rows(stored_VD, local_U, self.read(stored_VD, local_U, factor))
 
     def step_(
-        self,
-        stored_VD: Tensor,
-        local_U: Tensor,
-        grad_UD: Tensor,
-        decay: Decay,
-        rule: UpdateRule,
-        coefficients: tuple[float, ...],
+        self, stored_VD: Tensor, local_U: Tensor, grad_UD: Tensor, decay: Decay, rule: UpdateRule, coefficients: Scalars
     ) -> None:
         rows_UD, part = stored_VD.index_select(0, local_U).float(), rule.of_rows(local_U)
         self._inner.step_(rows_UD, _arange_like(local_U), grad_UD, decay, part, coefficients)
@@ -59,6 +52,9 @@ class Bfloat16Kernels:
         self._inner.affine_(rows_GD, buffer_GD, _arange_like(local_G), map_4G)
         self._write_rows(stored_VD, local_G, rows_GD)
         buffer_VD.index_copy_(0, local_G, buffer_GD)
+
+    def take_stale(self, local_U: Tensor, written_V: Tensor, now: int) -> tuple[Tensor, Tensor]:
+        return self._inner.take_stale(local_U, written_V, now)
 
     def _write(self, stored_VD: Tensor, local_U: Tensor, rows_UD: Tensor, rule: UpdateRule, part: UpdateRule) -> None:
         self._write_rows(stored_VD, local_U, rows_UD)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distrec.core.errors import UserError
 from distrec.kernels.bfloat16 import Bfloat16Kernels
-from distrec.kernels.optimizer import OptimizerKernels, ReferenceKernels
+from distrec.kernels.optimizer import ReferenceKernels
 
 _OLDEST_TRITON = (3, 6)  # older ones round float64 arguments to float32, or flush small float32 values to 0
 
@@ -37,7 +37,7 @@ def has_gpu_kernel(rows_UD: Tensor) -> bool:
 
 def kernels_for(
     name: str, device: torch.device, dtype: torch.dtype, row_ids: Callable[[Tensor], Tensor]
-) -> OptimizerKernels:
+) -> ReferenceKernels:
     """Return the kernels named by `optim.kernels` for a shard.
 
     Args:
@@ -49,18 +49,14 @@ def kernels_for(
     Raises:
         UserError: the kernels do not run on this device.
     """
-    choice = {"auto": _default, "numba": _numba, "triton": _triton}
-    kernels = ReferenceKernels() if name == "reference" else choice[name](device)
+    if name == "auto":
+        on_gpu = device.type == "cuda" and missing_triton() is None
+        name = "numba" if device.type == "cpu" else "triton" if on_gpu else "reference"
+    kernels = {"numba": _numba, "triton": _triton}[name](device) if name != "reference" else ReferenceKernels()
     return Bfloat16Kernels(kernels, row_ids) if dtype == torch.bfloat16 else kernels
 
 
-def _default(device: torch.device) -> OptimizerKernels:
-    if device.type == "cpu":
-        return _numba(device)
-    return _triton(device) if device.type == "cuda" and missing_triton() is None else ReferenceKernels()
-
-
-def _numba(device: torch.device) -> OptimizerKernels:
+def _numba(device: torch.device) -> ReferenceKernels:
     if device.type != "cpu":
         raise UserError(f"optim.kernels numba runs on CPUs, but the tables are on {device}; use auto or reference")
     from distrec.kernels.numba.optimizer import NumbaKernels
@@ -68,7 +64,7 @@ def _numba(device: torch.device) -> OptimizerKernels:
     return NumbaKernels()
 
 
-def _triton(device: torch.device) -> OptimizerKernels:
+def _triton(device: torch.device) -> ReferenceKernels:
     if reason := missing_triton():
         raise UserError(f"optim.kernels triton needs {reason}; use auto or reference")
     from distrec.kernels.triton.launch import INTERPRETED

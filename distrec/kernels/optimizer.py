@@ -1,44 +1,77 @@
-"""Interface of the optimizer's kernels, and their reference in plain torch.
+"""Interfaces of update rules and of the optimizer's kernels, and the reference of the kernels in plain torch.
 
 G: rows that missed steps (a gap); C: coefficients of a step; S: steps.
 """
 
-from typing import NamedTuple, Protocol, Self
+import copy
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+Scalars = tuple[float, ...]
+"""Coefficients of one step, in the order in which `UpdateRule.update` takes them."""
 
-class UpdateRule(Protocol):
-    """What kernels read of an optimizer rule (`distrec.optim.rules.Rule`)."""
 
-    slots: dict[str, Tensor]
-    """Accumulators by name, each (V, D) or (V,)."""
+class UpdateRule(ABC):
+    """How a gradient changes its row: one rule over one shard.
 
-    @property
-    def name(self) -> str:
-        """Registered name, by which compiled kernels find the rule's loop or program."""
-        ...
+    A rule owns its accumulators and knows neither decay nor schedules.
+    """
 
-    @property
-    def idle_decay(self) -> tuple[float, ...]:
-        """Factor of each slot at a step whose gradient is zero, for rules whose idle updates fade; else empty."""
-        ...
+    name: ClassVar[str]
+    """Registered name, by which compiled kernels find the rule's loop or program."""
 
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+    """Fields of `OptimConfig` that the constructor takes, beside the rows."""
+
+    l2_is_decoupled: ClassVar[bool] = False
+    """Whether lambda * w in the gradient equals decoupled decay: only if the step is linear in the gradient."""
+
+    moves_idle: ClassVar[bool] = False
+    """Whether a step also updates rows outside the batch, with gradients of zero, as a dense optimizer does."""
+
+    def __init__(self, rows_VD: Tensor, **hyperparameters: float) -> None:
+        """Allocate accumulators for a shard of the size, device and dtype of `rows_VD`, but float32 for bfloat16."""
+        self.slots: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def coefficients(self, lr: float, t: int) -> Scalars:
+        """Return the coefficients of a step.
+
+        The change of a row must be proportional to `lr`, and accumulators must not depend on it.
+
+        Args:
+            lr: the learning rate of this step.
+            t: the step of the run, from 1, also counting those that did not touch a row.
+        """
+
+    @abstractmethod
     def update(self, local_U: Tensor, rows_UD: Tensor, grad_UD: Tensor, *coefficients: float) -> Tensor:
-        """Return the rows after a step, (U, D), in plain torch, and update their accumulators.
+        """Return the touched rows after a step, in plain torch. Reads and writes the accumulators of these rows only.
 
         Args:
             local_U: local rows, int64, unique.
             rows_UD: the rows before the step; may be overwritten and returned.
             grad_UD: their gradients; not overwritten.
-            coefficients: the rule's coefficients of this step.
+            coefficients: `self.coefficients` of this step.
         """
-        ...
+
+    def fades_after(self, dtype: torch.dtype) -> int | None:
+        """Return the number of idle steps without l2 after which rows of this dtype no longer change; None: never."""
+        return None
+
+    @property
+    def idle_decay(self) -> tuple[float, ...]:
+        """Factor of each slot at an idle step, for rules that fade."""
+        return ()
 
     def of_rows(self, local_U: Tensor) -> Self:
-        """Return the rule over these rows only, with copies of their accumulators."""
-        ...
+        """Return the same rule over some rows, with copies of their accumulators."""
+        part = copy.copy(self)
+        part.slots = {name: slot.index_select(0, local_U) for name, slot in self.slots.items()}
+        return part
 
 
 class MissedSteps(NamedTuple):
@@ -68,65 +101,24 @@ def padded(coefficients: tuple[float, ...]) -> tuple[float, ...]:
     return *coefficients, *(0.0,) * (4 - len(coefficients))
 
 
-class OptimizerKernels(Protocol):
-    """Operations on the rows of one shard, (V, D). Local rows are int64 and, unless stated otherwise, unique."""
+class ReferenceKernels:
+    """Operations on the rows of one shard, (V, D), in plain torch on any device; base class of the compiled kernels.
+
+    Local rows are int64 and, unless stated otherwise, unique.
+    """
 
     def read(self, stored_VD: Tensor, local_U: Tensor, factor: float) -> Tensor:
         """Return copies of some stored rows times `factor`, (U, D). Rows may repeat."""
-        ...
-
-    def scale_(self, stored_VD: Tensor, factor: float) -> None:
-        """Multiply all stored rows by `factor`."""
-        ...
-
-    def step_(
-        self,
-        stored_VD: Tensor,
-        local_U: Tensor,
-        grad_UD: Tensor,
-        decay: Decay,
-        rule: UpdateRule,
-        coefficients: tuple[float, ...],
-    ) -> None:
-        """Decay the touched rows and apply the rule to rows and accumulators. Gradients are not overwritten."""
-        ...
-
-    def take_stale(self, local_U: Tensor, written_V: Tensor, now: int) -> tuple[Tensor, Tensor]:
-        """Select the rows last written before step `now`, and mark them as written at `now`.
-
-        Returns: the selected rows (G,), unique though `local_U` may repeat; when each was last written (G,), int32.
-        """
-        ...
-
-    def replay_(
-        self, stored_VD: Tensor, local_G: Tensor, since_G: Tensor, missed: MissedSteps, rule: UpdateRule
-    ) -> None:
-        """Apply to some rows the steps after `since_G` up to the present one, with gradients of zero."""
-        ...
-
-    def affine_(self, stored_VD: Tensor, buffer_VD: Tensor, local_G: Tensor, map_4G: Tensor) -> None:
-        """Map (w, b) to (m0 w + m1 b, m2 w + m3 b) for each element of some rows; maps are float64, on the host."""
-        ...
-
-
-class ReferenceKernels:
-    """Implements `OptimizerKernels` on any device: readable, several passes over the touched rows."""
-
-    def read(self, stored_VD: Tensor, local_U: Tensor, factor: float) -> Tensor:
         return stored_VD.index_select(0, local_U).mul_(factor)
 
     def scale_(self, stored_VD: Tensor, factor: float) -> None:
+        """Multiply all stored rows by `factor`."""
         stored_VD.mul_(factor)
 
     def step_(
-        self,
-        stored_VD: Tensor,
-        local_U: Tensor,
-        grad_UD: Tensor,
-        decay: Decay,
-        rule: UpdateRule,
-        coefficients: tuple[float, ...],
+        self, stored_VD: Tensor, local_U: Tensor, grad_UD: Tensor, decay: Decay, rule: UpdateRule, coefficients: Scalars
     ) -> None:
+        """Decay the touched rows and apply the rule to rows and accumulators. Gradients are not overwritten."""
         rows_UD = stored_VD.index_select(0, local_U)
         if decay.l2:
             grad_UD = grad_UD.add(rows_UD, alpha=decay.l2)
@@ -135,6 +127,10 @@ class ReferenceKernels:
         stored_VD.index_copy_(0, local_U, rule.update(local_U, rows_UD, grad_UD, *coefficients))
 
     def take_stale(self, local_U: Tensor, written_V: Tensor, now: int) -> tuple[Tensor, Tensor]:
+        """Select the rows last written before step `now`, and mark them as written at `now`.
+
+        Returns: the selected rows (G,), unique though `local_U` may repeat; when each was last written (G,), int32.
+        """
         unique_U = torch.unique(local_U.long())
         since_U = written_V.index_select(0, unique_U)
         stale_U = since_U < now
@@ -145,6 +141,7 @@ class ReferenceKernels:
     def replay_(
         self, stored_VD: Tensor, local_G: Tensor, since_G: Tensor, missed: MissedSteps, rule: UpdateRule
     ) -> None:
+        """Apply to some rows the steps after `since_G` up to the present one, with gradients of zero."""
         last_G = (since_G.long() + missed.span).clamp(max=missed.now)
         for step in range(int(since_G.min()) + 1, int(last_G.max()) + 1):
             local_U = local_G[(since_G < step) & (step <= last_G)]
@@ -163,6 +160,7 @@ class ReferenceKernels:
                 slot_VD[local_U] *= left_U.unsqueeze(1)
 
     def affine_(self, stored_VD: Tensor, buffer_VD: Tensor, local_G: Tensor, map_4G: Tensor) -> None:
+        """Map (w, b) to (m0 w + m1 b, m2 w + m3 b) for each element of some rows; maps are float64, on the host."""
         w_GD, b_GD = stored_VD.index_select(0, local_G), buffer_VD.index_select(0, local_G)
         m = map_4G.to(stored_VD).unsqueeze(2)
         stored_VD.index_copy_(0, local_G, m[0] * w_GD + m[1] * b_GD)

@@ -65,8 +65,10 @@ def softmax(catalogue: Catalogue, temperature: float) -> tuple[Tensor, Tensor, T
     """
     users_BD, items_VD, positive_B, exchange = catalogue
     loss_B, users_grad_BD = users_BD.new_empty(len(users_BD)), torch.empty_like(users_BD)
+    owned = largest = len(items_VD)
+    if owned == 0:
+        items_VD = items_VD.new_zeros(1, items_VD.shape[1])  # in place of none, with a score of -inf
     items_grad_VD = torch.zeros_like(items_VD)
-    largest = len(items_VD)
     if exchange.workers > 1:  # all workers need the same blocks; one worker does not need to synchronise with its GPU
         largest = int(exchange.all_max(torch.tensor([largest], device=items_VD.device)))
     pairs = max(1, _SCORES // max(1, largest))
@@ -76,31 +78,17 @@ def softmax(catalogue: Catalogue, temperature: float) -> tuple[Tensor, Tensor, T
         index_b = torch.where(owned_b, positive_B[block], 0)
         users_bD = users_BD[block] / temperature
         scores_bV = users_bD @ items_VD.T
-        positive_b = _positive_scores(scores_bV, index_b, owned_b)
-        highest_b = scores_bV.amax(1) if len(items_VD) else scores_bV.new_full((len(index_b),), -torch.inf)
-        highest_b = exchange.all_max(highest_b)
+        if owned == 0:
+            scores_bV.fill_(-torch.inf)
+        positive_b = scores_bV.gather(1, index_b[:, None]).squeeze(1).masked_fill_(~owned_b, 0.0)
+        highest_b = exchange.all_max(scores_bV.amax(1))
         numerator_bV = scores_bV.sub_(highest_b[:, None]).exp_()  # of the softmax
         sums_b, positive_b = exchange.all_add(torch.stack([numerator_bV.sum(1), positive_b]))
         loss_B[block] = sums_b.log() + highest_b - positive_b
         # Gradient of the scores: numerator / sum, minus 1 at the positive. Dividing after the product with the items
         # costs D operations per pair, not V.
-        positives_bD = _positive_rows(items_VD, index_b, owned_b)
+        positives_bD = items_VD.index_select(0, index_b).masked_fill_(~owned_b[:, None], 0.0)
         users_grad_BD[block] = (numerator_bV @ items_VD / sums_b[:, None] - positives_bD) / temperature
         items_grad_VD.addmm_(numerator_bV.T, users_bD / sums_b[:, None])
-        if len(items_VD):
-            items_grad_VD.index_add_(0, index_b, users_bD.masked_fill(~owned_b[:, None], 0.0), alpha=-1)
-    return loss_B, exchange.all_add(users_grad_BD), items_grad_VD
-
-
-def _positive_scores(scores_bV: Tensor, index_b: Tensor, owned_b: Tensor) -> Tensor:
-    """Return the scores of the positives, 0 where another worker owns them."""
-    if scores_bV.shape[1] == 0:
-        return scores_bV.new_zeros(len(index_b))
-    return scores_bV.gather(1, index_b[:, None]).squeeze(1).masked_fill_(~owned_b, 0.0)
-
-
-def _positive_rows(items_VD: Tensor, index_b: Tensor, owned_b: Tensor) -> Tensor:
-    """Return the rows of the positives, 0 where another worker owns them."""
-    if len(items_VD) == 0:
-        return items_VD.new_zeros(len(index_b), items_VD.shape[1])
-    return items_VD.index_select(0, index_b).masked_fill_(~owned_b[:, None], 0.0)
+        items_grad_VD.index_add_(0, index_b, users_bD.masked_fill(~owned_b[:, None], 0.0), alpha=-1)
+    return loss_B, exchange.all_add(users_grad_BD), items_grad_VD[:owned]

@@ -157,16 +157,13 @@ class Learner(Protocol):
     @property
     def source(self) -> BatchSource | None:
         """Source of the batches that `train_epoch` reads; None if it reads none."""
-        ...
 
     @property
     def scorer(self) -> Scorer:
         """The scores of the present state."""
-        ...
 
     def describe(self) -> str:
         """Return how it trains, for the log."""
-        ...
 
     def train_epoch(self, epoch: int, first_step: int, batches: Iterator[Batch], emit: Emit) -> float:
         """Train one epoch from a step on. Return the sum over these steps of this worker's share of the loss.
@@ -177,19 +174,15 @@ class Learner(Protocol):
             batches: batches from this step on, those of later epochs included; one may be read ahead.
             emit: called after each step.
         """
-        ...
 
     def timing(self) -> dict[str, float]:
         """Return the seconds spent in each part of the steps since the last call."""
-        ...
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write this worker's part of a checkpoint, and `meta`, which is equal at all workers."""
-        ...
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore the state from a checkpoint of any number of workers. Return its `meta`."""
-        ...
 
 
 class SolverConfig(ModelConfig):

@@ -5,16 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from distrec.core.config import Section
-from distrec.core.errors import UserError
 from distrec.optim.rules import RULES
-
-_ADAM = ("lazy_adam", "adam")
-_RULES_WITH = {  # rules that have a hyperparameter
-    "beta1": _ADAM,
-    "beta2": _ADAM,
-    "eps": ("adagrad", "rowwise_adagrad", *_ADAM),
-    "momentum": ("momentum",),
-}
 
 
 class DecayConfig(Section):
@@ -37,12 +28,6 @@ class DecayConfig(Section):
     def strength_of(self, table: str, default: float | None = None) -> float:
         """Return the strength for one table; `default` is the one that the specification of the table gives."""
         return self.tables.get(table, self.strength if default is None else default)
-
-    @property
-    def strongest(self) -> tuple[str, float]:
-        """Key with the highest strength, and this strength."""
-        given = {"strength": self.strength, **{f"tables.{table}": value for table, value in self.tables.items()}}
-        return max(given.items(), key=lambda pair: pair[1])
 
 
 class ScheduleConfig(Section):
@@ -107,7 +92,7 @@ class OptimConfig(Section):
     torch on any device; auto, numba on CPUs, triton on GPUs if it is installed (3.6 or newer), else reference."""
 
     def unused(self) -> set[str]:
-        return {name for name, rules in _RULES_WITH.items() if self.rule not in rules}
+        return {"beta1", "beta2", "eps", "momentum"} - set(RULES[self.rule].hyperparameters)
 
     @field_validator("rule")
     @classmethod
@@ -116,24 +101,18 @@ class OptimConfig(Section):
         return rule
 
     @model_validator(mode="after")
-    def _combines(self) -> Self:
-        reason = refusal(self)
-        if reason is not None:
-            raise UserError(reason)
+    def _check_decay(self) -> Self:
+        decay = self.decay
+        strengths = {"strength": decay.strength} | {f"tables.{table}": value for table, value in decay.tables.items()}
+        key, strongest = max(strengths.items(), key=lambda pair: pair[1])
+        if decay.scope == "none" and strongest > 0:
+            raise ValueError(
+                f"decay.{key} is {strongest:g}, but decay.scope is none and nothing decays; "
+                f"choose scope in_batch or full, or set {key} to 0"
+            )
+        if self.lr * strongest >= 1:  # no schedule exceeds lr, so its peak decides
+            raise ValueError(
+                f"lr * decay.{key} is {self.lr * strongest:g} and must be below 1: "
+                "a step would set a row to zero or flip its sign; lower one of them"
+            )
         return self
-
-
-def refusal(config: OptimConfig) -> str | None:
-    """Return why this combination of settings is refused, and what to do instead; None if it is accepted."""
-    decay, (key, strongest) = config.decay, config.decay.strongest
-    if decay.scope == "none" and strongest > 0:
-        return (
-            f"decay.{key} is {strongest:g}, but decay.scope is none and nothing decays; "
-            f"choose scope in_batch or full, or set {key} to 0"
-        )
-    if config.lr * strongest >= 1:  # no schedule exceeds lr, so its peak decides
-        return (
-            f"lr * decay.{key} is {config.lr * strongest:g} and must be below 1: "
-            "a step would set a row to zero or flip its sign; lower one of them"
-        )
-    return None

@@ -15,7 +15,7 @@ import math
 
 from torch import Tensor
 
-from distrec.kernels.optimizer import OptimizerKernels
+from distrec.kernels.optimizer import ReferenceKernels
 from distrec.optim.deferred import DeferredUpdate
 
 _SMALLEST = 2.0**-60  # scale: stored rows are up to 2^60 times the rows, half of the exponent range of float32
@@ -50,7 +50,7 @@ class FullDecay(DeferredUpdate):
 
     form = "in closed form"
 
-    def __init__(self, strength: float, kernels: OptimizerKernels) -> None:
+    def __init__(self, strength: float, kernels: ReferenceKernels) -> None:
         self._strength = strength
         self._kernels = kernels
         self._log_decay, self._scale = CumulativeLogDecay(), 1.0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distrec.core.buffer_pool import select_rows
 from distrec.core.huge_pages import zeros
-from distrec.kernels.optimizer import OptimizerKernels
+from distrec.kernels.optimizer import ReferenceKernels
 
 _CHUNK = 2**18  # rows that are flushed at a time: bounds the temporary memory
 
@@ -55,7 +55,7 @@ class PerRowDeferred(DeferredUpdate):
     Costs 4 bytes a row. Steps are counted from the last flush.
     """
 
-    def __init__(self, rows: int, device: torch.device, kernels: OptimizerKernels, strength: float, l2: bool) -> None:
+    def __init__(self, rows: int, device: torch.device, kernels: ReferenceKernels, strength: float, l2: bool) -> None:
         """Start at step 0. `strength` is of full decay, 0 without it; `l2`: whether it is added to the gradient."""
         self._written_V = zeros((rows,), torch.int32, device)  # step at which each row was last written
         self._now = 0

@@ -11,17 +11,12 @@ class DenseReference:
     """Any rule (a method of its name), decay and schedule over a whole table, (V, D), in the dtype of its rows."""
 
     def __init__(
-        self,
-        rows_VD: Tensor,
-        config: OptimConfig,
-        total_steps: int,
-        table: str = "items",
-        table_decay: float | None = None,
+        self, rows_VD: Tensor, config: OptimConfig, total_steps: int, table: str = "items", decay: float | None = None
     ) -> None:
         self.rows_VD = rows_VD.clone()
         self.config = config
         self.total_steps = total_steps
-        self.strength = config.decay.strength_of(table, table_decay)
+        self.strength = config.decay.strength_of(table, decay)
         self.t = 0
         self.first_VD = torch.zeros_like(rows_VD)  # m of Adam, buffer of momentum
         self.second_VD = torch.zeros_like(rows_VD)  # v of Adam, sum of squares of Adagrad

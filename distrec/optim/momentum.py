@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distrec.kernels.optimizer import OptimizerKernels
+from distrec.kernels.optimizer import ReferenceKernels
 from distrec.optim.deferred import PerRowDeferred, StepCoefficients
 from distrec.optim.rules import Momentum
 
@@ -35,7 +35,7 @@ class ClosedFormMomentum(PerRowDeferred):
     form = "in closed form"
 
     def __init__(
-        self, rule: Momentum, stored_VD: Tensor, kernels: OptimizerKernels, strength: float = 0.0, l2: bool = False
+        self, rule: Momentum, stored_VD: Tensor, kernels: ReferenceKernels, strength: float = 0.0, l2: bool = False
     ) -> None:
         super().__init__(len(stored_VD), stored_VD.device, kernels, strength, l2)
         self._momentum, self._buffer_VD = rule.momentum, rule.slots["buffer"]

@@ -11,10 +11,9 @@ G: rows that missed steps.
 import torch
 from torch import Tensor
 
-from distrec.kernels.optimizer import MissedSteps, OptimizerKernels
+from distrec.kernels.optimizer import MissedSteps, ReferenceKernels, UpdateRule
 from distrec.optim.decay import CumulativeLogDecay
 from distrec.optim.deferred import PerRowDeferred, StepCoefficients
-from distrec.optim.rules import Rule
 
 _FOREVER = 2**31 - 1
 
@@ -25,7 +24,7 @@ class Replay(PerRowDeferred):
     form = "by replay of the missed steps"
 
     def __init__(
-        self, rule: Rule, stored_VD: Tensor, kernels: OptimizerKernels, strength: float = 0.0, l2: bool = False
+        self, rule: UpdateRule, stored_VD: Tensor, kernels: ReferenceKernels, strength: float = 0.0, l2: bool = False
     ) -> None:
         super().__init__(len(stored_VD), stored_VD.device, kernels, strength, l2)
         self._rule = rule

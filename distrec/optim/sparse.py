@@ -36,12 +36,14 @@ class SparseOptimizer:
         self._table = table
         self._config = config
         self._total_steps = total_steps
-        self._t = 0
+        self.t = 0
+        """Steps taken."""
         device, dtype = table.stored_VD.device, table.stored_VD.dtype
         self._kernels = kernels_for(
             config.kernels, device, dtype, lambda local: table.partition.row(local, table.worker)
         )
-        self._rule = RULES[config.rule](table.stored_VD, config)
+        rule = RULES[config.rule]
+        self._rule = rule(table.stored_VD, **{name: getattr(config, name) for name in rule.hyperparameters})
         self._strength = config.decay.strength_of(table.name, table.decay)
         self._deferred = self._make_deferred()
         self._sweep = self._deferred is not None and config.idle == "sweep"
@@ -67,11 +69,6 @@ class SparseOptimizer:
             return "stay as they are"
         return "are updated at each step" if self._sweep else f"are updated when read, {self._deferred.form}"
 
-    @property
-    def t(self) -> int:
-        """Steps taken."""
-        return self._t
-
     @torch.no_grad()
     def step(self, local_U: Tensor, grad_UD: Tensor) -> None:
         """Take one step: decay first, then the rule, as in torch.optim.AdamW.
@@ -87,14 +84,14 @@ class SparseOptimizer:
         assert local_U.dtype == torch.int64 and local_U.dim() == 1, (local_U.dtype, local_U.shape)
         assert grad_UD.shape == (len(local_U), stored_VD.shape[1]), (grad_UD.shape, local_U.shape, stored_VD.shape)
         assert grad_UD.dtype == self._table.dtype, (grad_UD.dtype, stored_VD.dtype)
-        self._t += 1
+        self.t += 1
         if isinstance(self._kernels, Bfloat16Kernels):
-            self._kernels.step = self._t
-        lr = learning_rate(self._config.schedule, self._config.lr, self._t, self._total_steps)
-        scale = None if self._deferred is None else self._deferred.prepare_step(stored_VD, local_U, lr, self._t)
+            self._kernels.step = self.t
+        lr = learning_rate(self._config.schedule, self._config.lr, self.t, self._total_steps)
+        scale = None if self._deferred is None else self._deferred.prepare_step(stored_VD, local_U, lr, self.t)
         decay = self._decay(lr) if scale is None else Decay()
         if len(local_U) > 0:
-            coefficients = self._rule.coefficients(lr if scale is None else lr / scale, self._t)
+            coefficients = self._rule.coefficients(lr if scale is None else lr / scale, self.t)
             self._kernels.step_(stored_VD, local_U, grad_UD, decay, self._rule, coefficients)
         if self._sweep:
             self._table.flush()
@@ -118,7 +115,7 @@ class SparseOptimizer:
         assert self._deferred is None or not self._deferred.has_pending, (
             f"flush table {self._table.name} before saving its optimizer"
         )
-        return {"t": self._t, **self._rule.slots}
+        return {"t": self.t, **self._rule.slots}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor | int]) -> None:
@@ -137,6 +134,6 @@ class SparseOptimizer:
             saved = state[name]
             assert isinstance(saved, Tensor) and saved.shape == slot.shape, (name, saved, slot.shape)
             slot.copy_(saved)
-        self._t = int(state["t"])
+        self.t = int(state["t"])
         if self._deferred is not None:
             self._deferred.reset()

@@ -33,13 +33,9 @@ class SamplingConfig(Section):
         return names | {"negatives"} if self.distribution == "in_batch" else names
 
     @model_validator(mode="after")
-    def _in_batch_is_shared(self) -> Self:
+    def _check_combinations(self) -> Self:
         if self.distribution == "in_batch" and not self.shared:
             raise ValueError("distribution=in_batch has the same negatives for all pairs: set shared=true")
-        return self
-
-    @model_validator(mode="after")
-    def _pool_is_large_enough(self) -> Self:
         if self.hardest > self.negatives:
             raise ValueError(f"hardest={self.hardest} exceeds negatives={self.negatives}: draw at least that many")
         return self

@@ -6,19 +6,7 @@ and they are the same throughout a run, in any process and at any number of work
 
 import numpy as np
 
-_INCREMENT, _FIRST, _SECOND = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-
-
-def hash_words(words: np.ndarray) -> np.ndarray:
-    """Return a well-mixed bijection of 64-bit words, uint64.
-
-    A step of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
-    """
-    words = words.astype(np.uint64) + _INCREMENT
-    words = (words ^ (words >> np.uint64(30))) * _FIRST
-    words = (words ^ (words >> np.uint64(27))) * _SECOND
-    mixed: np.ndarray = words ^ (words >> np.uint64(31))
-    return mixed
+from distrec.core.randomness import hash_words
 
 
 def histories(seed: int, user_ids: np.ndarray, indptr: np.ndarray, indices: np.ndarray, h: int) -> np.ndarray:

@@ -30,11 +30,6 @@ _PER_PAIR, _SHARED = 0, 1  # index of the stream of draws
 _NONE = np.zeros(0, np.int64)
 
 
-def steps_per_epoch(interactions: int, batch_size: int) -> int:
-    """Return the steps S of an epoch: the fewest with at most `batch_size` pairs a step on average."""
-    return max(1, -(-interactions // batch_size))
-
-
 @dataclass(frozen=True)
 class BatchSource:
     """Everything that determines the batches of one worker. Small and picklable: the data are read on first use.
@@ -59,8 +54,8 @@ class BatchSource:
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
-        return steps_per_epoch(self.dataset.manifest.train, self.batch_size)
+        """Steps S of an epoch: the fewest with at most `batch_size` pairs a step on average."""
+        return max(1, -(-self.dataset.manifest.train // self.batch_size))
 
     @property
     def bytes_per_step(self) -> int:
@@ -92,11 +87,11 @@ class BatchSource:
             shared = self._shared_negatives(epoch, first, last)
         batches = []
         for k in range(last - first):
-            pairs = slice(ends[k], ends[k + 1])
-            own = None if shared_ordinals is None else np.searchsorted(shared_ordinals[k], ordinal[pairs])
+            ordinal_B, user_B, item_B = (array[ends[k] : ends[k + 1]] for array in (ordinal, user, item))
+            own_B = None if shared_ordinals is None else np.searchsorted(shared_ordinals[k], ordinal_B)
             # Drawn step by step, so that they are still in cache when they are de-duplicated.
-            negatives = self._pair_negatives(epoch, user[pairs], ordinal[pairs]) if shared is None else shared[k]
-            batches.append(self._batch(epoch, first + k, ordinal[pairs], user[pairs], item[pairs], negatives, own))
+            negatives = self._pair_negatives(epoch, user_B, ordinal_B) if shared is None else shared[k]
+            batches.append(self._batch(epoch, first + k, (ordinal_B, user_B, item_B), negatives, own_B))
         return batches
 
     @cached_property
@@ -214,32 +209,22 @@ class BatchSource:
         stream = Stream(*map(np.uint64, (self.seed & (2**64 - 1), Purpose.NEGATIVES, epoch, _PER_PAIR)))
         return self._sampler.draw_for_pairs(stream, ordinal_B, user_B, self.config.negatives)
 
-    def _extra_positives(self, epoch: int, ordinal_B: np.ndarray, user_B: np.ndarray) -> np.ndarray:
-        """Return the extra positives of each pair, (B, M)."""
-        m = self.needs.extra_positives
-        if m == 0:
-            return np.zeros((len(user_B), 0), np.int32)
-        return extra_positives(self.seed, epoch, ordinal_B, user_B, self.interactions_csr, m)
-
     def _batch(
-        self,
-        epoch: int,
-        step: int,
-        ordinal_B: np.ndarray,
-        user_B: np.ndarray,
-        item_B: np.ndarray,
-        negatives: np.ndarray,
-        own_B: np.ndarray | None,
+        self, epoch: int, step: int, pairs: tuple[np.ndarray, ...], negatives: np.ndarray, own_B: np.ndarray | None
     ) -> Batch:
         """Return a batch with de-duplicated rows.
 
         Args:
+            pairs: (ordinal_B, user_B, item_B).
             negatives: items (B, N), or (N,) where they are shared.
             own_B: with in-batch negatives, index of each pair's positive among them.
         """
+        ordinal_B, user_B, item_B = pairs
         users_U, user_index_B = unique_ids(user_B, self._partitions[0].size(self.worker))
         history_UH = self._histories[users_U]
-        extra = self._extra_positives(epoch, ordinal_B, user_B)
+        extra, m = _NONE, self.needs.extra_positives
+        if m:
+            extra = extra_positives(self.seed, epoch, ordinal_B, user_B, self.interactions_csr, m)
         uses = [item_B, negatives.ravel(), extra.ravel(), history_UH[history_UH >= 0]]
         items_U, splits_W, (positive_index_B, negative_index, extra_index, history_index) = self._unique_items(uses)
         masked, log_q = _NONE, np.zeros(0, np.float32)

@@ -14,17 +14,15 @@ from distrec.sharding.partition import Partition
 
 _FORMAT = 2
 
+Values = dict[str, Any]
+"""Plain values and tensors by name, equal at all workers."""
+
 Rows = dict[str, Tensor]
 """Per-row tensors of one table by name, each (V_local, ...), in the order of the shard's rows."""
 
 
 def save_shard(
-    folder: Path,
-    worker: int,
-    partitions: dict[str, Partition],
-    tables: dict[str, Rows],
-    meta: dict[str, Any],
-    shared: dict[str, Any],
+    folder: Path, worker: int, partitions: dict[str, Partition], tables: dict[str, Rows], meta: Values, shared: Values
 ) -> None:
     """Write one worker's part of a checkpoint.
 
@@ -42,9 +40,7 @@ def save_shard(
     torch.save(content | {"shared": shared if worker == 0 else {}}, folder / _name(worker, workers))
 
 
-def load_shard(
-    folder: Path, worker: int, partitions: dict[str, Partition]
-) -> tuple[dict[str, Rows], dict[str, Any], dict[str, Any]]:
+def load_shard(folder: Path, worker: int, partitions: dict[str, Partition]) -> tuple[dict[str, Rows], Values, Values]:
     """Read a checkpoint that was written by any number of workers.
 
     Returns:

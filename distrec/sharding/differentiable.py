@@ -78,13 +78,14 @@ class StepExchange:
         """
         if self._exchange.workers == 1:
             return part, slice(0, len(part))
-        with self._metered():
-            lengths = self._exchange.part_lengths(len(part))
-        start = sum(lengths[: self._exchange.rank])
-        whole = self._record(
-            part, lambda rows: self._exchange.gather(rows, lengths)[0], lambda g: self._exchange.sum_parts(g, lengths)
-        )
-        return whole, slice(start, start + len(part))
+        own = slice(0)
+
+        def gather(rows: Tensor) -> Tensor:
+            nonlocal own
+            whole, own = self._exchange.gather(rows)
+            return whole
+
+        return self._record(part, gather, lambda grad: self._exchange.all_add(grad)[own]), own
 
     def all_sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over the workers, in the order of the ranks. The backward pass sums the gradients likewise."""
@@ -94,7 +95,8 @@ class StepExchange:
 
     def attach(self, share: Tensor) -> Tensor:
         """Return this worker's share of the loss plus the token. To be called after the last collective."""
-        return share if self._token is None else share + self._token
+        token, self._token = self._token, None  # the graph refers to this object: a cycle would keep its buffers
+        return share if token is None else share + token
 
     def _columns(self, values: tuple[Tensor, ...], collective: Collective, transpose: Collective) -> tuple[Tensor, ...]:
         """Record one collective on several values as adjoining columns."""

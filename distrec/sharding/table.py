@@ -34,11 +34,9 @@ class Deferred(Protocol):
 
     def read(self, stored_VD: Tensor, local_U: Tensor) -> Tensor:
         """Return up-to-date copies of the rows with these local indices, (U, D)."""
-        ...
 
     def flush_(self, stored_VD: Tensor) -> None:
         """Apply all pending updates to the shard in place."""
-        ...
 
 
 class Table:

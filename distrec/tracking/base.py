@@ -24,8 +24,8 @@ class Tracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics at a step."""
 
-    def log_table(self, rows: Sequence[Row], name: str = "results.md") -> None:
-        """Record a table of results as a Markdown file."""
+    def log_table(self, rows: Sequence[Row]) -> None:
+        """Record a table of results as the Markdown file `results.md`."""
 
     def log_file(self, path: Path) -> None:
         """Record a file. It must not be moved or deleted before `finish`."""

@@ -1,5 +1,6 @@
 """Software environment of a run: package versions and git commit."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -13,10 +14,8 @@ def versions() -> dict[str, str]:
     """Return {"python": "3.11.9", "torch": "2.13.0", ...}, without packages that are not installed."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

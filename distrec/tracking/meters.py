@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from time import perf_counter
-from types import TracebackType
 
 PARTS = ("wait", "look_up", "exchange", "compute", "update")
 """Parts of a training step: waiting for the batch, preparing its rows, exchanging values with other workers, forward
@@ -24,9 +23,7 @@ class _Stopwatch:
         clock.since = now
         clock.running.append(self)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         clock, now = self._clock, perf_counter()
         self.seconds += now - clock.since
         clock.since = now

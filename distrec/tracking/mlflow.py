@@ -23,7 +23,8 @@ from distrec.tracking.uri import artifact_folder, check_database, public_uri, tr
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+
+    _Request = Callable[[MlflowClient, str], None]
 
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
 # Servers accept 1000 metrics and 100 params or tags a request, and old ones values of up to 500 characters.
@@ -53,20 +54,16 @@ class MlflowTracker(Tracker):
     uri: str
 
     def __init__(
-        self,
-        config: TrackingConfig,
-        run_folder: Path,
-        run_id: str | None = None,
-        warn: Callable[[str], None] | None = None,
+        self, config: TrackingConfig, run_folder: Path, run_id: str | None, warn: Callable[[str], None] | None
     ) -> None:
         self.run_id = run_id
         self.uri = tracking_uri(config.uri, run_folder)
+        self._where = f"MLflow at {public_uri(self.uri)}"
         self._experiment = config.experiment
         self._artifacts = artifact_folder(self.uri, run_folder)
         self._warn = warn or logger.warning
         self._client: MlflowClient | None = None
-        self._metrics: list[Metric] = []
-        self._files: dict[str, str | Path] = {}
+        self._pending: list[_Request] = []
         self._failing_since: float | None = None
 
     def start(self, config: Section, tags: Mapping[str, str], run_name: str) -> None:
@@ -93,7 +90,7 @@ class MlflowTracker(Tracker):
             raise
         except Exception as error:  # requests, SQLAlchemy, OSError and MLflow have no common base class
             raise UserError(
-                f"cannot record to MLflow at {public_uri(self.uri)}: {_cause(error)}\n"
+                f"cannot record to {self._where}: {_cause(error)}\n"
                 "Start the server or set tracking.uri; tracking.enabled=false trains without it."
             ) from error
 
@@ -102,7 +99,7 @@ class MlflowTracker(Tracker):
 
         # MLflow limits a digest to 36 characters; the tag `fingerprint` holds all.
         data = Dataset(name, fingerprint[:36], "local", source, profile=json.dumps(profile))
-        self._attempt(lambda client, run_id: client.log_inputs(run_id, [DatasetInput(data)]))
+        self._send(lambda client, run_id: client.log_inputs(run_id, [DatasetInput(data)]))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics at a step. `recall@20` becomes `recall_at_20`: MLflow does not allow @ in names."""
@@ -110,27 +107,27 @@ class MlflowTracker(Tracker):
 
         # The time of the call, not of sending: a request that is sent twice is then recorded once.
         now_ms = int(time.time() * 1000)
-        self._metrics += [Metric(_name(key), float(value), now_ms, step) for key, value in metrics.items()]
-        self._send()
+        records = [Metric(_name(key), float(value), now_ms, step) for key, value in metrics.items()]
 
-    def log_table(self, rows: Sequence[Row], name: str = "results.md") -> None:
-        self._files[name] = markdown_table(rows)
-        self._send()
+        def log_batches(client: "MlflowClient", run_id: str) -> None:
+            for first in range(0, len(records), _METRICS_PER_REQUEST):
+                client.log_batch(run_id, metrics=records[first : first + _METRICS_PER_REQUEST])
+
+        self._send(log_batches)
+
+    def log_table(self, rows: Sequence[Row]) -> None:
+        self._send(lambda client, run_id: client.log_text(run_id, markdown_table(rows), "results.md"))
 
     def log_file(self, path: Path) -> None:
-        self._files[path.name] = path
-        self._send()
+        self._send(lambda client, run_id: client.log_artifact(run_id, str(path)))
 
     def finish(self, status: str = "FINISHED") -> None:
         assert status in _STATUSES, status
-        self._send(final=True)
-        if self._failing_since is not None:
+        self._send(lambda client, run_id: client.set_terminated(run_id, status), final=True)
+        if self._pending:
             self._warn(
-                f"MLflow at {public_uri(self.uri)} still fails: run {self.run_id} stays open, "
-                f"without {len(self._metrics)} metrics and {len(self._files)} files"
+                f"{self._where} still fails: run {self.run_id} stays open, without {len(self._pending) - 1} records"
             )
-            return
-        self._attempt(lambda client, run_id: client.set_terminated(run_id, status))
 
     def _create_run(self, client: "MlflowClient", run_name: str) -> str:
         experiment = client.get_experiment_by_name(self._experiment)
@@ -154,43 +151,30 @@ class MlflowTracker(Tracker):
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UserError(
-                f"MLflow at {public_uri(self.uri)} has no run {run_id} to continue: "
-                "is tracking.uri the one with which it was started?"
+                f"{self._where} has no run {run_id} to continue: is tracking.uri the one with which it was started?"
             ) from None
         client.update_run(run_id, status="RUNNING")
         return run.data.params
 
-    def _send(self, final: bool = False) -> None:
-        """Send the pending records, unless MLflow failed less than a minute ago."""
-        if self._failing_since is None or final or time.monotonic() - self._failing_since >= _RETRY_AFTER_S:
-            self._attempt(self._send_all)
-
-    def _send_all(self, client: "MlflowClient", run_id: str) -> None:
-        while self._metrics:
-            client.log_batch(run_id, metrics=self._metrics[:_METRICS_PER_REQUEST])
-            del self._metrics[:_METRICS_PER_REQUEST]
-        while self._files:
-            name, content = next(iter(self._files.items()))
-            if isinstance(content, Path):
-                client.log_artifact(run_id, str(content))
-            else:
-                client.log_text(run_id, content, name)
-            del self._files[name]
-
-    def _attempt(self, call: Callable[["MlflowClient", str], None]) -> None:
+    def _send(self, request: "_Request", final: bool = False) -> None:
+        """Send a request after the pending ones; keep it if MLflow fails, or did so less than a minute ago."""
         assert self._client is not None and self.run_id is not None, "start was not called"
+        self._pending.append(request)
+        failing = self._failing_since
+        if failing is not None and not final and time.monotonic() - failing < _RETRY_AFTER_S:
+            return
         try:
             with _mlflow_settings():
-                call(self._client, self.run_id)
+                while self._pending:
+                    self._pending[0](self._client, self.run_id)
+                    del self._pending[0]
         except Exception as error:  # no failure of tracking may end hours of training
-            if self._failing_since is None:
-                self._warn(
-                    f"MLflow at {public_uri(self.uri)} fails; training continues and keeps the records: {_cause(error)}"
-                )
+            if failing is None:
+                self._warn(f"{self._where} fails; training continues and keeps the records: {_cause(error)}")
             self._failing_since = time.monotonic()
         else:
-            if self._failing_since is not None:
-                self._warn(f"MLflow at {public_uri(self.uri)} works again; no record was lost")
+            if failing is not None:
+                self._warn(f"{self._where} works again; no record was lost")
             self._failing_since = None
 
 

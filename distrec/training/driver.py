@@ -24,7 +24,7 @@ from distrec.training.config import Config
 from distrec.training.loop import Job
 from distrec.training.mailbox import Mailbox
 from distrec.training.run_folder import CHECKPOINTS, Result, RunFolder, Timing
-from distrec.training.worker import RayJob, run_worker
+from distrec.training.worker import run_worker
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
@@ -132,7 +132,7 @@ def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener
     """Run the workers and pass their events to `on_event` in this thread. Return the return value of rank 0."""
     mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
     job = Job(config, dataset, *cluster.stream_plan(config))
-    trainer = _ray_trainer(config, folder, RayJob(job, mailbox))
+    trainer = _ray_trainer(config, folder, {"job": job, "mailbox": mailbox})
     outcome: dict[str, Any] = {}
 
     def fit() -> None:
@@ -161,11 +161,11 @@ def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener
     return value
 
 
-def _ray_trainer(config: Config, folder: RunFolder, job: RayJob) -> TorchTrainer:
+def _ray_trainer(config: Config, folder: RunFolder, arguments: dict[str, Any]) -> TorchTrainer:
     gpu = cluster.uses_gpus(config)
     return TorchTrainer(
-        run_worker,  # type: ignore[arg-type]  # typed for dicts; Ray passes any object on
-        train_loop_config=job,  # type: ignore[arg-type]
+        run_worker,  # type: ignore[arg-type]  # typed to return nothing; Ray passes the value on
+        train_loop_config=arguments,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,

@@ -58,7 +58,10 @@ def evaluate(run: str | Path, part: Literal["test", "valid"] = "test", overrides
     if wrong := [k for k in now if k in before and before[k] != now[k] and not k.startswith("eval.")]:
         raise UserError(f"{', '.join(wrong)}: only eval.* keys of a trained run can be changed")
     checkpoint = folder.last_checkpoint()
-    dataset = _dataset_of(folder, config)
+    prepared = Path(folder.facts().get("data", ""))
+    # Prepared again if they are gone.
+    dataset = Dataset.open(prepared) if (prepared / MANIFEST).exists() else prepare(config.data)
+    folder.check_fingerprint(dataset.manifest.fingerprint)
     if not dataset.manifest.count(PARTS[part]):
         raise UserError(f"the data of {run} have no {part} part")
     cuda = torch.cuda.is_available() and config.train.device != "cpu"
@@ -78,11 +81,3 @@ def _load(
         return learner.scorer, learner.exchange, meta
     model = ShardedModel(config, dataset, device)
     return model, model.exchange, model.load_rows(checkpoint)[1]
-
-
-def _dataset_of(folder: RunFolder, config: Config) -> Dataset:
-    """Open the prepared data of a run, or prepare them again if they are gone."""
-    prepared = Path(folder.facts().get("data", ""))
-    dataset = Dataset.open(prepared) if (prepared / MANIFEST).exists() else prepare(config.data)
-    folder.check_fingerprint(dataset.manifest.fingerprint)
-    return dataset

@@ -40,17 +40,14 @@ class Job:
 class Host(Protocol):
     """Where the loop runs: what it starts from, and what happens to its events and checkpoints."""
 
-    def restored(self) -> AbstractContextManager[Path | None]:
+    def restored(self) -> AbstractContextManager[str | Path | None]:
         """Return a context with the folder of the checkpoint to go on from; None to start."""
-        ...
 
     def emit(self, event: dict[str, Any]) -> None:
         """Receive an event, a plain dict. All workers emit; those of rank 0 are the run's."""
-        ...
 
     def keep(self, folder: Path, epoch: int) -> None:
         """Keep the worker's part of a checkpoint, written to a temporary folder after this many epochs."""
-        ...
 
 
 def make_learner(config: Config, dataset: Dataset, device: torch.device) -> Learner:
@@ -73,11 +70,9 @@ class Loop:
         """Train and evaluate. Return the history of the epochs, test metrics and timings; rank 0's are the run's."""
         with self.host.restored() as folder:
             if folder is not None:
-                self.history = self.learner.load(folder)["history"]
+                self.history = self.learner.load(Path(folder))["history"]
                 self._note(f"resumed after epoch {len(self.history)}")
         self._note(self.learner.describe())
-        if self.learner.exchange.workers > 1:
-            self._note(f"exchange: rows travel through {self.learner.exchange.transport}")
         first_batch_s = self._train_epochs() if len(self.history) < self.config.train.epochs else 0.0
         start = time.perf_counter()
         self._note("evaluating on the test part")

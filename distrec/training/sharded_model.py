@@ -2,7 +2,6 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from distrec.models.base import EmbeddingConfig, History, ModelInputs, Scorer
 from distrec.models.graph import Graph
 from distrec.optim.dense import load_module
 from distrec.sampling.source import BatchSource
-from distrec.sharding.checkpoint import Rows, load_shard
+from distrec.sharding.checkpoint import Rows, Values, load_shard
 from distrec.sharding.collectives import Exchange
 from distrec.sharding.device_copy import to_device
 from distrec.sharding.differentiable import StepExchange
@@ -75,7 +74,7 @@ class ShardedModel(Scorer):
         """Return the local indices of all rows of an entity, (V,)."""
         return torch.arange(self.partitions[entity].size(self.exchange.rank), device=self.device)
 
-    def load_rows(self, folder: Path) -> tuple[dict[str, Rows], dict[str, Any], dict[str, Any]]:
+    def load_rows(self, folder: Path) -> tuple[dict[str, Rows], Values, Values]:
         """Restore rows and parameters from a checkpoint of any number of workers.
 
         Returns:

@@ -1,11 +1,9 @@
 """The function that each Ray Train worker runs."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
@@ -18,23 +16,18 @@ from distrec.core.registry import import_modules
 from distrec.training.loop import Job, Loop, make_learner
 
 
-@dataclass(frozen=True)
-class RayJob:
-    """Arguments of every Ray Train worker."""
+def run_worker(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Run the loop. A resumed run goes on from the last checkpoint that Ray Train hands to the worker.
 
-    job: Job
-    mailbox: ActorHandle[Any]
-    """`Mailbox` that receives the events of rank 0, plain dicts."""
-
-
-def run_worker(ray_job: RayJob) -> dict[str, Any]:
-    """Run the loop. A resumed run goes on from the last checkpoint that Ray Train hands to the worker."""
-    job, context = ray_job.job, ray.train.get_context()
+    Args:
+        arguments: the `Job`, and the `Mailbox` that receives the events of rank 0.
+    """
+    job, context = cast(Job, arguments["job"]), ray.train.get_context()
     import_modules(job.config.run.imports)
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's default pool keeps 20 MiB after the data are read
     torch.set_num_threads(job.config.train.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     learner = make_learner(job.config, job.dataset, ray.train.torch.get_device())
-    return Loop(job, learner, _RayHost(ray_job.mailbox if context.get_world_rank() == 0 else None)).run()
+    return Loop(job, learner, _RayHost(arguments["mailbox"] if context.get_world_rank() == 0 else None)).run()
 
 
 class _RayHost:
@@ -44,14 +37,9 @@ class _RayHost:
         self._mailbox = mailbox
         self._last_event: ray.ObjectRef[None] | None = None
 
-    @contextmanager
-    def restored(self) -> Iterator[Path | None]:
+    def restored(self) -> AbstractContextManager[str | Path | None]:
         checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)
+        return nullcontext() if checkpoint is None else checkpoint.as_directory()
 
     def keep(self, folder: Path, epoch: int) -> None:
         ray.train.report({"epoch": epoch}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))

@@ -25,7 +25,7 @@ def call_all(dtype: torch.dtype) -> Iterator[str]:
     kernels.affine_(stored_VD, torch.ones_like(stored_VD), local_U, torch.ones(4, U, dtype=torch.float64))
     yield "affine"
     for name in RULES:
-        rule = RULES[name](stored_VD, OptimConfig(rule=name))
+        rule = RULES[name](stored_VD, **{key: getattr(OptimConfig(), key) for key in RULES[name].hyperparameters})
         coefficients = rule.coefficients(0.1, 3)
         kernels.step_(stored_VD, local_U, grad_UD, Decay(), rule, coefficients)
         yield f"step of {name}"

@@ -8,7 +8,7 @@ import torch
 
 from distrec.core.errors import UserError
 from distrec.kernels.dispatch import kernels_for
-from distrec.kernels.optimizer import OptimizerKernels
+from distrec.kernels.optimizer import ReferenceKernels
 from distrec.optim.rules import RULES
 from tests.kernels.gpu import INTERPRETING, compiling, installed, interpreted, on_gpu, python, running
 from tests.optim.cases import DTYPES, batches, config, each_mode, start
@@ -27,7 +27,7 @@ def test_every_rule_has_its_program():
     assert set(UPDATES) == set(RULES)
 
 
-def chosen(name: str, device: str) -> OptimizerKernels:
+def chosen(name: str, device: str) -> ReferenceKernels:
     return kernels_for(name, torch.device(device), torch.float32, lambda local: local)
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from distrec.sampling.history import hash_words, histories
+from distrec.core.randomness import hash_words
+from distrec.sampling.history import histories
 
 MASK = 2**64 - 1
 

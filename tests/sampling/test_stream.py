@@ -149,7 +149,7 @@ def test_an_early_stop_ends_the_stream(ray_cluster, tmp_path, backend):
         assert [b.step for b in itertools.islice(batches, 3)] == [0, 1, 2]
         batches.close()
         deadline = time.monotonic() + 10
-        while backend == "thread" and any(thread.name == THREAD_NAME for thread in threading.enumerate()):
+        while backend == "thread" and any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         # Ray Data leaves one idle thread, which never ends. No thread that calls Ray may be left.

@@ -113,7 +113,7 @@ def check_the_run(client, run_id, folder):
     run = client.get_run(run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "one")
     assert run.info.end_time >= run.info.start_time
-    assert run.data.params["optim.lr"] == "0.01" and run.data.params["eval.ks"] == "(5, 20)"
+    assert run.data.params["optim.lr"] == "0.01" and run.data.params["eval.ks"] == "[5, 20]"
     shortened = run.data.params["data.files"]
     assert len(shortened) == 500 and shortened.endswith("(whole in config.yaml)")
     assert run.data.tags["study"] == "decay" and run.data.tags["version.torch"]

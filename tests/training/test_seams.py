@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from distrec.data.prepare import prepare
 from distrec.losses import Loss, losses
 from distrec.models import EmbeddingConfig, Model, SolverConfig, models
 from distrec.models.base import Scorer
@@ -254,6 +255,22 @@ def test_workers_change_nothing(parts_by_workers, name):
     for workers in (2, 3):
         assert np.allclose(results[workers][name][0], losses, rtol=1e-5)
         assert results[workers][name][1] == pytest.approx(metrics, abs=0.003)
+
+
+def test_the_smallest_data(small, tmp_path):
+    """One interaction, and two of three workers without a user: their graphs leave out what they have no rows for."""
+    (tmp_path / "train.txt").write_text("0 0\n")
+    (tmp_path / "test.txt").write_text("0 1\n")
+    base = changed(small, data={"source": str(tmp_path), "valid_fraction": 0}, train={"epochs": 2})
+    configs = {name: changed(base, **part) for name, part in PARTS.items()}
+    dataset, found = prepare(base.data, log=lambda text: None), []
+    for workers in (1, 3):
+        for name in configs:
+            (tmp_path / str(workers) / name).mkdir(parents=True)
+        found.append(run_ranks(workers, run_parts, configs, dataset, tmp_path / str(workers), timeout_s=60)[0])
+    for name in configs:
+        assert np.allclose(found[0][name][0], found[1][name][0], rtol=1e-4, atol=1e-5), name
+        assert found[0][name][1] == found[1][name][1], name
 
 
 @pytest.mark.timeout(300)

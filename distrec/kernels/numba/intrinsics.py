@@ -1,5 +1,5 @@
 """Instructions that numba lacks: prefetch, a vectorised dot product with a fixed order of summation, a vectorised
-comparison that returns a bit mask, the product of 64-bit integers in 128 bits, and a memory fence.
+comparison that returns a bit mask, and the product of 64-bit integers in 128 bits.
 
 R: rows of an array of any use.
 """
@@ -134,14 +134,3 @@ def wide_product(typingctx, a, b):
 
     assert a == b == types.uint64, (a, b)
     return types.UniTuple(types.uint64, 2)(a, b), codegen
-
-
-@intrinsic
-def fence(typingctx):
-    """Forbid compiler and processor to move reads or writes across this point (sequentially consistent)."""
-
-    def codegen(context, builder, signature, args):
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), codegen

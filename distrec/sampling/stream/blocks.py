@@ -12,11 +12,9 @@ class Source(Protocol):
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
-        ...
 
     def batches(self, epoch: int, first: int, last: int) -> list[Batch]:
         """Return the batches of steps `first` .. `last` (exclusive) of an epoch."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,54 +1,37 @@
 """Batches computed ahead of their trainer by a thread of the same process."""
 
 import os
-import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from distrec.sampling.batch import Batch
 from distrec.sampling.stream.blocks import EpochBlocks, Source
 
 THREAD_NAME = "batches"
+"""Start of the name of the thread."""
 _MAX_QUEUED = 4  # blocks; handing one over takes no time, so that more would only occupy memory
-_POLL_S = 0.1  # interval at which a full queue is checked for the end of the stream
 _LOWEST_PRIORITY = 19
 
 
 def thread_batches(source: Source, blocks: EpochBlocks, block_range: range, look_ahead: int) -> Iterator[Batch]:
-    """Yield the batches of a range of blocks, computed by a daemon thread at most `look_ahead` blocks ahead.
+    """Yield the batches of a range of blocks, computed by a thread at most `look_ahead` blocks ahead.
 
     An error of the source is raised here. The thread ends with the iterator.
     """
-    ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(min(max(1, look_ahead), _MAX_QUEUED))
-    stopped = threading.Event()
-
-    def put(block: list[Batch] | BaseException) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(block, timeout=_POLL_S)
-            except queue.Full:
-                pass
-
-    def compute() -> None:
-        _lower_priority()
-        try:
-            for block in block_range:
-                if stopped.is_set():
-                    return
-                put(source.batches(*blocks.steps_of(block)))
-        except BaseException as error:
-            put(error)
-
-    threading.Thread(target=compute, daemon=True, name=THREAD_NAME).start()
+    executor = ThreadPoolExecutor(1, THREAD_NAME, _lower_priority)
+    queued: deque[Future[list[Batch]]] = deque()
     try:
-        for _ in block_range:
-            block = ready.get()
-            if isinstance(block, BaseException):
-                raise block
-            yield from block
+        for block in block_range:
+            queued.append(executor.submit(source.batches, *blocks.steps_of(block)))
+            if len(queued) > min(max(1, look_ahead), _MAX_QUEUED):
+                yield from queued.popleft().result()
+        while queued:
+            yield from queued.popleft().result()
     finally:
-        stopped.set()
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _lower_priority() -> None:
