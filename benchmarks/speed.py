@@ -26,7 +26,7 @@ from measure.roofline import rate_rows
 from report import Row, add_patience, arguments, heading, table, write
 
 from distrec.tracking.meters import PARTS
-from distrec.training.cluster import ray_running
+from distrec.training.connection import ray_running
 
 CASES: dict[str, Callable[[Bench], list[Row]]] = {
     bpr.NAME: bpr.measure,

@@ -47,7 +47,7 @@ def process_groups() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Start one Ray with room for four workers, 6 logical CPUs; `train` uses a Ray that is running."""
-    from distrec.training.cluster import ray_running
+    from distrec.training.connection import ray_running
 
     with ray_running(workers=4):
         yield

@@ -26,6 +26,7 @@ CONTAINED = {
         "sampling/stream/ray.py",
         "sampling/stream/ray_internal.py",
         "training/cluster.py",
+        "training/connection.py",
         "training/driver.py",
         "training/worker.py",
     },

@@ -1,10 +1,13 @@
 """Command line: each command loads a configuration and calls one function, and imports heavy modules only then."""
 
 import argparse
+import contextlib
+import errno
+import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,7 @@ from distrec.core.errors import UserError, WorkerLost
 
 if TYPE_CHECKING:
     from distrec.training.config import Config
+    from distrec.training.evaluate import Evaluation
     from distrec.training.run_folder import Result
 
 _WORDS = "a configuration file (YAML) and overrides such as optim.lr=0.01, both optional"
@@ -30,7 +34,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command. Exits with 0, 1 (internal error or lost worker), 2 (user error) or 130 (Ctrl-C)."""
+    """Run a command. Exits with 0, 1 (internal error, lost worker, failed check), 2 (user error) or 130 (Ctrl-C)."""
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
     if not argv:
@@ -45,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.function(arguments)
     except UserError as error:
         print(f"distrec: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(f"distrec: cannot write or read a file: {error}", file=sys.stderr)
         sys.exit(2)
     except WorkerLost as lost:
         print(f"distrec: {lost}\n{_resume_hint(argv, lost.folder)}", file=sys.stderr)
@@ -78,14 +87,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=_WORDS)
 
     command = _add(commands, "evaluate", _evaluate, "evaluate the last checkpoint of a run, in this process")
-    command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    command.add_argument("run", type=_path, metavar="RUN", help="a run folder")
     command.add_argument("words", nargs="*", metavar="key=value", help="overrides, for instance eval.k=10,20,50")
     command.add_argument("--part", choices=("test", "valid"), default="test", help="part of the data (default: test)")
 
     text = "print counts, density and degree quantiles of a data set, or the result of a run"
     command = _add(commands, "info", _info, text)
-    command.add_argument("path", type=Path, metavar="PATH", help="raw data, a prepared folder, or a run folder")
+    command.add_argument("path", type=_path, metavar="PATH", help="raw data, a prepared folder, or a run folder")
     command.add_argument("words", nargs="*", metavar="key=value", help="overrides for reading raw data, as for prepare")
+
+    command = _add(commands, "doctor", _doctor, "check this machine: what will work here, and what will not")
+    command.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=_WORDS)
 
     command = _add(commands, "keys", _keys, "list the configuration keys with default, type and description")
     text = "prefix of the keys, such as optim; loss and model list each loss and model with its options"
@@ -106,18 +118,24 @@ def _add(
     return command
 
 
+def _path(word: str) -> Path:
+    return Path(os.path.expanduser(word))
+
+
 def _load(words: Sequence[str]) -> tuple["Config", str]:
     """Load the configuration that the words of a command line name; return it and its name."""
     from distrec.training.config import load_config
 
-    files = [word for word in words if "=" not in word]
-    if files and Path(files[0]).suffix in (".csv", ".tsv", ".txt", ".inter", ".parquet"):
-        raise UserError(f"{files[0]} is no configuration file; to train on it: data.source={files[0]}")
+    files = [word for word in words if "=" not in word or os.path.isfile(word)]
+    if files and (Path(files[0]).suffix not in ("", ".yaml", ".yml") or os.path.isdir(os.path.expanduser(files[0]))):
+        raise UserError(
+            f"{files[0]} is no configuration file; to train on it: {shlex.quote(f'data.source={files[0]}')}"
+        )
     if len(files) > 1:
         raise UserError(f"one configuration file at a time; got {', '.join(files)}")
     path = Path(files[0]) if files else None
-    overrides = [word for word in words if "=" in word]
-    config = load_config(path, overrides, lambda text: print(f"distrec: note: {text}", file=sys.stderr))
+    overrides = [word for word in words if word not in files]
+    config = load_config(path, overrides, _note)
     return config, path.stem if path else "distrec"
 
 
@@ -137,31 +155,63 @@ def _show(result: "Result", quiet: bool) -> None:
     from distrec.training.run_folder import RunFolder
 
     results_table([{"metric": key, "value": value} for key, value in result.metrics.items()])
+    _print_untrained(result, "test")
+    if result.tested_epoch not in (None, result.epochs):
+        print(f"best epoch  {result.tested_epoch} of {result.epochs}")
     print(f"run folder  {result.folder}")
     uri = RunFolder(result.folder).facts().get("mlflow_uri")
     if uri and not quiet:
-        mlflow = shutil.which("mlflow") or Path(sys.executable).with_name("mlflow")
-        print(f"MLflow      {uri if uri.startswith('http') else f'{mlflow} ui --backend-store-uri {uri}'}")
+        mlflow = shutil.which("mlflow") or str(Path(sys.executable).with_name("mlflow"))
+        print(
+            f"MLflow      {uri if uri.startswith('http') else shlex.join([mlflow, 'ui', '--backend-store-uri', uri])}"
+        )
+
+
+def _print_untrained(found: "Result | Evaluation", part: str) -> None:
+    if found.untrained_users or found.untrained_items:
+        print(
+            f"{found.untrained_users:,} users and {found.untrained_items:,} items have no training interactions; "
+            f"{100 * found.untrained_share:.3g} % of the {part} interactions are with such items"
+        )
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
     config, _ = _load(arguments.words)
     from distrec.data.prepare import prepare
 
-    dataset = prepare(config.data, log=print)
+    with _reporting():
+        dataset = prepare(config.data, log=print)
     _print_rows(dataset.summary())
     print(f"\n{dataset.path}")
+
+
+@contextlib.contextmanager
+def _reporting() -> Iterator[None]:
+    """Show on standard error what the body is doing, if it takes long."""
+    from rich.console import Console
+
+    from distrec.cli.progress import Progress
+    from distrec.core.status import reporting
+
+    with Progress(console=Console(stderr=True)) as progress, reporting(progress):
+        yield
+
+
+def _note(text: str) -> None:
+    print(f"distrec: note: {text}", file=sys.stderr)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from distrec.cli.progress import results_table
     from distrec.training.evaluate import evaluate
 
-    found = evaluate(arguments.run, arguments.part, arguments.words)
-    unfinished = "" if found.epoch == found.epochs else ": the run is not finished"
-    print(f"checkpoint after epoch {found.epoch} of {found.epochs}{unfinished}")
+    with _reporting():
+        found = evaluate(arguments.run, arguments.part, arguments.words, _note)
+    unfinished = "" if found.finished else ": the run is not finished"
+    print(f"{'best epoch' if found.best else 'checkpoint after epoch'} {found.epoch} of {found.epochs}{unfinished}")
     results_table([{"metric": key, "value": value} for key, value in found.metrics.items()])
     print(f"over {found.users:,} users; {found.left_out_users:,} have no {arguments.part} items, or no training items")
+    _print_untrained(found, arguments.part)
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -171,7 +221,9 @@ def _info(arguments: argparse.Namespace) -> None:
     folder = RunFolder(arguments.path)
     if not folder.config_file.exists():
         config, _ = _load([*arguments.words, f"data.source={arguments.path}"])
-        _print_rows(prepare(config.data).summary())
+        with _reporting():
+            rows = prepare(config.data).summary()
+        _print_rows(rows)
         return
     result, config = folder.result(), folder.config()
     loss = "" if "loss" in config.unused() else f" with {config.loss.name}"
@@ -181,6 +233,16 @@ def _info(arguments: argparse.Namespace) -> None:
         print(f"not finished; resume with\n{shlex.join(again)}")
     else:
         _show(result, quiet=False)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    config, _ = _load(arguments.words)
+    from distrec.training.doctor import examine
+
+    with _reporting():
+        findings = list(examine(config))
+    _print_rows([(f"{'ok  ' if found.ok else 'FAIL'}  {found.what}", found.text) for found in findings])
+    sys.exit(0 if all(found.ok for found in findings) else 1)
 
 
 def _keys(arguments: argparse.Namespace) -> None:

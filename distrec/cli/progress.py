@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import rich.progress
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.filesize import pick_unit_and_suffix
+from rich.live import Live
 from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
@@ -18,6 +19,8 @@ from distrec.tracking.result_table import Row, columns, is_numeric, markdown_tab
 Event = Mapping[str, Any]
 Mode = Literal["auto", "plain", "quiet"]
 
+_STATUS_S = 10.0  # least time between a line and a status where statuses are printed
+
 
 class Progress:
     """Display of a training. Called with events:
@@ -25,8 +28,11 @@ class Progress:
         {"kind": "step", "epoch": 3, "epochs": 15, "step": 120, "steps": 396, "loss": 4.1, "interactions_per_s": 1.2e5}
         {"kind": "epoch", "epoch": 3, "epochs": 15, "loss": 4.0, "seconds": 31.2, "metrics": {"recall@20": 0.15}}
         {"kind": "note", "text": "..."}
+        {"kind": "status", "text": "reading train.csv: 1,200,000 rows, 3 s"}
 
     `epoch` and `step` count from 1 and are complete. `metrics` is optional.
+
+    A terminal shows the last status until the next event; elsewhere a status is printed every ten seconds.
     """
 
     def __init__(self, mode: Mode = "auto", console: Console | None = None) -> None:
@@ -38,6 +44,7 @@ class Progress:
         self._console = console or Console()
         self._quiet = mode == "quiet"
         self._bar = _Bar(self._console) if mode == "auto" and self._console.is_terminal else None
+        self._last_line = -_STATUS_S
 
     def __enter__(self) -> "Progress":
         return self
@@ -51,6 +58,8 @@ class Progress:
         """Display one event."""
         if self._quiet:
             return
+        if self._bar:
+            self._bar.show_status(event["text"] if event["kind"] == "status" else "")
         match event["kind"]:
             case "step":
                 if self._bar:
@@ -59,10 +68,14 @@ class Progress:
                 self._line(epoch_line(event))
             case "note":
                 self._line(event["text"])
+            case "status":
+                if not self._bar and time.monotonic() - self._last_line >= _STATUS_S:
+                    self._line(event["text"])
             case kind:
                 raise AssertionError(f"unknown event {kind!r}")
 
     def _line(self, text: str) -> None:
+        self._last_line = time.monotonic()
         # Not wrapped in a file, so that lines can be grepped; wrapped at words in a terminal.
         self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
 
@@ -89,7 +102,7 @@ def results_table(rows: Sequence[Row], console: Console | None = None) -> None:
 
 
 class _Bar:
-    """One bar for the whole training, drawn from the first step."""
+    """One bar for the whole training, drawn from the first step, and a line for the status."""
 
     def __init__(self, console: Console) -> None:
         self._progress = rich.progress.Progress(
@@ -100,12 +113,22 @@ class _Bar:
             rich.progress.TextColumn("{task.fields[rate]}"),
             rich.progress.TextColumn("{task.fields[remaining]}"),
             console=console,
-            transient=True,
             expand=True,
-            refresh_per_second=5,
         )
+        self._status = Text(style="dim", no_wrap=True, overflow="ellipsis")
+        self._live = Live(get_renderable=self._render, console=console, transient=True, refresh_per_second=5)
         self._task: rich.progress.TaskID | None = None
         self._started, self._done_at_start = 0.0, 0
+
+    def _render(self) -> RenderableType:
+        return Group(*([self._progress] if self._progress.tasks else []), *([self._status] if self._status else []))
+
+    def show_status(self, text: str) -> None:
+        """Show a line below the bar; "" shows none."""
+        self._status.plain = text
+        if text:
+            self._live.start()
+            self._live.refresh()
 
     def advance(self, event: Event) -> None:
         total = event["epochs"] * event["steps"]
@@ -121,7 +144,7 @@ class _Bar:
             # A resumed training starts in the middle: steps done before do not count towards the speed.
             self._started, self._done_at_start = now, done
             self._task = self._progress.add_task("", total=total, completed=done, remaining="", **fields)
-            self._progress.start()
+            self._live.start(refresh=True)
             return
         # Mean speed since the start, so that the estimate includes the evaluations between epochs.
         new = done - self._done_at_start
@@ -130,7 +153,7 @@ class _Bar:
         self._progress.update(self._task, total=total, completed=done, remaining=remaining, **fields)
 
     def close(self) -> None:
-        self._progress.stop()
+        self._live.stop()
 
 
 def _table(rows: Sequence[Row]) -> Table:

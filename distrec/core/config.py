@@ -5,6 +5,7 @@ A part is a section that is one of a family by name: `loss: {name: ssm, temperat
 
 import copy
 import difflib
+import os
 import re
 import types
 import typing
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_serializer, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema, to_jsonable_python
 
@@ -22,8 +23,13 @@ from distrec.core.errors import UserError
 from distrec.core.registry import Registry, import_modules
 
 
+def expand_user(path: str | Path) -> Path:
+    """Return a path with ~ and ~USER expanded, where there is such a user."""
+    return Path(os.path.expanduser(path))
+
+
 class Section(BaseModel):
-    """Base of every configuration section. The docstring under a field is its help text."""
+    """Base of every configuration section. The docstring under a field is its help text. ~ is expanded in paths."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
@@ -41,6 +47,11 @@ class Section(BaseModel):
             if _family(field) is not None and isinstance(values.get(name), dict):
                 values = {**values, name: {"name": _default(field).name, **values[name]}}
         return values
+
+    @field_validator("*")
+    @classmethod
+    def _expand_path(cls, value: Any) -> Any:
+        return expand_user(value) if isinstance(value, Path) else value
 
     @model_serializer(mode="wrap")
     def _serialize(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
@@ -108,8 +119,9 @@ def load(
     Args:
         kind: section class of the whole configuration.
         path: YAML file with the values that differ from the defaults; None for the defaults alone.
-        overrides: `dotted.key=value` strings, where the value is YAML; later ones take precedence. One that names
-            another part than the file drops the file's options of the former part.
+        overrides: `dotted.key=value` strings; later ones take precedence. The value of a text or path is literal, null
+            stands for none where the key allows it; other values are YAML. One that names another part than the file
+            drops the file's options of the former part.
         note: called with a message for each option so dropped.
 
     Raises:
@@ -315,24 +327,37 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _override(kind: type[Section], tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply overrides to a tree of plain values, in place, and return it."""
-    text_keys = {option.key for option in describe(kind) if {"text", "path"} & set(option.type.split(" or "))}
+    types_of = {option.key: option.type.split(" or ") for option in describe(kind)}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"an override must have the form key=value, for example optim.lr=0.01; got {override!r}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"{key}: {text!r} is not a valid value: {error}") from None
-        *path, last = key.split(".")
-        section = tree
-        for name in path:
-            section = section.setdefault(name, {})
-            if not isinstance(section, dict):
-                raise UserError(f"{key}: {name} is a value, not a section")
-        # A column named 2024 is text, which YAML would parse as a number.
-        section[last] = text if key in text_keys and value is not None and not isinstance(value, str) else value
+        _apply_override(tree, override, types_of)
     return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str, types_of: dict[str, list[str]]) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"an override must have the form key=value, for example optim.lr=0.01; got {override!r}")
+    value = _value(key, text, types_of.get(key, []))
+    *path, last = key.split(".")
+    for name in path:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{key}: {name} is a value, not a section")
+    tree[last] = value
+
+
+def _value(key: str, text: str, types: list[str]) -> Any:
+    """Return the value of an override: literal for text and paths, in which YAML would give # : ~ 2024 a meaning."""
+    if "null" in types and text in ("", "null"):
+        return None
+    if "path" in types and text == "":
+        raise UserError(f"{key} is empty: give a path")
+    if {"text", "path"} & set(types):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}: {text!r} is not a valid value: {error}") from None
 
 
 def _section(annotation: Any) -> type[Section] | None:

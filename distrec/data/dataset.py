@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from distrec.core.config import Section, parse
 from distrec.core.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 chose held-out parts by codes, not by ids
 MANIFEST = "manifest.json"
 _QUANTILES = {"min": 0.0, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9, "99 %": 0.99, "max": 1.0}
 
@@ -42,12 +42,24 @@ class Manifest(Section):
     """Name of the data set."""
     source: str
     """Human-readable origin: the files and their formats."""
+    split: str
+    """How parts were held out, `data.split`."""
     test_fraction: float
-    """Share of each user's interactions held out as the test part; 0 if the source has one, or if none was held out."""
+    """Share of the interactions held out as the test part; 0 if the source has one, none or one of each user's was."""
     valid_fraction: float
     """The same for validation."""
     split_seed: int
     """Seed of the held-out split."""
+    min_user: int
+    """Fewest interactions of a user, in all parts together."""
+    min_item: int
+    """Fewest interactions of an item."""
+    filtered_users: int
+    """Users left out by `min_user` and `min_item`."""
+    filtered_items: int
+    """Items left out by them."""
+    filtered_interactions: int
+    """Interactions left out by them."""
     users: int
     """Users with an interaction in any part."""
     items: int
@@ -72,12 +84,49 @@ class Manifest(Section):
     """Users with no training interaction."""
     items_without_train: int
     """Items with no training interaction."""
+    of_untrained_users: dict[str, int]
+    """Interactions of the `valid` and `test` part whose user has no training interaction."""
+    with_untrained_items: dict[str, int]
+    """The same of items."""
+    notes: tuple[str, ...]
+    """Notes of the readers on the files."""
+    id_notes: tuple[str, ...]
+    """Warnings about ids that do not meet."""
     fingerprint: str
     """Hash of vocabularies, interactions, parts and P: equal data have equal fingerprints."""
 
     def count(self, part: Part) -> int:
         """Return the number of interactions of a part."""
         return (self.train, self.valid, self.test)[part]
+
+    def filtered(self) -> list[str]:
+        """Return a line on what `min_user` and `min_item` left out, if they are set."""
+        if self.min_user == self.min_item == 1:
+            return []
+        return [
+            f"data.min_user={self.min_user}, data.min_item={self.min_item}: {self.filtered_users:,} users, "
+            f"{self.filtered_items:,} items, {self.filtered_interactions:,} interactions left out"
+        ]
+
+    def untrained(self) -> list[str]:
+        """Return a line on the users, and one on the items without training interactions, if there are any."""
+        lines = []
+        if self.users_without_train:
+            lines.append(
+                f"{self.users_without_train:,} of {self.users:,} users have no training interactions: they are not "
+                f"evaluated ({self._shares(self.of_untrained_users)} interactions)"
+            )
+        if self.items_without_train:
+            lines.append(
+                f"{self.items_without_train:,} of {self.items:,} items have no training interactions: rankings leave "
+                "them out unless eval.untrained_items=include; held-out interactions with them "
+                f"({self._shares(self.with_untrained_items)}) count as misses"
+            )
+        return lines
+
+    def _shares(self, counts: dict[str, int]) -> str:
+        total = {"valid": self.valid, "test": self.test}
+        return ", ".join(f"{count:,} of {total[part]:,} {part}" for part, count in counts.items() if total[part])
 
 
 @dataclass(frozen=True)
@@ -110,11 +159,11 @@ class Dataset:
 
     def user_degrees(self) -> np.ndarray:
         """Read the number of training interactions of each user: (users,) int64."""
-        return np.asarray(_read(self.path / "users.parquet")["degree"])
+        return np.asarray(_read(self.path / "users.parquet", ["degree"])["degree"])
 
     def item_degrees(self) -> np.ndarray:
         """Read the number of training interactions of each item: (items,) int64."""
-        return np.asarray(_read(self.path / "items.parquet")["degree"])
+        return np.asarray(_read(self.path / "items.parquet", ["degree"])["degree"])
 
     def user_ids(self) -> pa.Array:
         """Read the raw id of each user, in the order of the codes: int64 or large_string."""
@@ -136,6 +185,7 @@ class Dataset:
             ("users", f"{m.users:,} ({m.users_without_train:,} without training interactions)"),
             ("items", f"{m.items:,} ({m.items_without_train:,} without training interactions)"),
             ("interactions", f"{total:,}: {m.train:,} train, {m.valid:,} valid, {m.test:,} test"),
+            ("split", f"{m.split}: test {m.test_fraction:g}, valid {m.valid_fraction:g}, seed {m.split_seed}"),
             ("density", f"{100 * total / (m.users * m.items):.4g} %"),
             ("training interactions of a user", _quantiles(self.user_degrees())),
             ("training interactions of an item", _quantiles(self.item_degrees())),
@@ -143,6 +193,7 @@ class Dataset:
             ("duplicates merged", f"{m.duplicates:,}: {merged}"),
             ("overlap left out", f"{m.overlap:,}"),
             ("bad lines left out", f"{m.bad_lines:,}"),
+            *(("note", note) for note in (*m.notes, *m.id_notes, *m.filtered(), *m.untrained())),
             ("fingerprint", m.fingerprint),
         ]
 
@@ -176,10 +227,10 @@ def _read_manifest(path: Path) -> Manifest:
     return parse(Manifest, tree, where=f"{path}: ")
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
-            return file.read(use_threads=False)
+            return file.read(columns, use_threads=False)
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing; delete the data set's folder and prepare it again "

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow as pa
 
 from distrec.core.errors import UserError
+from distrec.core.status import stage
 from distrec.data import planted, source_files, writer
 from distrec.data.config import PLANTED, DataConfig
-from distrec.data.dataset import FORMAT_VERSION, MANIFEST, Dataset, Part
-from distrec.data.encode import encode_parts, hold_out_part
+from distrec.data.dataset import FORMAT_VERSION, MANIFEST, Dataset, Manifest, Part
+from distrec.data.encode import encode_parts, hold_out_part, k_core
 from distrec.data.readers import formats
 from distrec.data.readers.formats import RawPairs
 
@@ -32,8 +33,8 @@ class _Source:
     description: str
     inputs: dict[str, Any]  # everything that determines what `read` returns, for the key of the cache
     read: Callable[[], dict[Part, RawPairs]]
-    test_fraction: float  # 0 if the source has the part
-    valid_fraction: float
+    names: Mapping[Part, str]  # of the parts that the source has, for messages
+    held_out: Mapping[Part, float]  # parts to hold out, the test part first, and the share of each
 
 
 def prepare(config: DataConfig, log: Log = lambda line: None) -> Dataset:
@@ -53,22 +54,17 @@ def prepare(config: DataConfig, log: Log = lambda line: None) -> Dataset:
         return _open_prepared(config)
     source = _planted_source(config) if config.source == PLANTED else _file_source(config)
     folder = config.cache / f"{source.name}-{_key(source, config)}"
-    if (folder / MANIFEST).exists():
-        dataset = Dataset.open(folder)
-        log(f"data: {source.name} was prepared before: {folder}")
-    else:
-        started = time.monotonic()
-        _build(source, config, folder)
-        dataset = Dataset.open(folder)
-        log(f"data: {source.name} prepared in {time.monotonic() - started:.1f} s: {folder}")
-    manifest = dataset.manifest
-    for count, text in (
-        (manifest.bad_lines, "malformed lines left out"),
-        (manifest.duplicates, "repeated interactions merged"),
-        (manifest.overlap, "held-out interactions left out, because another part has them"),
-    ):
-        if count:
-            log(f"data: {count} {text}")
+    done = "was prepared before"
+    if not (folder / MANIFEST).exists():
+        with writer.exclusive(folder, log):
+            if not (folder / MANIFEST).exists():  # else another process prepared it during the wait
+                started = time.monotonic()
+                _build(source, config, folder)
+                done = f"prepared in {time.monotonic() - started:.1f} s"
+    dataset = Dataset.open(folder)
+    log(f"data: {source.name} {done}: {folder}")
+    for note in _notes(dataset.manifest):
+        log(f"data: {note}")
     return dataset
 
 
@@ -76,11 +72,12 @@ def _open_prepared(config: DataConfig) -> Dataset:
     dataset, default = Dataset.open(Path(config.source)), DataConfig()
     ignored = [
         f"data.{key}"
-        for key in ("test", "valid", "test_fraction", "valid_fraction", "split_seed", "buckets")
+        for key in DataConfig.model_fields.keys() - {"source", "cache", "planted"}
         if getattr(config, key) not in (getattr(default, key), getattr(dataset.manifest, key, None))
     ]
     if ignored:
-        raise UserError(f"{config.source} is prepared already: leave {', '.join(ignored)} out, or give the raw files")
+        names = ", ".join(sorted(ignored))
+        raise UserError(f"{config.source} is prepared already: leave {names} out, or give the raw files")
     return dataset
 
 
@@ -88,6 +85,7 @@ def _planted_source(config: DataConfig) -> _Source:
     options = config.planted
 
     def read() -> dict[Part, RawPairs]:
+        stage("data: drawing interactions")
         data = planted.make(options)
         return {Part.TRAIN: RawPairs(pa.chunked_array([data.users]), pa.chunked_array([data.items]))}
 
@@ -95,57 +93,112 @@ def _planted_source(config: DataConfig) -> _Source:
         f"synthetic: {options.users} users, {options.items} items, {options.interactions} interactions, "
         f"seed {options.seed}"
     )
+    inputs = {"planted": options.model_dump()}
     test_fraction = config.test_fraction or _PLANTED_TEST_FRACTION
-    return _Source(PLANTED, description, {"planted": options.model_dump()}, read, test_fraction, config.valid_fraction)
+    held_out = _held_out(config.model_copy(update={"test_fraction": test_fraction}))
+    return _Source(PLANTED, description, inputs, read, {Part.TRAIN: PLANTED}, held_out)
 
 
 def _file_source(config: DataConfig) -> _Source:
     files = source_files.find(config)
+    held_out = _held_out(config, *files.parts)
+    if config.split != "random" and not held_out:
+        raise UserError(f"data.split={config.split} does nothing: {files.name} has its parts already; leave it out")
+    timeless = config.model_copy(update={"time_column": None})  # only training interactions are split
+    options = {part: config if part == Part.TRAIN and held_out else timeless for part in files.parts}
 
     def read() -> dict[Part, RawPairs]:
-        parts = {part: formats.read(path, config) for part, path in files.paths.items()}
+        parts = {part: formats.read(found, options[part]) for part, found in files.parts.items()}
         if not len(parts[Part.TRAIN].users):
-            raise UserError(f"{files.paths[Part.TRAIN]} holds no interaction")
+            raise UserError(f"{files.parts[Part.TRAIN].path} holds no interaction")
         return parts
 
     inputs = {
-        part.name.lower(): {"content": _digest(path), **formats.options_of(path, config)}
-        for part, path in files.paths.items()
+        part.name.lower(): {"content": [_digest(file) for file in found.files], **found.options(options[part])}
+        for part, found in files.parts.items()
     }
-    test_fraction = 0.0 if Part.TEST in files.paths else config.test_fraction
-    valid_fraction = 0.0 if Part.VALID in files.paths else config.valid_fraction
-    return _Source(files.name, files.describe(config), inputs, read, test_fraction, valid_fraction)
+    names = {part: found.path.name for part, found in files.parts.items()}
+    return _Source(files.name, files.describe(), inputs, read, names, held_out)
+
+
+def _held_out(config: DataConfig, *present: Part) -> dict[Part, float]:
+    """Return the parts to hold out and the share of each; 0 where it is one interaction of each user.
+
+    Test before validation, so that the test part does not depend on the validation part.
+    """
+    if config.split in ("leave_one_out", "leave_last"):
+        wanted = {Part.TEST: 0.0} | ({Part.VALID: 0.0} if config.valid_fraction else {})
+    else:
+        shares = {Part.TEST: config.test_fraction, Part.VALID: config.valid_fraction}
+        wanted = {part: share for part, share in shares.items() if share}
+    return {part: share for part, share in wanted.items() if part not in present}
 
 
 def _build(source: _Source, config: DataConfig, folder: Path) -> None:
     raw = source.read()
-    parts = encode_parts(raw)
-    # Test before validation, so that the test part does not depend on the validation fraction.
-    for part, fraction in ((Part.TEST, source.test_fraction), (Part.VALID, source.valid_fraction)):
-        if fraction:
-            parts = hold_out_part(parts, part, fraction, config.split_seed)
+    rows = f"{sum(len(pairs.users) for pairs in raw.values()):,} interactions"
+    stage(f"data: encoding the ids of {rows}")
+    parts = everything = encode_parts(raw, source.names)
+    if config.min_user > 1 or config.min_item > 1:
+        parts = k_core(parts, config.min_user, config.min_item)
+    filtered = (
+        len(everything.user_ids) - len(parts.user_ids),
+        len(everything.item_ids) - len(parts.item_ids),
+        sum(len(everything.keys[part]) - len(parts.keys[part]) for part in Part),
+    )
+    for part, share in source.held_out.items():
+        stage(f"data: holding out the {part.name.lower()} part of {rows}")
+        parts = hold_out_part(parts, part, config.split, share, config.split_seed)
+    stage(f"data: writing {rows}")
     with writer.atomic_directory(folder) as temporary:
-        bad_lines, origin = sum(pairs.bad_lines for pairs in raw.values()), _split(source, config)
-        origin |= {"name": source.name, "source": source.description}
-        writer.write(temporary, parts, config.buckets, bad_lines, **origin)
-
-
-def _split(source: _Source, config: DataConfig) -> dict[str, Any]:
-    """Return the fields of the manifest that describe the split."""
-    fractions = {"test_fraction": source.test_fraction, "valid_fraction": source.valid_fraction}
-    return fractions | {"split_seed": config.split_seed}
+        writer.write(
+            temporary,
+            parts,
+            config.buckets,
+            sum(pairs.bad_lines for pairs in raw.values()),
+            name=source.name,
+            source=source.description,
+            split=config.split,
+            test_fraction=source.held_out.get(Part.TEST, 0.0),
+            valid_fraction=source.held_out.get(Part.VALID, 0.0),
+            split_seed=config.split_seed,
+            min_user=config.min_user,
+            min_item=config.min_item,
+            **dict(zip(("filtered_users", "filtered_items", "filtered_interactions"), filtered, strict=True)),
+            notes=tuple(note for pairs in raw.values() for note in pairs.notes),
+        )
 
 
 def _key(source: _Source, config: DataConfig) -> str:
     """Return a hash that names the prepared folder: equal files and settings have equal keys."""
-    settings = {"format_version": FORMAT_VERSION, "inputs": source.inputs, "buckets": config.buckets}
-    settings |= _split(source, config)
+    settings = {
+        "format_version": FORMAT_VERSION,
+        "inputs": source.inputs,
+        "split": config.split,
+        "held_out": {part.name: share for part, share in source.held_out.items()},
+        "split_seed": config.split_seed,
+        "min_user": config.min_user,
+        "min_item": config.min_item,
+        "buckets": config.buckets,
+    }
     return blake2b(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:_KEY_LENGTH]
 
 
 def _digest(path: Path) -> str:
+    stage(f"data: hashing {path.name}")
     try:
         with path.open("rb") as file:
             return file_digest(file, blake2b).hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _notes(manifest: Manifest) -> list[str]:
+    m = manifest
+    counts = {
+        "malformed lines left out": m.bad_lines,
+        "repeated interactions merged": m.duplicates,
+        "held-out interactions left out, because another part has them": m.overlap,
+    }
+    merged = [f"{count:,} {text}" for text, count in counts.items() if count]
+    return [*m.notes, *m.id_notes, *merged, *m.filtered(), *m.untrained()]

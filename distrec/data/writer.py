@@ -4,15 +4,17 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distrec.core.errors import UserError
+from distrec.core.file_lock import FileLock
 from distrec.data.dataset import FORMAT_VERSION, MANIFEST, Manifest, Part, bucket_file
 from distrec.data.encode import EncodedParts, fingerprint
 
@@ -27,20 +29,39 @@ def atomic_directory(final: Path) -> Iterator[Path]:
     temporary = final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {final.parent} (data.cache): {error.strerror}") from None
-    try:
         yield temporary
         try:
             temporary.rename(final)
         except OSError:
             if not (final / MANIFEST).exists():
                 raise
+    except OSError as error:
+        raise _unwritable(final, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write(folder: Path, parts: EncodedParts, buckets: int, bad_lines: int, **origin: str | float) -> None:
+@contextmanager
+def exclusive(final: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """Let one process at a time run the block for a folder; the others wait, and log for whom."""
+    lock = FileLock(final.with_name(f".{final.name}.lock"))
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire_waiting(lambda holder: log(f"data: waiting for {holder}, which prepares the same data"))
+    except OSError as error:
+        raise _unwritable(final, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unwritable(final: Path, error: OSError) -> UserError:
+    reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own text is several sentences long
+    return UserError(f"cannot write to {final.parent} (data.cache): {reason}")
+
+
+def write(folder: Path, parts: EncodedParts, buckets: int, bad_lines: int, **origin: Any) -> None:
     """Write a data set into an empty folder, the manifest last.
 
     Args:
@@ -48,15 +69,17 @@ def write(folder: Path, parts: EncodedParts, buckets: int, bad_lines: int, **ori
         parts: the interactions.
         buckets: number of user buckets.
         bad_lines: malformed lines that were skipped.
-        origin: manifest fields on the origin of the data: name, source and split.
+        origin: manifest fields on the origin of the data: name, source, split, filter and notes.
     """
     pairs = {part: parts.pairs(part) for part in Part}
-    users, items = pairs[Part.TRAIN]
-    without_train = {}
-    for entity, ids, codes in (("users", parts.user_ids, users), ("items", parts.item_ids, items)):
-        degrees = np.bincount(codes, minlength=len(ids))
+    untrained: dict[str, Any] = {}
+    for entity, ids, column, of in (("users", parts.user_ids, 0, "of"), ("items", parts.item_ids, 1, "with")):
+        degrees = np.bincount(pairs[Part.TRAIN][column], minlength=len(ids))
         pq.write_table(pa.table({"id": ids, "degree": degrees.astype(np.int64)}), folder / f"{entity}.parquet")
-        without_train[f"{entity}_without_train"] = int((degrees == 0).sum())
+        untrained[f"{entity}_without_train"] = int((degrees == 0).sum())
+        untrained[f"{of}_untrained_{entity}"] = {
+            part.name.lower(): int((degrees[pairs[part][column]] == 0).sum()) for part in (Part.VALID, Part.TEST)
+        }
     _write_buckets(folder, pairs, buckets)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -69,7 +92,8 @@ def write(folder: Path, parts: EncodedParts, buckets: int, bad_lines: int, **ori
         duplicates_by_part={part.name.lower(): count for part, count in parts.duplicates.items()},
         overlap=parts.overlap,
         bad_lines=bad_lines,
-        **without_train,
+        **untrained,
+        id_notes=parts.id_notes,
         fingerprint=fingerprint(parts, buckets),
     )
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=2) + "\n")

@@ -17,5 +17,8 @@ class EvalConfig(Section):
     similarity: Literal["model", "dot", "cosine"] = "model"
     """Similarity that ranks: `model` is that of training; `dot` and `cosine` rank by the dot product or the cosine of
     the representations, whatever the training."""
+    untrained_items: Literal["exclude", "include"] = "exclude"
+    """Items without training interactions, whose rows only initial values and negatives determine: `exclude` leaves
+    them out of the rankings, so that held-out interactions with them count as misses."""
     every: int = Field(1, ge=0)
     """Epochs between evaluations on the validation part; 0 disables them. The test part is evaluated once, last."""

@@ -36,6 +36,15 @@ class RankingSums:
     """Number of users with at least one relevant item, over which the sums run."""
     left_out: int
     """Number of users without a relevant item."""
+    relevant: int = 0
+    """Number of relevant items of all these users."""
+    untrained: int = 0
+    """How many of them have no training interaction."""
+
+    @property
+    def untrained_share(self) -> float:
+        """Share of the held-out interactions whose item has no training interaction, in [0, 1]."""
+        return self.untrained / max(1, self.relevant)
 
     def means(self) -> dict[str, float]:
         """Return {"recall@20": 0.159, ...}, averaged over the users with a relevant item.
@@ -80,7 +89,7 @@ def ranking_sums(
         for k in ks:
             value_U = metric(hits_UK[:, :k], relevant_U, k)
             sums[f"{name}@{k}"] = float(np.rint(value_U * _RESOLUTION).sum() / _RESOLUTION)
-    return RankingSums(sums, users=len(relevant_U), left_out=len(kept_U) - len(relevant_U))
+    return RankingSums(sums, len(relevant_U), len(kept_U) - len(relevant_U), int(relevant_U.sum()))
 
 
 @METRICS.register("recall")

@@ -4,6 +4,7 @@ Each worker ranks for its own users, whose known and held-out items it has. Bloc
 representations are broadcast in turn, and each block is merged into the users' top-K lists, so memory stays bounded.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,12 @@ from distrec.sharding.collectives import Exchange
 from distrec.sharding.partition import Partition
 
 _BLOCK_ITEMS = 2**16
+_USERS = 2**12  # users ranked between two calls of `progress`, some seconds at most; a multiple of the kernel's tile
 _SCORES = 2**23  # scores that plain torch holds at a time: 32 MiB in float32
 _LONGEST = 256  # K up to which the compiled insertion is used. It takes 0.6 of plain torch's time; 2.3 with K = 1000.
+
+Progress = Callable[[float], object]
+"""Receives the share of this worker's scores that have been ranked, in (0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,22 @@ class UserItemPairs:
         """Return the chosen pairs (a mask), items numbered from `first`."""
         return UserItemPairs(self.row[chosen], self.item[chosen] - first)
 
+    def of_rows(self, rows: slice) -> "UserItemPairs":
+        """Return the pairs of some rows, numbered from the first of these."""
+        low, high = np.searchsorted(self.row, [rows.start, rows.stop])
+        return UserItemPairs(self.row[low:high] - rows.start, self.item[low:high])
+
 
 @torch.no_grad()
 def rank(
-    users_UD: Tensor, known: UserItemPairs, own_items_VD: Tensor, partition: Partition, exchange: Exchange, k: int
+    users_UD: Tensor,
+    known: UserItemPairs,
+    own_items_VD: Tensor,
+    partition: Partition,
+    exchange: Exchange,
+    k: int,
+    candidates: np.ndarray | None = None,
+    progress: Progress = lambda share: None,
 ) -> Tensor:
     """Return the top-K items of each user by dot product, known items excluded. Collective, also without users.
 
@@ -55,6 +72,8 @@ def rank(
         known: items never to recommend to them.
         own_items_VD: representations of the items that this worker owns, in the order of `partition.rows_of`.
         partition: partition of the items.
+        candidates: (items,) bool, equal at all workers: the items to rank; None ranks all.
+        progress: called as the ranking proceeds.
 
     Returns:
         Item ids, (U, k) int64 on the CPU, best first, ties by ascending id; -1 where no item is left.
@@ -63,26 +82,57 @@ def rank(
         UserError: a score is NaN.
     """
     assert k >= 1, k
-    users, known = len(users_UD), known.ordered()
+    users, known = len(users_UD), _known_candidates(known, candidates)
     best = (users_UD.new_full((users, k), -torch.inf), torch.full((users, k), NO_ITEM, device=users_UD.device))
+    done, total = 0, users * (partition.rows if candidates is None else int(candidates.sum()))
+    for block_VD, ids_V, masked in _item_blocks(own_items_VD, known, partition, exchange, candidates):
+        for start in range(0, users, _USERS):
+            rows = slice(start, min(start + _USERS, users))
+            lists = best[0][rows], best[1][rows]
+            add_block(lists, users_UD[rows], block_VD, ids_V, masked.of_rows(rows))
+            done += (rows.stop - rows.start) * len(ids_V)
+            progress(done / total)
+    return best[1].cpu()
+
+
+def _item_blocks(
+    own_items_VD: Tensor,
+    known: UserItemPairs,
+    partition: Partition,
+    exchange: Exchange,
+    candidates: np.ndarray | None,
+) -> Iterator[tuple[Tensor, Tensor, UserItemPairs]]:
+    """Yield (representations, ids, known pairs with indices into them) of blocks of all workers' items. Collective."""
     owner, local = partition.owner(known.item), UserItemPairs(known.row, partition.local(known.item))
     for worker in range(partition.workers):
-        ids_V = torch.from_numpy(partition.rows_of(worker)).to(users_UD.device)
-        shard_known = local.select(owner == worker)
+        ids, shard_known = partition.rows_of(worker), local.select(owner == worker)
+        if candidates is not None:
+            chosen = candidates[ids]
+            ids = ids[chosen]
+            shard_known = UserItemPairs(shard_known.row, (np.cumsum(chosen) - 1)[shard_known.item])
+            if worker == exchange.rank:
+                own_items_VD = own_items_VD[torch.from_numpy(chosen).to(own_items_VD.device)]
+        ids_V = torch.from_numpy(ids).to(own_items_VD.device)
         for first in range(0, len(ids_V), _BLOCK_ITEMS):
             last = min(first + _BLOCK_ITEMS, len(ids_V))
-            block_VD = users_UD.new_empty(last - first, users_UD.shape[1])
+            block_VD = own_items_VD.new_empty(last - first, own_items_VD.shape[1])
             if worker == exchange.rank:
                 block_VD = own_items_VD[first:last].contiguous()
             exchange.broadcast(block_VD, worker)
-            masked = shard_known.select((shard_known.item >= first) & (shard_known.item < last), first)
-            add_block(best, users_UD, block_VD, ids_V[first:last], masked)
-    return best[1].cpu()
+            inside = (shard_known.item >= first) & (shard_known.item < last)
+            yield block_VD, ids_V[first:last], shard_known.select(inside, first)
 
 
 @torch.no_grad()
 def rank_scores(
-    scorer: Scorer, users: np.ndarray, known: UserItemPairs, items: int, exchange: Exchange, k: int
+    scorer: Scorer,
+    users: np.ndarray,
+    known: UserItemPairs,
+    items: int,
+    exchange: Exchange,
+    k: int,
+    candidates: np.ndarray | None = None,
+    progress: Progress = lambda share: None,
 ) -> Tensor:
     """Return the top-K items of each user by the scores of a scorer; arguments and result otherwise as of `rank`.
 
@@ -91,24 +141,32 @@ def rank_scores(
         users: local indices of this worker's users.
         items: items of the catalogue.
     """
-    known = known.ordered()
-    width = min(_BLOCK_ITEMS, items)
+    known, ids = _known_candidates(known, candidates), np.arange(items)
+    if candidates is not None:
+        ids, known = ids[candidates], UserItemPairs(known.row, (np.cumsum(candidates) - 1)[known.item])
+    width = max(1, min(_BLOCK_ITEMS, len(ids)))
     size = max(1, _SCORES // width)
     longest = int(exchange.all_max(torch.tensor([len(users)], device=exchange.device)))
     ranked = torch.empty(len(users), k, dtype=torch.int64)
     for start in range(0, longest, size):
         rows = slice(min(start, len(users)), min(start + size, len(users)))
         best = topk_block(torch.empty(rows.stop - rows.start, 0), torch.empty(0, dtype=torch.int64), k)
-        of_rows = known.select((known.row >= rows.start) & (known.row < rows.stop))
-        for first in range(0, items, width):
-            ids_V = np.arange(first, min(first + width, items))
+        known_rows = known.of_rows(rows)
+        for first in range(0, len(ids), width):
+            ids_V = ids[first : first + width]
             tile_UV = torch.empty(rows.stop - rows.start, len(ids_V))
             scorer.scores(users[rows], ids_V, tile_UV)
-            inside = (of_rows.item >= first) & (of_rows.item < first + width)
-            tile_UV[of_rows.row[inside] - rows.start, of_rows.item[inside] - first] = -torch.inf
+            inside = (known_rows.item >= first) & (known_rows.item < first + width)
+            tile_UV[known_rows.row[inside], known_rows.item[inside] - first] = -torch.inf
             best = merge_topk(best, topk_block(tile_UV, torch.from_numpy(ids_V), k), k)
         ranked[rows] = best[1]
+        progress(min(1.0, (start + size) / longest))
     return ranked
+
+
+def _known_candidates(known: UserItemPairs, candidates: np.ndarray | None) -> UserItemPairs:
+    """Return the known items that would be ranked, ordered by row and item."""
+    return known.ordered() if candidates is None else known.select(candidates[known.item]).ordered()
 
 
 def add_block(

@@ -48,12 +48,13 @@ class UpdateRule(ABC):
         """
 
     @abstractmethod
-    def update(self, local_U: Tensor, rows_UD: Tensor, grad_UD: Tensor, *coefficients: float) -> Tensor:
-        """Return the touched rows after a step, in plain torch. Reads and writes the accumulators of these rows only.
+    def change(self, local_U: Tensor, grad_UD: Tensor, *coefficients: float) -> Tensor:
+        """Return what a step subtracts from the touched rows, a new tensor (U, D), in plain torch.
+
+        Reads and writes the accumulators of these rows only.
 
         Args:
             local_U: local rows, int64, unique.
-            rows_UD: the rows before the step; may be overwritten and returned.
             grad_UD: their gradients; not overwritten.
             coefficients: `self.coefficients` of this step.
         """
@@ -78,7 +79,8 @@ class MissedSteps(NamedTuple):
     """Steps in which idle rows were not updated."""
 
     coefficients_CS: Tensor
-    """float64, on the host. Rows: cumulative decay factor, decay factor of the step, coefficients of the rule."""
+    """float64, on the host. Rows: cumulative decay factor, fraction that decay removes at the step, coefficients of
+    the rule."""
     now: int
     """Present step, a column of `coefficients_CS`."""
     span: int
@@ -90,9 +92,14 @@ class MissedSteps(NamedTuple):
 
 
 class Decay(NamedTuple):
-    """Decay of the touched rows at one step: row <- shrink * row, gradient <- gradient + l2 * row."""
+    """Decay of the touched rows at one step: row <- row - shrink * row, gradient <- gradient + l2 * row.
 
-    shrink: float = 1.0
+    Kernels subtract shrink * row and the change by the rule together, row - (shrink * row + change). In float32,
+    1 - shrink would be rounded to a multiple of 6e-8, alike for all rows; so a row is rounded once, and its gradients
+    make the rounding go either way.
+    """
+
+    shrink: float = 0.0
     l2: float = 0.0
 
 
@@ -122,9 +129,8 @@ class ReferenceKernels:
         rows_UD = stored_VD.index_select(0, local_U)
         if decay.l2:
             grad_UD = grad_UD.add(rows_UD, alpha=decay.l2)
-        if decay.shrink != 1:
-            rows_UD.mul_(decay.shrink)
-        stored_VD.index_copy_(0, local_U, rule.update(local_U, rows_UD, grad_UD, *coefficients))
+        change_UD = rule.change(local_U, grad_UD, *coefficients).add_(rows_UD, alpha=decay.shrink)
+        stored_VD.index_copy_(0, local_U, rows_UD.sub_(change_UD))
 
     def take_stale(self, local_U: Tensor, written_V: Tensor, now: int) -> tuple[Tensor, Tensor]:
         """Select the rows last written before step `now`, and mark them as written at `now`.
@@ -148,13 +154,14 @@ class ReferenceKernels:
             _, shrink, *coefficients = missed.coefficients_CS[:, step].tolist()
             rows_UD = stored_VD.index_select(0, local_U)
             grad_UD = rows_UD * missed.l2
-            stored_VD.index_copy_(0, local_U, rule.update(local_U, rows_UD.mul_(shrink), grad_UD, *coefficients))
+            change_UD = rule.change(local_U, grad_UD, *coefficients).add_(rows_UD, alpha=shrink)
+            stored_VD.index_copy_(0, local_U, rows_UD.sub_(change_UD))
         rest_G = missed.now - last_G
         faded = rest_G > 0
         if faded.any():
             local_U, last_U = local_G[faded], last_G[faded].cpu()
             left_U = missed.coefficients_CS[0, missed.now] / missed.coefficients_CS[0, last_U]
-            stored_VD[local_U] *= left_U.unsqueeze(1).to(stored_VD)
+            stored_VD[local_U] = (stored_VD[local_U] * left_U.unsqueeze(1).to(stored_VD.device)).to(stored_VD.dtype)
             for slot_VD, factor in zip(rule.slots.values(), rule.idle_decay, strict=True):
                 left_U = torch.pow(torch.tensor(factor, dtype=torch.float64), rest_G[faded].double()).to(slot_VD)
                 slot_VD[local_U] *= left_U.unsqueeze(1)
@@ -162,6 +169,6 @@ class ReferenceKernels:
     def affine_(self, stored_VD: Tensor, buffer_VD: Tensor, local_G: Tensor, map_4G: Tensor) -> None:
         """Map (w, b) to (m0 w + m1 b, m2 w + m3 b) for each element of some rows; maps are float64, on the host."""
         w_GD, b_GD = stored_VD.index_select(0, local_G), buffer_VD.index_select(0, local_G)
-        m = map_4G.to(stored_VD).unsqueeze(2)
-        stored_VD.index_copy_(0, local_G, m[0] * w_GD + m[1] * b_GD)
-        buffer_VD.index_copy_(0, local_G, m[2] * w_GD + m[3] * b_GD)
+        m = map_4G.to(stored_VD.device).unsqueeze(2)
+        stored_VD.index_copy_(0, local_G, (m[0] * w_GD + m[1] * b_GD).to(stored_VD.dtype))
+        buffer_VD.index_copy_(0, local_G, (m[2] * w_GD + m[3] * b_GD).to(buffer_VD.dtype))

@@ -64,6 +64,8 @@ class LossInputs:
     """Pairs of the global batch, the divisor of a mean."""
     items: int
     """Items of the catalogue."""
+    draws: int
+    """Negatives drawn for a pair, masked ones included: N; in-batch N - 1, as the pair's own positive is no draw."""
     workers: int
     exchange: StepExchange
     """Differentiable collectives over the workers."""

@@ -12,8 +12,9 @@ from distrec.losses.base import Loss, LossInputs, log_sum_exp, losses, softplus
 class SampledSoftmax(Loss):
     """-log( e^{s_ui/t} / (e^{s_ui/t} + sum_j e^{s_uj/t}) ), sampled softmax or InfoNCE (Wu et al., TOIS 2024).
 
-    With `log_q`, each negative has importance weight 1 / (N q_j): the sum is then an unbiased estimate of the sum over
-    all negatives (Bengio and Senecal, 2008). Computed as softplus(logsumexp - s_ui/t), which does not overflow.
+    With `log_q`, each negative has importance weight 1 / (N q_j), N being the draws for a pair: the sum is then an
+    unbiased estimate of the sum over all negatives (Bengio and Senecal, 2008). Computed as
+    softplus(logsumexp - s_ui/t), which does not overflow.
     """
 
     temperature: float = Field(0.1, gt=0)
@@ -31,5 +32,5 @@ class SampledSoftmax(Loss):
         if negative_BN.shape[1] == 0:
             return step.positive_B * 0.0
         if self.log_q:
-            negative_BN = negative_BN - t * (step.log_q_BN + math.log(negative_BN.shape[1]))
+            negative_BN = negative_BN - t * (step.log_q_BN + math.log(max(1, step.draws)))
         return softplus(log_sum_exp(negative_BN, t) - step.positive_B / t)

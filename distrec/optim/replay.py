@@ -43,8 +43,8 @@ class Replay(PerRowDeferred):
         self._now += 1
         self._origin = t - self._now
         shrink = lr * self._shrink
-        decay = self._log_decay.advance(shrink), 1 - shrink
-        self._steps.reserve(self._now)[:, self._now] = *decay, *self._rule.coefficients(lr, t)
+        left = self._log_decay.advance(shrink)
+        self._steps.reserve(self._now)[:, self._now] = left, shrink, *self._rule.coefficients(lr, t)
 
     def apply_(self, stored_VD: Tensor, local_G: Tensor, since_G: Tensor) -> None:
         coefficients_CS = torch.from_numpy(self._steps.values_CS)

@@ -30,9 +30,9 @@ class SGD(UpdateRule):
     def coefficients(self, lr: float, t: int) -> tuple[float, ...]:
         return (lr,)
 
-    def update(self, local_U: Tensor, rows_UD: Tensor, grad_UD: Tensor, *coefficients: float) -> Tensor:
+    def change(self, local_U: Tensor, grad_UD: Tensor, *coefficients: float) -> Tensor:
         (lr,) = coefficients
-        return rows_UD.sub_(grad_UD, alpha=lr)
+        return grad_UD * lr
 
 
 @RULES.register("momentum")
@@ -49,11 +49,11 @@ class Momentum(UpdateRule):
     def coefficients(self, lr: float, t: int) -> tuple[float, ...]:
         return lr, self.momentum
 
-    def update(self, local_U: Tensor, rows_UD: Tensor, grad_UD: Tensor, *coefficients: float) -> Tensor:
+    def change(self, local_U: Tensor, grad_UD: Tensor, *coefficients: float) -> Tensor:
         lr, momentum = coefficients
         buffer_UD = self.slots["buffer"].index_select(0, local_U).mul_(momentum).add_(grad_UD)
         self.slots["buffer"].index_copy_(0, local_U, buffer_UD)
-        return rows_UD.sub_(buffer_UD, alpha=lr)
+        return buffer_UD.mul_(lr)
 
 
 @RULES.register("adagrad")
@@ -69,11 +69,11 @@ class Adagrad(UpdateRule):
     def coefficients(self, lr: float, t: int) -> tuple[float, ...]:
         return lr, self._eps
 
-    def update(self, local_U: Tensor, rows_UD: Tensor, grad_UD: Tensor, *coefficients: float) -> Tensor:
+    def change(self, local_U: Tensor, grad_UD: Tensor, *coefficients: float) -> Tensor:
         lr, eps = coefficients
         sum_UD = self.slots["sum"].index_select(0, local_U).addcmul_(grad_UD, grad_UD)
         self.slots["sum"].index_copy_(0, local_U, sum_UD)
-        return rows_UD.addcdiv_(grad_UD, sum_UD.sqrt_().add_(eps), value=-lr)
+        return (grad_UD * lr).div_(sum_UD.sqrt_().add_(eps))
 
 
 @RULES.register("rowwise_adagrad")
@@ -87,11 +87,11 @@ class RowwiseAdagrad(Adagrad):
         self._eps = eps
         self.slots = {"sum": _zeros(rows_VD, rows_VD.shape[:1])}
 
-    def update(self, local_U: Tensor, rows_UD: Tensor, grad_UD: Tensor, *coefficients: float) -> Tensor:
+    def change(self, local_U: Tensor, grad_UD: Tensor, *coefficients: float) -> Tensor:
         lr, eps = coefficients
         sum_U = self.slots["sum"].index_select(0, local_U).add_(grad_UD.square().mean(1))
         self.slots["sum"].index_copy_(0, local_U, sum_U)
-        return rows_UD.addcdiv_(grad_UD, sum_U.sqrt_().add_(eps).unsqueeze(1), value=-lr)
+        return grad_UD * (lr / sum_U.sqrt_().add_(eps)).unsqueeze(1)
 
 
 @RULES.register("lazy_adam")
@@ -112,14 +112,14 @@ class LazyAdam(UpdateRule):
         step_size = lr * (1 - self.beta2**t) ** 0.5 / (1 - self.beta1**t)
         return step_size, self.beta1, self.beta2, self._eps
 
-    def update(self, local_U: Tensor, rows_UD: Tensor, grad_UD: Tensor, *coefficients: float) -> Tensor:
+    def change(self, local_U: Tensor, grad_UD: Tensor, *coefficients: float) -> Tensor:
         step_size, beta1, beta2, eps = coefficients
         moment1_UD = self.slots["moment1"].index_select(0, local_U).lerp_(grad_UD, 1 - beta1)
         self.slots["moment1"].index_copy_(0, local_U, moment1_UD)
         moment2_UD = self.slots["moment2"].index_select(0, local_U).mul_(beta2)
         moment2_UD.addcmul_(grad_UD, grad_UD, value=1 - beta2)
         self.slots["moment2"].index_copy_(0, local_U, moment2_UD)
-        return rows_UD.addcdiv_(moment1_UD, moment2_UD.sqrt_().add_(eps), value=-step_size)
+        return moment1_UD.mul_(step_size).div_(moment2_UD.sqrt_().add_(eps))
 
 
 @RULES.register("adam")

@@ -16,6 +16,8 @@ from distrec.optim.rules import RULES, Momentum
 from distrec.optim.schedule import learning_rate
 from distrec.sharding.table import Table
 
+_RESOLUTION = 6e-8  # relative: smaller changes may round to none in float32
+
 
 class SparseOptimizer:
     """Updates one shard of one table. `dense_reference.DenseReference` is the same as a sweep over all rows."""
@@ -69,6 +71,26 @@ class SparseOptimizer:
             return "stay as they are"
         return "are updated at each step" if self._sweep else f"are updated when read, {self._deferred.form}"
 
+    @property
+    def precision_note(self) -> str | None:
+        """Return what float32 makes of a decay that it cannot resolve in one step, for the log; None if it resolves it.
+
+        Decay by the scale is accumulated in float64.
+        """
+        decay, shrink = self._config.decay, self._config.lr * self._strength
+        by_step = decay.coupling == "decoupled" or self._rule.l2_is_decoupled
+        if (
+            decay.scope == "none"
+            or not by_step
+            or isinstance(self._deferred, FullDecay)
+            or not 0 < shrink < _RESOLUTION
+        ):
+            return None
+        return (
+            f"{self._table.name} decay by {shrink:.1e} a step, less than float32 resolves ({_RESOLUTION:.0e}): right "
+            "on average where a row has a gradient, nothing where it has none"
+        )
+
     @torch.no_grad()
     def step(self, local_U: Tensor, grad_UD: Tensor) -> None:
         """Take one step: decay first, then the rule, as in torch.optim.AdamW.
@@ -102,7 +124,7 @@ class SparseOptimizer:
             return Decay()
         if self._config.decay.coupling == "l2":
             return Decay(l2=self._strength)
-        return Decay(shrink=1 - lr * self._strength)
+        return Decay(shrink=lr * self._strength)
 
     def state(self) -> dict[str, Tensor | int]:
         """Return what a checkpoint must save beside the rows.

@@ -3,6 +3,8 @@
 State that is equal at all workers is in the file of worker 0.
 """
 
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,36 @@ def save_shard(
     shape = {name: (partition.rows, partition.buckets) for name, partition in partitions.items()}
     workers = next(iter(partitions.values())).workers
     content = {"format": _FORMAT, "worker": worker, "workers": workers, "shape": shape, "tables": tables, "meta": meta}
-    torch.save(content | {"shared": shared if worker == 0 else {}}, folder / _name(worker, workers))
+    try:
+        torch.save(content | {"shared": shared if worker == 0 else {}}, folder / _name(worker, workers))
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError where the disk is full
+        raise unwritable(folder, error) from None
+
+
+def unwritable(path: Path, error: Exception) -> UserError:
+    """Return the error of a run that cannot write to a path: the disk is full, or not writable."""
+    number = getattr(error, "errno", None)
+    reason = os.strerror(number) if number else str(error).strip().split("\n")[0]
+    return UserError(f"cannot write to {path}: {reason}; make room, and go on with run.resume=true")
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether no file of a checkpoint is missing or truncated. Reads the ends of its files alone."""
+    shards = sorted(file.name for file in folder.glob("shard-*-of-*.pt"))
+    workers = int(shards[0].rpartition("-of-")[2].removesuffix(".pt")) if shards else 0
+    if shards != [_name(worker, workers) for worker in range(workers)]:
+        return False
+    files = [file for file in folder.glob("*") if file.is_file()]
+    return bool(files) and all(_has_directory(file) for file in files if file.suffix == ".pt")
+
+
+def _has_directory(file: Path) -> bool:
+    """Return whether a file of `torch.save`, a zip archive, has its directory, which is written last."""
+    try:
+        zipfile.ZipFile(file).close()
+    except (zipfile.BadZipFile, OSError):
+        return False
+    return True
 
 
 def load_shard(folder: Path, worker: int, partitions: dict[str, Partition]) -> tuple[dict[str, Rows], Values, Values]:
@@ -92,7 +123,10 @@ def _name(worker: int, workers: int) -> str:
 def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise UserError(f"{file} of the checkpoint is missing")
-    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # of the archive, the pickle or the storage: they have no common base
+        raise UserError(f"{file} of the checkpoint is damaged: {str(error).strip().splitlines()[0]}") from None
     if content["format"] != _FORMAT:
         raise UserError(f"{file} has format {content['format']}; this version reads {_FORMAT}")
     return content

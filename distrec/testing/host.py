@@ -24,5 +24,8 @@ class FolderHost:
     def emit(self, event: dict[str, Any]) -> None:
         self.events.append(event)
 
-    def keep(self, folder: Path, epoch: int) -> None:
+    def keep(self, folder: Path, epoch: int, best: bool) -> None:
         shutil.copytree(folder, self.folder / str(epoch), dirs_exist_ok=True)
+
+    def best(self, epoch: int) -> Path | None:
+        return self.folder / str(epoch)

@@ -15,8 +15,17 @@ class Tracker:
     uri: str | None = None
     """Address of the store, with an absolute path if it is a file."""
 
+    @property
+    def destination(self) -> str:
+        """Where runs are recorded, for the log."""
+        return "nothing is recorded (tracking.enabled=false)"
+
+    def check(self) -> str:
+        """Return that the store can be used, without creating one. Raise UserError if it cannot."""
+        return "no store is needed"
+
     def start(self, config: Section, tags: Mapping[str, str], run_name: str) -> None:
-        """Create the run, or continue it. The only method that may raise."""
+        """Create the run, or continue it. No method but this and `check` may raise."""
 
     def log_dataset(self, name: str, source: str, fingerprint: str, profile: Mapping[str, object]) -> None:
         """Record the data set of the run; `profile` holds its counts."""

@@ -9,17 +9,18 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distrec.core.config import Section, dump, flat
 from distrec.core.errors import UserError
+from distrec.core.file_lock import FileLock
 from distrec.tracking.base import Tracker
 from distrec.tracking.config import TrackingConfig
 from distrec.tracking.environment import git_commit, versions
 from distrec.tracking.result_table import Row, markdown_table
-from distrec.tracking.uri import artifact_folder, check_database, public_uri, tracking_uri
+from distrec.tracking.uri import artifact_folder, check_database, exists, public_uri, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,7 +38,8 @@ _TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
-_EXPERIMENT_KIND = "custom_model_development"  # MLflow then shows its pages for training, not for language models
+# MLflow's page then opens the experiment under "Model training", not among those on language models.
+_KIND, _EXPERIMENT_KIND = "mlflow.experimentKind", "custom_model_development"
 _NOISY_LOGGERS = ("mlflow", "alembic", "urllib3.connectionpool")
 
 logger = logging.getLogger(__name__)
@@ -54,17 +56,27 @@ class MlflowTracker(Tracker):
     uri: str
 
     def __init__(
-        self, config: TrackingConfig, run_folder: Path, run_id: str | None, warn: Callable[[str], None] | None
+        self,
+        config: TrackingConfig,
+        run_folder: Path,
+        run_id: str | None,
+        warn: Callable[[str], None] | None,
+        run_uri: str | None = None,
     ) -> None:
         self.run_id = run_id
-        self.uri = tracking_uri(config.uri, run_folder)
+        recorded = run_uri if run_uri and exists(run_uri) else None
+        self.uri = tracking_uri(recorded if config.uri is None else config.uri, run_folder)
         self._where = f"MLflow at {public_uri(self.uri)}"
-        self._experiment = config.experiment
+        self._experiment = config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "distrec"
         self._artifacts = artifact_folder(self.uri, run_folder)
         self._warn = warn or logger.warning
         self._client: MlflowClient | None = None
         self._pending: list[_Request] = []
         self._failing_since: float | None = None
+
+    @property
+    def destination(self) -> str:
+        return f"MLflow at {public_uri(self.uri)}, experiment {self._experiment}"
 
     def start(self, config: Section, tags: Mapping[str, str], run_name: str) -> None:
         """Create or continue the run, with `config` as params and as `config.yaml`.
@@ -77,15 +89,28 @@ class MlflowTracker(Tracker):
         Raises:
             UserError: the store cannot be reached or used, or it has no such run to continue.
         """
+        with self._connected() as client:
+            self._client = client
+            recorded = self._continue_run(client, self.run_id) if self.run_id else {}
+            self.run_id = self.run_id or self._create_run(client, run_name)
+            _log_setup(client, self.run_id, config, tags, recorded)
+
+    def check(self) -> str:
+        if not exists(self.uri):
+            return "will be created"
+        with self._connected() as client:
+            client.search_experiments(max_results=1)
+        return "works"
+
+    @contextmanager
+    def _connected(self) -> Iterator["MlflowClient"]:
+        """Run the body with a client of the store. Raise UserError for whatever fails."""
         try:
             check_database(self.uri)
-            with _mlflow_settings():
+            with _mlflow_settings(), self._exclusive():
                 from mlflow import MlflowClient
 
-                client = self._client = MlflowClient(tracking_uri=self.uri)
-                recorded = self._continue_run(client, self.run_id) if self.run_id else {}
-                self.run_id = self.run_id or self._create_run(client, run_name)
-                _log_setup(client, self.run_id, config, tags, recorded)
+                yield MlflowClient(tracking_uri=self.uri)
         except UserError:
             raise
         except Exception as error:  # requests, SQLAlchemy, OSError and MLflow have no common base class
@@ -93,6 +118,17 @@ class MlflowTracker(Tracker):
                 f"cannot record to {self._where}: {_cause(error)}\n"
                 "Start the server or set tracking.uri; tracking.enabled=false trains without it."
             ) from error
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Let one process at a time open a database file: MLflow creates and migrates its tables without a lock."""
+        lock = FileLock(Path(f"{self.uri.removeprefix('sqlite:///')}.lock"))
+        if self.uri.startswith("sqlite:///"):
+            lock.acquire_waiting(lambda holder: self._warn(f"tracking: waiting for {holder}, which opens the database"))
+        try:
+            yield
+        finally:
+            lock.release()
 
     def log_dataset(self, name: str, source: str, fingerprint: str, profile: Mapping[str, object]) -> None:
         from mlflow.entities import Dataset, DatasetInput
@@ -130,12 +166,21 @@ class MlflowTracker(Tracker):
             )
 
     def _create_run(self, client: "MlflowClient", run_name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
         experiment = client.get_experiment_by_name(self._experiment)
         if experiment is None:
-            tags = {"mlflow.experimentKind": _EXPERIMENT_KIND}
-            experiment_id = client.create_experiment(self._experiment, self._artifacts, tags)
+            try:
+                experiment_id = client.create_experiment(self._experiment, self._artifacts, {_KIND: _EXPERIMENT_KIND})
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                return self._create_run(client, run_name)  # another run has created it at the same moment
         elif experiment.lifecycle_stage == "active":
             experiment_id = experiment.experiment_id
+            if _KIND not in experiment.tags:
+                with suppress(MlflowException):  # only some users of a server may set tags
+                    client.set_experiment_tag(experiment_id, _KIND, _EXPERIMENT_KIND)
         else:
             raise UserError(f"MLflow experiment {self._experiment!r} is deleted; restore it or set tracking.experiment")
         run_id: str = client.create_run(experiment_id, run_name=run_name).info.run_id

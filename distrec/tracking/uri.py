@@ -1,11 +1,13 @@
 """Tracking URIs, resolved and checked before MLflow uses them: MLflow reports a wrong one late and at length."""
 
+import os
 import socket
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from distrec.core.config import expand_user
 from distrec.core.errors import UserError
 
 _SQLITE = "sqlite:///"
@@ -13,24 +15,28 @@ _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Databases that MLflow can write to without a tracking server."""
 
 
-def tracking_uri(uri: str | None, run_folder: Path) -> str:
-    """Return the configured URI, or the default. Paths of sqlite files become absolute.
+def tracking_uri(configured: str | None, run_folder: Path) -> str:
+    """Return the configured URI, or that of MLFLOW_TRACKING_URI, or the default. Paths of sqlite files become absolute.
 
     Raises:
         UserError: a URI that MLflow cannot use, or that names no file.
     """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or None if configured is None else configured
     if uri is None:
-        return f"{_SQLITE}{run_folder.absolute().parent / 'mlflow.db'}"
-    scheme = urlsplit(uri).scheme
+        path = str(run_folder.absolute().parent / "mlflow.db")
+        if "?" in path:
+            raise UserError(f"MLflow cannot keep runs in {path}: an address ends at its ?; set tracking.uri")
+        return _SQLITE + path
+    key, scheme = "MLFLOW_TRACKING_URI" if configured is None else "tracking.uri", urlsplit(uri).scheme
     if scheme == "sqlite":
         path = uri.removeprefix(_SQLITE)
         if path in ("", uri, ":memory:"):
-            raise UserError(f"tracking.uri {uri!r} names no file; write sqlite:///path/mlflow.db")
-        return f"{_SQLITE}{Path(path).absolute()}"
+            raise UserError(f"{key} {uri!r} names no file; write sqlite:///path/mlflow.db")
+        return f"{_SQLITE}{expand_user(path).absolute()}"
     if scheme in ("http", "https") or _database(uri) in _DEFAULT_PORTS or uri.startswith("databricks"):
         return uri
     raise UserError(
-        f"tracking.uri {public_uri(uri)!r} is not usable (MLflow no longer keeps runs in plain folders); "
+        f"{key} {public_uri(uri)!r} is not usable (MLflow no longer keeps runs in plain folders); "
         "write http://host:port or sqlite:///path/mlflow.db"
     )
 
@@ -38,7 +44,7 @@ def tracking_uri(uri: str | None, run_folder: Path) -> str:
 def artifact_folder(uri: str, run_folder: Path) -> str | None:
     """Return the artifact folder of a new experiment, or None if a server decides. MLflow's default is ./mlruns."""
     if uri.startswith(_SQLITE):
-        return (Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts").as_uri()
+        return (_file(uri).parent / "mlartifacts").as_uri()
     if _database(uri) in _DEFAULT_PORTS:
         return (run_folder.absolute().parent / "mlartifacts").as_uri()
     return None
@@ -51,11 +57,21 @@ def check_database(uri: str) -> None:
     if default_port and address.hostname:
         socket.create_connection((address.hostname, address.port or default_port), timeout=5).close()
     if uri.startswith(_SQLITE):
-        path = Path(uri.removeprefix(_SQLITE))
+        path = _file(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path, timeout=5)) as connection:
             connection.execute("begin immediate")
             connection.execute("pragma schema_version").fetchone()
+
+
+def exists(uri: str) -> bool:
+    """Return False for a sqlite file that is not there, as after a move of its folder."""
+    return not uri.startswith(_SQLITE) or _file(uri).exists()
+
+
+def _file(uri: str) -> Path:
+    """Return the file of a sqlite address, which may end with options: sqlite:///runs.db?timeout=5."""
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0])
 
 
 def public_uri(uri: str) -> str:

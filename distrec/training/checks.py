@@ -21,14 +21,16 @@ def check_dataset(config: Config, dataset: Dataset) -> None:
     manifest, source = dataset.manifest, config.data.source
     if not manifest.test:
         raise UserError(f"{source} has no test part: {_why_no_test(config.data, dataset)}")
+    if config.watched and not manifest.valid:
+        raise UserError("train.watch and train.patience need a validation part: set data.valid_fraction, or data.valid")
     if not manifest.train:
         raise UserError(f"{source} has no training interactions")
     _check_buckets(config.train.workers, manifest.buckets)
     for part in (Part.VALID, Part.TEST):
         if manifest.count(part) and not _any_rankable(dataset, part):
+            reason = next(iter(manifest.id_notes), "check how the data were split")
             raise UserError(
-                f"{source}: no user has both training interactions and a {part.name.lower()} part; "
-                "check how the data were split"
+                f"{source}: no user has both training interactions and a {part.name.lower()} part; {reason}"
             )
 
 
@@ -43,6 +45,8 @@ def _check_buckets(workers: int, buckets: int) -> None:
 def _why_no_test(config: DataConfig, dataset: Dataset) -> str:
     if dataset.manifest.overlap:
         return f"all of its interactions ({dataset.manifest.overlap:,}) are training interactions too"
+    if config.split in ("leave_one_out", "leave_last"):
+        return f"data.split={config.split} held nothing out; every user has one interaction"
     if config.test_fraction:
         return f"data.test_fraction={config.test_fraction:g} held nothing out; users have too few interactions"
     return "hold out a share of each user's interactions with data.test_fraction=0.2, or name a file in data.test"

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from distrec.core.config import OneOf, Part, Section, load, split_words
+from distrec.core.config import OneOf, Part, Section, expand_user, load, split_words
 from distrec.data.config import DataConfig
 from distrec.evaluation.config import EvalConfig
+from distrec.evaluation.metrics import METRICS
 from distrec.losses import Loss, losses
 from distrec.models import ModelConfig, models
 from distrec.optim.config import OptimConfig
@@ -37,7 +38,22 @@ class TrainConfig(Section):
     send_bfloat16: bool = False
     """Send item representations to the workers as bfloat16, which halves the traffic. Gradients stay float32."""
     checkpoint_every: int = Field(1, ge=1)
-    """Epochs between checkpoints; the last epoch always writes one."""
+    """Epochs between checkpoints; the last epoch always writes one, and each that is the best so far by `watch`."""
+    patience: int = Field(0, ge=0)
+    """Stop after this many evaluations on the validation part in a row without a better value of `watch`; 0: train all
+    epochs."""
+    watch: str | None = None
+    """Validation metric, such as ndcg@20, by which the best epoch is kept and evaluated on the test part. null: with
+    `patience` NDCG at the first of eval.k; without, nothing is watched and the last epoch is evaluated."""
+
+    @field_validator("watch")
+    @classmethod
+    def _metric(cls, watch: str | None) -> str | None:
+        name, _, k = (watch or "ndcg@1").partition("@")
+        if name not in METRICS or not k.isdecimal() or int(k) < 1:
+            raise ValueError(f"{watch!r} is no validation metric; write {' or '.join(f'{m}@20' for m in METRICS)}")
+        return watch
+
     stream: Literal["auto", "ray", "thread"] = "auto"
     """Where batches are drawn, ahead of each worker: `ray`, in processes of Ray Data; `thread`, in a thread of the
     worker; `auto`, in a thread if a worker on the CPU draws 16 or more negatives for each pair, else in Ray Data. The
@@ -48,6 +64,8 @@ class TrainConfig(Section):
     look_ahead_mib: int = Field(32, ge=16)
     """Bound on the batches prepared ahead of each worker, MiB. With Ray Data it applies to each process, and up to
     three blocks of 32 MiB in progress come on top."""
+    wait_s: int = Field(3600, ge=0)
+    """Seconds to wait for CPUs and GPUs of a cluster that other runs use, before the run ends with an error."""
 
 
 class RunConfig(Section):
@@ -89,6 +107,8 @@ class Config(Section):
         if given := [key for name in model.ignores if name in self.model_fields_set for key in _given(self, name)]:
             does = "does nothing; remove it" if len(given) == 1 else "do nothing; remove them"
             raise ValueError(f"model.name={model.name} is no gradient descent: {', '.join(given)} {does}")
+        if self.watched and not self.eval.every:
+            raise ValueError("train.patience and train.watch need evaluations: set eval.every to 1 or more")
         if train.batch_size < train.workers:
             raise ValueError(f"train.batch_size={train.batch_size} is less than train.workers={train.workers}")
         if "loss" not in model.ignores:
@@ -113,6 +133,11 @@ class Config(Section):
                 f"loss.name={loss.name} corrects for the sampling probability q of negatives (log_q), which the "
                 "hardest of a pool do not have: set sampling.hardest=0"
             )
+
+    @property
+    def watched(self) -> str | None:
+        """Validation metric by which the best epoch is kept, None if none is."""
+        return self.train.watch or (f"ndcg@{self.eval.k[0]}" if self.train.patience else None)
 
     @property
     def _reads_negatives(self) -> bool:
@@ -169,11 +194,12 @@ def load_config(
 
     Args:
         path: YAML file with the keys that differ from the defaults; None for the defaults.
-        overrides: `dotted.key=value` strings, values in YAML. Later ones win. One that names another part than the file
-            (loss.name=bpr) drops the options that the file gives to the former part.
+        overrides: `dotted.key=value` strings: text and paths as they are, other values in YAML. Later ones win. One
+            that names another part than the file (loss.name=bpr) drops the options that the file gives to the former
+            part.
         note: called with a message for each option so dropped.
 
     Raises:
         UserError: a missing or broken file, an unknown key (the message lists the nearest known ones), a bad value.
     """
-    return load(Config, None if path is None else Path(path), overrides, note)
+    return load(Config, None if path is None else expand_user(path), overrides, note)

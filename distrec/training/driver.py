@@ -12,24 +12,25 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from distrec.core.errors import UserError
+from distrec.core.status import reporting, stage
 from distrec.data.config import PLANTED
 from distrec.data.dataset import Dataset
 from distrec.data.prepare import prepare
 from distrec.tracking import open_tracker
 from distrec.tracking.base import Tracker
 from distrec.tracking.environment import versions
-from distrec.training import cluster
+from distrec.training import cluster, connection
 from distrec.training.checks import check_dataset, check_workers
 from distrec.training.config import Config
 from distrec.training.loop import Job
 from distrec.training.mailbox import Mailbox
-from distrec.training.run_folder import CHECKPOINTS, Result, RunFolder, Timing
+from distrec.training.run_folder import BEST, CHECKPOINTS, Result, RunFolder, Timing
 from distrec.training.worker import run_worker
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
 
-_POLL_S = 0.1
+_POLL_S, _SILENCE_S = 0.1, 30.0  # interval between looks for events; silence of the workers until a note says so
 _STOP_S = 20.0  # limit for the workers of an interrupted run to end, before the run may be resumed
 
 
@@ -42,7 +43,8 @@ def train(config: Config, name: str = "distrec", on_event: Listener | None = Non
     Args:
         config: configuration of the run.
         name: names the run folder, runs/NAME, unless `run.dir` is set.
-        on_event: called in this thread with plain dicts as training proceeds (kinds `note`, `step` and `epoch`).
+        on_event: called with plain dicts as training proceeds: kinds `note`, `step` and `epoch` in this thread, and
+            `status`, what takes more than two seconds, in another.
         verbose: let Ray and the workers log to the terminal.
 
     Returns:
@@ -60,26 +62,47 @@ def train(config: Config, name: str = "distrec", on_event: Listener | None = Non
 
     check_workers(config)
     folder = RunFolder.choose(config, name)
-    if config.run.resume and (finished := folder.result()):
-        note(f"{folder.path} is finished already")
-        return finished
+    try:
+        if config.run.resume and (finished := folder.finished(config)):
+            note(f"{folder.path} is finished already")
+            return finished
+        with reporting(emit):
+            return _train(config, folder, start, emit, note, verbose)
+    finally:
+        folder.release()
+
+
+def _train(
+    config: Config, folder: RunFolder, start: float, emit: Listener, note: connection.Note, verbose: bool
+) -> Result:
+    """Train in a folder that this process has locked; arguments as of `train`, `start` in seconds."""
+    facts = folder.facts()
+    tracker = open_tracker(config.tracking, folder.path, facts.get("mlflow_run"), note, facts.get("mlflow_uri"))
+    note(f"run folder: {folder.path}")
+    note(f"tracking: {tracker.destination}")
+    stage("data: preparing")
     dataset = prepare(config.data, log=note)
     dataset = Dataset.open(dataset.path.absolute())  # workers run in another folder
     check_dataset(config, dataset)
     folder.check_fingerprint(dataset.manifest.fingerprint)
     if config.data.source == PLANTED:
         note("data: synthetic; set data.source to train on your own")
-    note(f"ray: {cluster.describe_connection()}")
-    with cluster.ray_running(config.train.workers, verbose):
+    note(f"ray: {connection.describe_connection()}")
+    stage("ray: starting")
+    with connection.ray_running(config.train.workers, verbose, note):
         cluster.check_resources(config)
-        tracker = _open_run(config, dataset, folder, note)
+        cluster.wait_for_resources(config, note)
+        folder.prepare_resume(note)
+        stage("tracking: opening the run")
+        _open_run(tracker, config, dataset, folder)
+        stage("train: starting the workers")
         workers = f"{config.train.workers} worker{'s' * (config.train.workers > 1)}"
         note(f"train: starting {workers} for {dataset.manifest.train:,} interactions an epoch (takes some 20 s)")
         with _finishing(tracker, folder):
             with _sigterm_as_sigint():
                 outcome = _fit(config, dataset, folder, lambda event: _record(event, tracker, emit))
             result = _result(config, dataset, folder, outcome, time.perf_counter() - start)
-            tracker.log_metrics(result.metrics, config.train.epochs)
+            tracker.log_metrics(result.metrics, result.epochs)
             tracker.log_table([{"metric": key, "value": value} for key, value in result.metrics.items()])
             tracker.log_file(folder.finish(result))
     return result
@@ -112,10 +135,9 @@ def _sigterm_as_sigint() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _open_run(config: Config, dataset: Dataset, folder: RunFolder, note: Callable[[str], None]) -> Tracker:
-    """Open the tracker and create or continue the run folder: the last steps that can fail before training."""
+def _open_run(tracker: Tracker, config: Config, dataset: Dataset, folder: RunFolder) -> None:
+    """Start the tracker and create or continue the run folder: the last steps that can fail before training."""
     facts, manifest = folder.facts(), dataset.manifest
-    tracker = open_tracker(config.tracking, folder.path, facts.get("mlflow_run"), note)
     tracker.start(config, {"fingerprint": manifest.fingerprint, "folder": str(folder.path)}, folder.path.name)
     counts = manifest.model_dump(include={"users", "items", "buckets", "train", "valid", "test"})
     tracker.log_dataset(manifest.name, manifest.source, manifest.fingerprint, counts)
@@ -125,14 +147,13 @@ def _open_run(config: Config, dataset: Dataset, folder: RunFolder, note: Callabl
     except UserError:
         tracker.finish("FAILED")
         raise
-    return tracker
 
 
 def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener) -> dict[str, Any]:
     """Run the workers and pass their events to `on_event` in this thread. Return the return value of rank 0."""
     mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
     job = Job(config, dataset, *cluster.stream_plan(config))
-    trainer = _ray_trainer(config, folder, {"job": job, "mailbox": mailbox})
+    trainer = _ray_trainer(config, folder, {"job": job, "mailbox": mailbox, "best_folder": folder.path / BEST})
     outcome: dict[str, Any] = {}
 
     def fit() -> None:
@@ -144,11 +165,18 @@ def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener
     # In a thread, so that this one can pass on events, and that Ctrl-C raises here, not in Ray's signal handler.
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
+    started, last = False, time.monotonic()
     try:
         while thread.is_alive():
             thread.join(_POLL_S)
             for event in ray.get(mailbox.take.remote()):
+                started, last = True, time.monotonic()
+                stage("")  # from now on the workers report
                 on_event(event)
+            if time.monotonic() - last >= _SILENCE_S:
+                last = time.monotonic()
+                text = "nothing from the workers for half a minute" if started else cluster.describe_start()
+                on_event({"kind": "note", "text": f"train: {text}"})
     except KeyboardInterrupt:
         on_event({"kind": "note", "text": "stopping"})
         raise
@@ -162,18 +190,11 @@ def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener
 
 
 def _ray_trainer(config: Config, folder: RunFolder, arguments: dict[str, Any]) -> TorchTrainer:
-    gpu = cluster.uses_gpus(config)
     return TorchTrainer(
         run_worker,  # type: ignore[arg-type]  # typed to return nothing; Ray passes the value on
         train_loop_config=arguments,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.train.workers,
-            use_gpu=gpu,
-            # PACK would fill one node first; workers on the CPU should use the cores and memory of all nodes.
-            placement_strategy="PACK" if gpu else "SPREAD",
-            resources_per_worker={"CPU": cluster.WORKER_CPUS} | ({"GPU": 1} if gpu else {}),
-        ),
+        torch_config=TorchConfig(backend="nccl" if cluster.uses_gpus(config) else "gloo"),
+        scaling_config=ray.train.ScalingConfig(**cluster.scaling(config)),
         run_config=ray.train.RunConfig(
             # A second `fit` with the same name and path continues from the last checkpoint: this resumes a run.
             name=CHECKPOINTS,
@@ -195,8 +216,8 @@ def _record(event: Event, tracker: Tracker, emit: Listener) -> None:
 
 
 def _result(config: Config, dataset: Dataset, folder: RunFolder, outcome: dict[str, Any], total_s: float) -> Result:
-    history, test = outcome["history"], outcome["test"]
-    metrics = {f"valid/{key}": value for key, value in history[-1].get("metrics", {}).items()}
+    history, test, tested = outcome["history"], outcome["test"], outcome["tested_epoch"]
+    metrics = {f"valid/{key}": value for key, value in history[tested - 1].get("metrics", {}).items()}
     metrics |= {f"test/{key}": value for key, value in test.means().items()}
     epoch_s = tuple(record["seconds"] for record in history)
     eval_s, first_batch_s = outcome["eval_s"], outcome["first_batch_s"]
@@ -206,8 +227,12 @@ def _result(config: Config, dataset: Dataset, folder: RunFolder, outcome: dict[s
         metrics=metrics,
         test_users=test.users,
         left_out_users=test.left_out,
+        untrained_users=dataset.manifest.users_without_train,
+        untrained_items=dataset.manifest.items_without_train,
+        untrained_share=test.untrained_share,
         workers=config.train.workers,
         epochs=len(history),
+        tested_epoch=tested,
         interactions=dataset.manifest.train,
         loss=tuple(record["loss"] for record in history),
         timing=timing,

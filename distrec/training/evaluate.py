@@ -1,14 +1,16 @@
 """Evaluation of a trained run: ranks with the rows of its last checkpoint, in this process."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from distrec.core.config import flat
+from distrec.core.config import expand_user, flat
 from distrec.core.errors import UserError
+from distrec.core.status import share, stage
 from distrec.data.dataset import MANIFEST, Dataset, Part
 from distrec.data.prepare import prepare
 from distrec.evaluation.evaluator import evaluate_part
@@ -31,19 +33,35 @@ class Evaluation:
     """Users that the metrics are means over."""
     left_out_users: int
     """Users without held-out items or without training items."""
+    untrained_users: int
+    """Users without training interactions."""
+    untrained_items: int
+    """Items without training interactions."""
+    untrained_share: float
+    """Share of the held-out interactions, of the users evaluated, with such items."""
     epoch: int
     """Epoch after which the checkpoint was written."""
     epochs: int
     """Epochs that the run is configured for."""
+    best: bool
+    """Whether that epoch is the best by `train.watch`."""
+    finished: bool
+    """Whether the run is finished."""
 
 
-def evaluate(run: str | Path, part: Literal["test", "valid"] = "test", overrides: Sequence[str] = ()) -> Evaluation:
-    """Evaluate the last checkpoint of a run.
+def evaluate(
+    run: str | Path,
+    part: Literal["test", "valid"] = "test",
+    overrides: Sequence[str] = (),
+    note: Callable[[str], object] = warnings.warn,
+) -> Evaluation:
+    """Evaluate a run with the rows of its last checkpoint, or of its best epoch by `train.watch`.
 
     Args:
         run: the run folder; any number of workers may have written it.
         part: part of the data to evaluate on.
         overrides: `eval.*` keys, for example `["eval.k=10,20,50"]`.
+        note: called with a line if the checkpoint to evaluate is damaged, and another one is evaluated.
 
     Raises:
         UserError: no run, no checkpoint, an unknown or empty part, other data than the run was trained on, or an
@@ -51,24 +69,38 @@ def evaluate(run: str | Path, part: Literal["test", "valid"] = "test", overrides
     """
     if part not in PARTS:
         raise UserError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
-    folder = RunFolder(Path(run))
+    folder = RunFolder(expand_user(run))
     before = flat(folder.config())
     config = load_config(folder.config_file, overrides)
     now = flat(config)
     if wrong := [k for k in now if k in before and before[k] != now[k] and not k.startswith("eval.")]:
         raise UserError(f"{', '.join(wrong)}: only eval.* keys of a trained run can be changed")
-    checkpoint = folder.last_checkpoint()
+    best = folder.best_checkpoint(note) if config.watched else None
+    checkpoint = best or folder.last_checkpoint(note)
     prepared = Path(folder.facts().get("data", ""))
     # Prepared again if they are gone.
     dataset = Dataset.open(prepared) if (prepared / MANIFEST).exists() else prepare(config.data)
     folder.check_fingerprint(dataset.manifest.fingerprint)
     if not dataset.manifest.count(PARTS[part]):
         raise UserError(f"the data of {run} have no {part} part")
+    stage(f"loading {checkpoint.name}")
     cuda = torch.cuda.is_available() and config.train.device != "cpu"
     scorer, exchange, meta = _load(config, dataset, torch.device("cuda" if cuda else "cpu"), checkpoint)
-    sums = evaluate_part(scorer, dataset, PARTS[part], config.eval, exchange)
+    stage(f"evaluating on the {part} part")
+    sums = evaluate_part(scorer, dataset, PARTS[part], config.eval, exchange, share)
     metrics = {f"{part}/{key}": value for key, value in sums.means().items()}
-    return Evaluation(metrics, sums.users, sums.left_out, len(meta["history"]), config.train.epochs)
+    m = dataset.manifest
+    untrained = m.users_without_train, m.items_without_train, sums.untrained_share
+    return Evaluation(
+        metrics,
+        sums.users,
+        sums.left_out,
+        *untrained,
+        len(meta["history"]),
+        config.train.epochs,
+        best is not None,
+        folder.result() is not None,
+    )
 
 
 def _load(

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from distrec.core.errors import UserError
+from distrec.core.status import reporting, share, stage
 from distrec.data.dataset import Dataset, Part
 from distrec.evaluation.evaluator import evaluate_part
+from distrec.evaluation.metrics import RankingSums
 from distrec.models.base import EmbeddingConfig, Learner, SolverConfig
 from distrec.sampling.batch import Batch
 from distrec.sampling.stream import stream
@@ -46,8 +48,14 @@ class Host(Protocol):
     def emit(self, event: dict[str, Any]) -> None:
         """Receive an event, a plain dict. All workers emit; those of rank 0 are the run's."""
 
-    def keep(self, folder: Path, epoch: int) -> None:
-        """Keep the worker's part of a checkpoint, written to a temporary folder after this many epochs."""
+    def keep(self, folder: Path, epoch: int, best: bool) -> None:
+        """Keep the worker's part of a checkpoint, written to a temporary folder after this many epochs.
+
+        The best checkpoint is kept until there is a better one.
+        """
+
+    def best(self, epoch: int) -> Path | None:
+        """Return the folder of the best checkpoint, if it is of this epoch."""
 
 
 def make_learner(config: Config, dataset: Dataset, device: torch.device) -> Learner:
@@ -68,27 +76,71 @@ class Loop:
 
     def run(self) -> dict[str, Any]:
         """Train and evaluate. Return the history of the epochs, test metrics and timings; rank 0's are the run's."""
+        with reporting(self.host.emit):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         with self.host.restored() as folder:
             if folder is not None:
+                stage("loading the checkpoint")
                 self.history = self.learner.load(Path(folder))["history"]
                 self._note(f"resumed after epoch {len(self.history)}")
         self._note(self.learner.describe())
-        first_batch_s = self._train_epochs() if len(self.history) < self.config.train.epochs else 0.0
+        first_batch_s = 0.0 if self._ends() else self._train_epochs()
+        tested = self._load_best() or len(self.history)
         start = time.perf_counter()
-        self._note("evaluating on the test part")
+        self._note(f"evaluating epoch {tested} on the test part")
         test = self._evaluate(Part.TEST)
         eval_s = time.perf_counter() - start
-        return {"history": self.history, "test": test, "first_batch_s": first_batch_s, "eval_s": eval_s}
+        times = {"first_batch_s": first_batch_s, "eval_s": eval_s}
+        return {"history": self.history, "test": test, "tested_epoch": tested, **times}
+
+    def _ends(self) -> bool:
+        """Return whether training is over: after the last epoch, or `train.patience` evaluations without progress."""
+        train, best = self.config.train, self._best()
+        if best is None or not train.patience or len(self.history) >= train.epochs:
+            return len(self.history) >= train.epochs
+        since = [record for record in self.history[best:] if self._watched(record) is not None]
+        return len(since) >= train.patience
+
+    def _watched(self, record: dict[str, Any]) -> float | None:
+        value: float | None = record.get("metrics", {}).get(self.config.watched)
+        return value
+
+    def _best(self) -> int | None:
+        """Return the epoch with the highest value of the watched metric, the first of several; None if none has it."""
+        values = {r["epoch"]: value for r in self.history if (value := self._watched(r)) is not None}
+        return max(values, key=values.__getitem__, default=None)
+
+    def _load_best(self) -> int | None:
+        """Load the rows of the best epoch, if it is not the last. Return the epoch; None if its rows are not kept."""
+        best = self._best()
+        if best is None or best == len(self.history):
+            return best
+        folder = self.host.best(best)
+        if folder is None:
+            self._note(f"the best epoch by {self.config.watched}, {best}, was not kept; going on with the last")
+            return None
+        self.learner.load(folder)
+        return best
 
     def _train_epochs(self) -> float:
         """Run the remaining epochs. Return the seconds from starting the stream to its first batch."""
         start, batches = time.perf_counter(), self._batches()
+        stage("waiting for the first batch")
         batches = chain([first], batches) if (first := next(batches, None)) else batches
         first_batch_s = time.perf_counter() - start  # the time of the first epoch excludes the start of the stream
         for epoch in range(len(self.history), self.config.train.epochs):
             self.epoch_start = time.perf_counter()
+            stage("")
             loss_sum = self.learner.train_epoch(epoch, 0, batches, self._emit_step)
             self._end_epoch(epoch, time.perf_counter() - self.epoch_start, loss_sum)
+            if self._ends():
+                break
+        if len(self.history) < self.config.train.epochs:
+            self._note(
+                f"stopping after epoch {len(self.history)}: {self.config.watched} was best after epoch {self._best()}"
+            )
         return first_batch_s
 
     def _batches(self) -> Iterator[Batch]:
@@ -100,8 +152,12 @@ class Loop:
             source, first, train.epochs, source.bytes_per_step, ahead_mib, job.stream_backend, job.stream_actors
         )
 
-    def _evaluate(self, part: Part) -> Any:
-        return evaluate_part(self.learner.scorer, self.job.dataset, part, self.config.eval, self.learner.exchange)
+    def _evaluate(self, part: Part) -> RankingSums:
+        config = self.config.eval
+        stage(f"evaluating on the {part.name.lower()} part")
+        if part == Part.VALID and (watched := self.config.watched):
+            config = config.model_copy(update={"k": tuple(dict.fromkeys([*config.k, int(watched.partition("@")[2])]))})
+        return evaluate_part(self.learner.scorer, self.job.dataset, part, config, self.learner.exchange, share)
 
     def _end_epoch(self, epoch: int, seconds: float, loss_sum: float) -> None:
         pairs, epochs = self.job.dataset.manifest.train, self.config.train.epochs
@@ -115,10 +171,12 @@ class Loop:
             record["metrics"] = self._evaluate(Part.VALID).means()
             record["eval_s"] = time.perf_counter() - start
         self.history.append(record)
-        if last or (epoch + 1) % self.config.train.checkpoint_every == 0:
+        best = self._best() == epoch + 1
+        if self._ends() or best or (epoch + 1) % self.config.train.checkpoint_every == 0:
+            stage("writing a checkpoint")
             with tempfile.TemporaryDirectory() as folder:
                 self.learner.save(Path(folder), {"history": self.history})
-                self.host.keep(Path(folder), len(self.history))
+                self.host.keep(Path(folder), len(self.history), best)
         self.host.emit({"kind": "epoch", **record, "epochs": epochs, "interactions_per_s": pairs / seconds})
 
     def _emit_step(self, done: int, loss_sum: Tensor) -> None:

@@ -78,8 +78,14 @@ class LossInputBuilder:
             positive_B = torch.where(owner_B == self.group.rank, local_B, -1)
             fields["catalogue"] = Catalogue(fields["users_BD"], self.items[REPRESENTATION], positive_B, self.group)
         fields = {name: value for name, value in fields.items() if name in reads or name == "tables"}
-        pairs, workers = self.batch.pairs, self.group.workers
-        return LossInputs(pairs=pairs, workers=workers, exchange=self.exchange, **fields, **others)
+        others |= {"pairs": self.batch.pairs, "draws": self._draws, "workers": self.group.workers}
+        return LossInputs(exchange=self.exchange, **fields, **others)
+
+    @property
+    def _draws(self) -> int:
+        if self.sampling.distribution == "in_batch":
+            return self.batch.pairs - 1
+        return self.sampling.negatives
 
     def _scores(self, with_norms: bool) -> dict[str, Any]:
         """Return the scores, known positives among the negatives at -inf; log q; norms of the negatives."""

@@ -75,11 +75,13 @@ class Trainer:
         return self.sharded
 
     def describe(self) -> str:
-        """Return how rows outside the batch are updated, by table."""
+        """Return how rows outside the batch are updated, by table, and what of their decay float32 cannot resolve."""
         how = {name: optimizer.idle_rows for name, optimizer in self.optimizers.items()}
+        texts = [f"{name} outside the batch {text}" for name, text in how.items()]
         if len(set(how.values())) == 1:
-            return f"optimizer: rows outside the batch {how[ITEMS]}"
-        return "optimizer: " + "; ".join(f"{name} outside the batch {text}" for name, text in how.items())
+            texts = [f"rows outside the batch {how[ITEMS]}"]
+        texts += [note for optimizer in self.optimizers.values() if (note := optimizer.precision_note)]
+        return f"optimizer: {'; '.join(texts)}"
 
     def timing(self) -> dict[str, float]:
         """Return the seconds spent in each part of the steps since the last call."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from distrec.cli.main import main
+from distrec.cli.main import _resume_hint, main
 from distrec.core.errors import UserError
 from distrec.training.config import Config
 from distrec.training.driver import train
@@ -82,6 +84,9 @@ def test_help_needs_no_heavy_import():
             "MLflow",
         ),
         (["info", "nowhere"], "there is no nowhere"),
+        (["train", "my data.csv"], "to train on it: 'data.source=my data.csv'"),
+        (["train", "a=b.yaml"], "a=b.yaml is empty"),
+        (["train", "train.watch=map@20"], "train.watch: 'map@20' is no validation metric"),
         (["train", "mine.csv"], "mine.csv is no configuration file; to train on it: data.source=mine.csv"),
         (["train", "--quiet", "optim.lr=0"], "optim.lr: Input should be greater than 0"),
         (["train", "optim.lr=1", "--quiet", "loss.name=bprr"], "unknown loss 'bprr'"),
@@ -91,6 +96,7 @@ def test_help_needs_no_heavy_import():
 )
 def test_a_mistake_is_one_message_and_exit_code_2(capsys, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b.yaml").touch()
     code, out, err = run(capsys, *words)
     assert code == 2 and message in err
     assert "Traceback" not in out + err
@@ -134,6 +140,33 @@ def test_a_broken_line_is_shown_and_can_be_skipped(capsys, tmp_path, monkeypatch
     folder = out.strip().splitlines()[-1]
     code, out, _ = run(capsys, "info", folder)
     assert code == 0 and re.search(r"users +2 ", out) and re.search(r"density", out)
+
+
+def test_paths_in_printed_commands_are_quoted(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = RunFolder(tmp_path / "exp #2; it's")
+    folder.path.mkdir()
+    folder.start(Config(), {})
+    _, out, _ = run(capsys, "info", f"~/{folder.path.name}")
+    command = shlex.split(out.strip().splitlines()[-1])
+    assert command[:3] == ["distrec", "train", str(folder.config_file)] and command[3] == f"run.dir={folder.path}"
+    assert shlex.split(_resume_hint(["train", "a b.yaml"], str(folder.path)).splitlines()[1])[2:4] == [
+        "a b.yaml",
+        f"run.dir={folder.path}",
+    ]
+
+
+def test_the_doctor_reports_what_will_not_work(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    (tmp_path / "file").touch()
+    words = ["run.dir=file/run", "data.source=gone.csv", "tracking.uri=http://127.0.0.1:9", "train.device=cuda"]
+    code, out, _ = run(capsys, "doctor", *words)
+    failed = {line.split()[1] for line in out.splitlines() if line.startswith("FAIL")}
+    assert code == 1 and failed >= {"data", "MLflow", "Ray"} and 12 <= len(out.splitlines()) <= 20
+    assert "run" in failed and ("GPUs" in failed or torch.cuda.is_available())
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"], "a report leaves nothing behind"
 
 
 def processes_of(session: int) -> list[str]:

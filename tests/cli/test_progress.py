@@ -81,6 +81,21 @@ def test_a_terminal_shows_a_bar_that_is_erased_at_the_end():
     assert max(len(line) for line in re.split(r"[\r\n]", plain)) <= 80
 
 
+STATUSES = [{"kind": "status", "text": f"reading a.csv: {n} lines, {n} s"} for n in range(2, 30)]
+
+
+def test_a_terminal_shows_the_status_until_the_next_event():
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", run(console(terminal=True), events=[*STATUSES, *steps()]))
+    assert "reading a.csv: 2 lines" in plain and "reading" not in plain.split("epoch 1/3")[-1]
+
+
+def test_a_log_file_has_a_status_every_ten_seconds(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("distrec.cli.progress.time.monotonic", lambda: next(clock))
+    lines = run(console(terminal=False), events=STATUSES).splitlines()[1:]
+    assert 2 <= len(lines) <= 3 and run(console(terminal=False), "quiet", STATUSES) == ""
+
+
 def test_plain_in_a_terminal_and_quiet():
     assert "━" not in run(console(terminal=True), "plain")
     assert run(console(terminal=True), "quiet") == run(console(terminal=False), "quiet") == ""

@@ -4,6 +4,7 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import pytest
@@ -101,6 +102,34 @@ def test_text_stays_text_and_empty_sections_are_defaults(tmp_path):
     assert (config.data.user_column, config.data.item_column) == ("1", "on")
     assert (str(config.run.dir), config.tracking.experiment, config.tracking.uri) == ("2024", "2024-05-01", None)
     assert config.optim.lr == 0.01
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["|", ":", "#", "~", " ", ";", "&", "%", "null", "off", "!x", "*a", "{a: b}", "[1, 2]", "'q'", "a: b #c", "", "é"],
+)
+def test_overrides_of_text_and_paths_are_literal(text, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ana")
+    assert load(Config, None, [f"data.item_column={text}"]).data.item_column == text
+    if text in ("", "null"):
+        config = load(Config, None, [f"run.dir={text}", f"tracking.experiment={text}"])
+        assert config.run.dir is config.tracking.experiment is None
+    else:
+        config = load(Config, None, [f"run.dir=exp {text}", f"tracking.experiment={text}"])
+        assert (str(config.run.dir), config.tracking.experiment) == (f"exp {text}", text)
+
+
+def test_the_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("run: {dir: ~/runs/one}\ndata: {cache: ~}\n".replace("~}", "'~'}"))
+    config = load_config(
+        "~/run.yaml", ["data.source=~/x", "data.test=~/test.csv", "data.valid=~nobody-of-this-name/v.csv"]
+    )
+    assert (config.run.dir, config.data.cache) == (tmp_path / "runs" / "one", tmp_path)
+    assert config.data.source == str(tmp_path / "x")
+    assert (config.data.test, config.data.valid) == (tmp_path / "test.csv", Path("~nobody-of-this-name/v.csv"))
+    with pytest.raises(UserError, match="data.cache is empty: give a path"):
+        load_config(None, ["data.cache="])
 
 
 def test_configurations_are_frozen():

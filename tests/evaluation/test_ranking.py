@@ -6,6 +6,7 @@ import torch
 
 from distrec.evaluation import ranking
 from distrec.kernels.numba import topk as kernel
+from distrec.models.base import Scorer
 from distrec.sharding.collectives import Exchange
 from distrec.sharding.partition import Partition
 from distrec.testing.ranks import run_ranks
@@ -23,8 +24,17 @@ def make_case():
     return users, items, known
 
 
-def brute_force(k):
+def make_candidates():
+    """Return which items to rank: not the best of many, some of each worker's, none of one bucket."""
+    candidates = np.random.default_rng(1).random(ITEMS) < 0.6
+    candidates[2::BUCKETS] = False
+    return candidates
+
+
+def brute_force(k, candidates=None):
     users, items, known = make_case()
+    if candidates is not None:
+        known = known | ~candidates
     lists = []
     for u in range(USERS):
         candidates = sorted((-int(users[u] @ items[i]), i) for i in range(ITEMS) if not known[u, i])
@@ -33,7 +43,7 @@ def brute_force(k):
     return lists
 
 
-def rank_own(k, block):
+def rank_own(k, block, candidates=None, by_scores=False, shares=None):
     """Rank for this worker's users, in small blocks and tiles. Returns pairs of global user and list."""
     exchange = Exchange(torch.device("cpu"))
     users, items, known = make_case()
@@ -45,7 +55,22 @@ def rank_own(k, block):
         patch.setattr(ranking, "_BLOCK_ITEMS", block)
         patch.setattr(kernel, "USERS", 4)
         patch.setattr(kernel, "ITEMS", 35)
-        ranked = ranking.rank(torch.from_numpy(users[own_users]).float(), pairs, own_items, item_partition, exchange, k)
+        patch.setattr(ranking, "_SCORES", 3 * block)
+        patch.setattr(ranking, "_USERS", 4)
+        rows, of_items, note = (
+            torch.from_numpy(users[own_users]).float(),
+            items,
+            ([] if shares is None else shares).append,
+        )
+        if by_scores:
+
+            class Products(Scorer):
+                def scores(self, users, items, out_UV):
+                    out_UV.copy_(rows[users] @ torch.from_numpy(of_items[items]).float().T)
+
+            ranked = ranking.rank_scores(Products(), np.arange(len(rows)), pairs, ITEMS, exchange, k, candidates, note)
+        else:
+            ranked = ranking.rank(rows, pairs, own_items, item_partition, exchange, k, candidates, note)
     return list(zip(own_users.tolist(), ranked.tolist(), strict=True))
 
 
@@ -54,3 +79,23 @@ def rank_own(k, block):
 def test_equal_to_a_loop(workers, k, block):
     found = dict(pair for part in run_ranks(workers, rank_own, k, block) for pair in part)
     assert [found[u] for u in range(USERS)] == brute_force(k)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("by_scores", [False, True])
+def test_candidates_equal_to_a_loop(workers, by_scores):
+    candidates = make_candidates()
+    found = dict(pair for part in run_ranks(workers, rank_own, 5, 7, candidates, by_scores) for pair in part)
+    assert [found[u] for u in range(USERS)] == brute_force(5, candidates)
+
+
+def test_no_candidate():
+    assert {tuple(items) for _, items in rank_own(3, 7, np.zeros(ITEMS, bool))} == {(-1, -1, -1)}
+    assert {tuple(items) for _, items in rank_own(3, 7, np.zeros(ITEMS, bool), True)} == {(-1, -1, -1)}
+
+
+@pytest.mark.parametrize("by_scores", [False, True])
+def test_progress_rises_to_one(by_scores):
+    shares = []
+    rank_own(5, 7, make_candidates(), by_scores, shares)
+    assert len(shares) > 5 and shares == sorted(shares) and shares[-1] == 1

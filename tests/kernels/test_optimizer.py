@@ -52,7 +52,7 @@ def test_rules_do_not_collide_in_the_cache_and_a_second_process_hits_it(tmp_path
         for rule in ("sgd", "adagrad"):
             loop, w = loops.STEPS[rule].serial, np.ones((2, 4))
             slot = np.ones((2, 4)), w[:, :0]
-            loop(w, np.array([1]), np.full((1, 4), 3.0), *slot, 0.5, 0.0, 0.0, 0.0, 1.0, 0.0)
+            loop(w, np.array([1]), np.full((1, 4), 3.0), *slot, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0)
             print(rule, w[1, 0], sum(loop.stats.cache_hits.values()))
     """
     expected = 1 - 0.5 * 3, 1 - 0.5 * 3 / 10**0.5

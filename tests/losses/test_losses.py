@@ -1,5 +1,6 @@
 """Each registered loss on scores against its formula in float64, pair by pair, and at extremes."""
 
+import itertools
 import math
 
 import pytest
@@ -34,10 +35,13 @@ def make_loss(name: str, **options) -> Loss:
     return losses[name](**{key: value for key, value in options.items() if key in losses[name].model_fields})
 
 
-def inputs(loss: Loss, positive_B, negative_BN, log_q_BN=None, pairs=1) -> LossInputs:
+def inputs(loss: Loss, positive_B, negative_BN, log_q_BN=None, pairs=1, draws=None) -> LossInputs:
     """Return inputs with just the fields that the loss declares."""
     fields = {"positive_B": positive_B, "negative_BN": negative_BN, "log_q_BN": log_q_BN}
-    return LossInputs(pairs=pairs, **{name: value for name, value in fields.items() if name in loss.needs()})
+    draws = negative_BN.shape[1] if draws is None else draws
+    return LossInputs(
+        pairs=pairs, draws=draws, **{name: value for name, value in fields.items() if name in loss.needs()}
+    )
 
 
 def test_every_loss_on_scores_has_a_formula():
@@ -92,6 +96,19 @@ def test_empty(name):
     assert loss.per_pair(inputs(loss, torch.zeros(0), torch.zeros(0, 5))).shape == (0,)
     assert loss.share(inputs(loss, torch.zeros(0), torch.zeros(0, 5))) == 0  # of a worker without pairs
     assert loss.per_pair(inputs(loss, torch.ones(2), torch.zeros(2, 0))).tolist() == [0.0, 0.0]
+
+
+def test_log_q_in_batch_estimates_the_sum_over_all_items():
+    """The mean over all batches of B pairs, positives drawn from q, where the pair's own one is masked."""
+    (q_V, score_V), B = torch.tensor([[0.5, 0.3, 0.2], [0.4, -0.3, 0.8]], dtype=torch.float64), 3
+    loss, mean = losses["ssm"](temperature=0.5, log_q=True), 0.0
+    for others in itertools.product(range(3), repeat=B - 1):
+        index = torch.tensor([0, *others])
+        negative_1N = score_V[index].index_fill(0, torch.tensor([0]), -torch.inf)[None]
+        step = inputs(loss, score_V[:1], negative_1N, q_V[index].log()[None], draws=B - 1)
+        odds = math.expm1(loss.per_pair(step).item())  # sum of e^{s_j / t} / (N q_j), over e^{s_ui / t}
+        mean += odds * math.exp(score_V[0].item() / 0.5) * q_V[index[1:]].prod().item()
+    assert mean == pytest.approx((score_V / 0.5).exp().sum().item(), rel=1e-12)
 
 
 def test_an_input_that_is_not_declared_is_an_error():

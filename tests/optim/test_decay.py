@@ -100,3 +100,24 @@ def test_at_most_eight_bytes_a_row(kernels, rule):
     per_row = [t for t in vars(optimizer._deferred).values() if isinstance(t, torch.Tensor) and len(t) == 1000]
     slots = {slot.data_ptr() for slot in optimizer._rule.slots.values()}
     assert sum(t.element_size() for t in per_row if t.data_ptr() not in slots) <= 8
+
+
+@pytest.mark.parametrize(
+    ("rule", "scope", "shrink"),
+    [*((rule, "in_batch", 3e-8) for rule in RULES), ("adam", "full", 1e-9), ("momentum", "full", 1e-7)],
+)
+def test_decay_below_the_resolution_of_float32_is_right_on_average(kernels, rule, scope, shrink):
+    """1 - 3e-8 rounds to 1 - 6e-8. A row is rounded after decay and gradient together, which has no bias."""
+    # The first steps of Adagrad and Adam have one size, whatever the gradient: few steps leave some bias.
+    size, steps, rel = (2_000, 10, 0.1) if kernels == "triton" else (4_000, 100, 0.02)
+    generator, local_U = torch.Generator().manual_seed(1), torch.arange(size)
+    rows_VD = torch.rand(size, DIM, generator=generator) + 0.5
+    chosen = config(rule, scope, lr=1e-3, shrink=shrink, kernels=kernels)
+    decayed, plain = (start(c, rows_VD) for c in (chosen, config(rule, lr=1e-3, kernels=kernels)))
+    for _ in range(steps):
+        grad_UD = torch.randn(size, DIM, generator=generator)
+        for _, optimizer in (decayed, plain):
+            optimizer.step(local_U, grad_UD)
+    removed = (plain[0].flush().double() - decayed[0].flush().double()).mean() / plain[0].stored_VD.double().mean()
+    noise = 6e-8 * (steps / (size * DIM)) ** 0.5
+    assert removed.item() == pytest.approx(-math.expm1(steps * math.log1p(-shrink)), rel=rel, abs=4 * noise)

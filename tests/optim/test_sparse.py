@@ -335,3 +335,21 @@ def test_gradients_of_another_shape_or_dtype_are_refused():
         with pytest.raises(AssertionError):
             optimizer.step(local_U, grad_UD)
     assert optimizer.t == 0
+
+
+def test_decay_that_float32_cannot_resolve_is_noted():
+    cases = [
+        ("sgd", "in_batch", "decoupled", 1e-9, True),
+        ("lazy_adam", "in_batch", "decoupled", 1e-7, False),
+        ("adam", "full", "decoupled", 1e-9, True),
+        ("lazy_adam", "full", "decoupled", 1e-9, False),  # by the scale, in float64
+        ("adam", "full", "l2", 1e-9, False),
+        ("sgd", "none", "decoupled", 1e-9, False),
+    ]
+    for rule, scope, coupling, shrink, noted in cases:
+        _, optimizer = start(config(rule, scope, coupling, shrink=shrink), torch.zeros(2, DIM))
+        assert (optimizer.precision_note is not None) == noted, (rule, scope, coupling, shrink)
+    assert (
+        "items decay by 1.0e-09 a step"
+        in start(config("sgd", "in_batch", shrink=1e-9), torch.zeros(1, 1))[1].precision_note
+    )

@@ -96,6 +96,45 @@ def artifact(client, run_id, name, folder):
         return file.read()
 
 
+def test_the_environment_names_store_and_experiment(store, tmp_path, monkeypatch):
+    """What the configuration says takes precedence, and a run that is continued stays where it was started."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "from the environment")
+    (tmp_path / "elsewhere").mkdir()
+    tracker = open_tracker(TrackingConfig(), tmp_path / "elsewhere" / "one")
+    assert tracker.destination == f"MLflow at sqlite:///{store}, experiment from the environment"
+    tracker.start(CONFIG, {}, "one")
+    tracker.finish()
+    client = MlflowClient(f"sqlite:///{store}")
+    experiment = client.get_experiment(client.get_run(tracker.run_id).info.experiment_id)
+    assert experiment.name == "from the environment"
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    config = TrackingConfig(uri="sqlite:///~/own.db", experiment="own")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert (
+        open_tracker(config, tmp_path / "one").destination == f"MLflow at sqlite:///{tmp_path}/own.db, experiment own"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "")
+    again = open_tracker(TrackingConfig(), tmp_path / "elsewhere" / "one", tracker.run_id, run_uri=tracker.uri)
+    again.start(CONFIG, {}, "one")
+    again.finish()
+    moved = open_tracker(TrackingConfig(), tmp_path / "one", tracker.run_id, run_uri="sqlite:////gone/mlflow.db")
+    assert moved.destination == f"MLflow at sqlite:///{tmp_path}/mlflow.db, experiment distrec"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI './mlruns' is not usable"):
+        open_tracker(TrackingConfig(), tmp_path / "one")
+
+
+def test_an_experiment_of_others_gets_the_tag_of_training(store, tmp_path):
+    client = MlflowClient(f"sqlite:///{store}")
+    client.create_experiment("distrec")
+    client.create_experiment("theirs", tags={"mlflow.experimentKind": "genai_development"})
+    for name, kind in (("distrec", "custom_model_development"), ("theirs", "genai_development")):
+        started(tmp_path, experiment=name).finish()
+        assert client.get_experiment_by_name(name).tags["mlflow.experimentKind"] == kind
+
+
 def record_a_run(tmp_path, **settings):
     tracker = started(tmp_path, **settings)
     for step in (1, 2):

@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import shutil
 import signal
-from os import getpid, kill
+from os import getpid, kill, truncate
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from distrec.core.errors import UserError, WorkerLost
 from distrec.data.dataset import Part
 from distrec.training.config import Config
 from distrec.training.driver import train
+from distrec.training.evaluate import evaluate
 from tests.conftest import EPOCHS, changed, run_config
 
 pytestmark = pytest.mark.timeout(240)
@@ -114,6 +116,25 @@ def test_a_run_that_lost_a_worker_resumes_on_more_workers(ray_cluster, whole, sm
     assert train(resumed) == result  # the run has ended: nothing runs again
 
 
+def test_with_a_truncated_newest_checkpoint_a_run_resumes_from_the_one_before(ray_cluster, whole, small, runs):
+    folder, notes = runs / "truncated", []
+    shutil.copytree(whole[0].folder, folder)
+    (folder / "result.json").unlink()
+    before, newest = sorted(path.parent for path in (folder / "checkpoints").glob("checkpoint_*/shard-00001-*"))
+    shard = newest / "shard-00001-of-00002.pt"
+    truncate(shard, shard.stat().st_size // 2)
+    assert evaluate(folder, note=notes.append).epoch == EPOCHS - 1
+    assert notes == [f"{newest.name} is damaged; using {before.name}, the one before"]
+    config = run_config(small, runs, "truncated", run={"resume": True}, tracking={"enabled": False})
+    result = train(config, on_event=notes.append)
+    texts = [event["text"] for event in notes[1:] if event["kind"] == "note"]
+    assert any(f"{newest} is damaged" in text and f"goes on from {before.name}" in text for text in texts)
+    assert f"resumed after epoch {EPOCHS - 1}" in texts
+    assert result.metrics == pytest.approx(whole[0].metrics, abs=5e-4)
+    assert result.loss == pytest.approx(whole[0].loss, rel=1e-5)
+    assert evaluate(folder).epoch == EPOCHS
+
+
 def test_a_user_error_in_a_worker_is_raised_by_the_driver(ray_cluster, small, runs):
     sections = {"optim": {"rule": "sgd", "lr": 1e30}, "model": {"similarity": "dot"}, "loss": {"name": "bpr"}}
     config = run_config(small, runs, "diverged", workers=1, train={"stream": "thread"}, **sections)
@@ -144,3 +165,26 @@ def test_a_prepared_folder_is_trained_on_and_split_keys_are_refused(ray_cluster,
         train(run_config(small, runs, "again", data={**words, "test_fraction": 0.5}))
     with pytest.raises(UserError, match="train.workers=13 is more than the data's 12 buckets"):
         train(run_config(small, runs, "again", 13, data=words))
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_extended_and_stops_early(ray_cluster, small, runs):
+    """Two workers write the best epoch, one evaluates it; the run is then as one that was longer from the start."""
+    settings = {"optim": {"lr": 0.1}, "train": {"epochs": 40, "patience": 2, "stream": "thread"}}
+    longer = run_config(small, runs, "longer", **settings)
+    whole = train(longer)
+    assert whole.tested_epoch == whole.epochs - 2 < 38
+    config = run_config(small, runs, "extended", **changed_epochs(settings, 2))
+    first = train(config)
+    assert (first.epochs, first.tested_epoch) == (2, 2) and train(changed(config, run={"resume": True})) == first
+    extended = train(run_config(small, runs, "extended", run={"resume": True}, **changed_epochs(settings, 40)))
+    assert extended.metrics == whole.metrics and extended.loss == whole.loss
+    assert [path.name for path in (extended.folder / "best").iterdir()] == [f"epoch_{whole.tested_epoch:06d}"]
+    assert json.loads((extended.folder / "before_result.json").read_text())["metrics"] == first.metrics
+    found = evaluate(extended.folder)
+    assert (found.best, found.finished, found.epoch) == (True, True, whole.tested_epoch)
+    assert found.metrics["test/ndcg@20"] == pytest.approx(whole.metrics["test/ndcg@20"], abs=1e-6)
+
+
+def changed_epochs(settings: dict, epochs: int) -> dict:
+    return {**settings, "train": {**settings["train"], "epochs": epochs}}

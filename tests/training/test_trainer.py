@@ -107,6 +107,17 @@ def test_the_hardest_negatives_are_those_with_the_highest_scores(small, dataset,
     assert torch.isfinite(trainer.step(batch))
 
 
+@pytest.mark.parametrize("distribution", ["in_batch", "popularity"])
+def test_the_own_positive_in_batch_is_no_draw(small, dataset, distribution):
+    sampling = {"distribution": distribution, "negatives": 12}
+    trainer = Trainer(changed(small, sampling=sampling, train={"batch_size": 256}), dataset, CPU)
+    batch = trainer.source.batch(0, 0)
+    rows, plan = trainer._rows(batch, None)
+    leaves = {name: table.read(rows[name]) for name, table in trainer.tables.items()}
+    found = trainer._loss_inputs(batch, plan, leaves, StepExchange(trainer.exchange))
+    assert found.draws == (batch.pairs - 1 if distribution == "in_batch" else 12)
+
+
 DECAY = {"optim": {"decay": {"scope": "full", "strength": 0.5}, "schedule": {"name": "linear"}}}
 HALF, END = 10, 20
 
@@ -252,7 +263,8 @@ def test_the_smallest_data(small, tmp_path, workers):
     """Train on one interaction, test on one; with three workers two of them own no user."""
     (tmp_path / "train.txt").write_text("0 0\n")
     (tmp_path / "test.txt").write_text("0 1\n")
-    config = changed(small, data={"source": str(tmp_path), "valid_fraction": 0})
+    data = {"source": str(tmp_path), "valid_fraction": 0}
+    config = changed(small, data=data, eval={"untrained_items": "include"})
     for found in run_ranks(workers, train_and_evaluate, config):
         # The known item is masked, one item remains.
         assert found == ({"recall@20": 1.0, "ndcg@20": 1.0}, 1, 0, 1)
@@ -264,4 +276,5 @@ def test_a_user_with_every_item_and_users_without_training(small, tmp_path, work
     (tmp_path / "test.txt").write_text("1 2\n2 1\n3 4 0\n")  # user 2 and item 4 are in the test part alone
     config = changed(small, data={"source": str(tmp_path), "valid_fraction": 0})
     for metrics, users, left_out, _ in run_ranks(workers, train_and_evaluate, config):
-        assert (users, left_out, metrics["recall@20"]) == (2, 2, 1.0)
+        # Item 4 is not ranked: of user 3's test items one is found, of user 1's all.
+        assert (users, left_out, metrics["recall@20"]) == (2, 2, 0.75)

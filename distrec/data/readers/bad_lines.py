@@ -9,17 +9,22 @@ _SHOWN = 120  # characters of a bad line in a message: enough to recognise it, s
 
 
 class BadLines:
-    """Malformed lines of one file.
+    """Malformed lines of one file, and its records of several lines.
 
     Args:
         path: the file.
         policy: `error` raises at the first bad line, `skip` counts.
         noun: `line` in text files, `row` in Parquet files.
+
+    Attributes:
+        count: malformed lines.
+        spanning: valid records of several lines, because quotes enclose line ends.
+        first_spanning: line number of the first such record, from 1.
     """
 
     def __init__(self, path: Path, policy: Literal["error", "skip"], noun: str = "line") -> None:
         self.path, self.policy, self.noun = path, policy, noun
-        self.count = 0
+        self.count = self.spanning = self.first_spanning = 0
 
     def report(self, number: int, reason: str, text: str) -> None:
         """Count line `number` (from 1), or raise UserError under the policy `error`."""

@@ -5,7 +5,6 @@ Array operations read the usual file. A file with a sign, a byte that is neither
 """
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,20 +13,18 @@ from distrec.data.readers.bad_lines import BadLines
 
 _INTEGER = re.compile(rb"[+-]?[0-9]+")
 _SAFE_DIGITS = 18  # every integer of 18 digits fits into int64
-_BOM = b"\xef\xbb\xbf"
 _BLANKS = b" \t\r\n"
 _LONGEST = 20  # characters of the smallest int64, sign included; also keeps int() from parsing absurdly long tokens
 
 
-def read(path: Path, bad: BadLines) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Read the (user, item) pairs of a file as two int64 columns, in the order of the file.
+def read(data: bytes, bad: BadLines) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Read the (user, item) pairs of a text as two int64 columns, in the order of the text.
 
     Blank lines and users without items give no pair.
 
     Raises:
         UserError: a token that is not a 64-bit integer, under the policy `error`.
     """
-    data = path.read_bytes().removeprefix(_BOM)
     pairs = _read_fast(data)
     users, items = pairs if pairs is not None else _read_lines(data, bad)
     return pa.chunked_array([users]), pa.chunked_array([items])
@@ -66,6 +63,19 @@ def _read_lines(data: bytes, bad: BadLines) -> tuple[np.ndarray, np.ndarray]:
             users.append(np.full(len(ids) - 1, ids[0], np.int64))
             items.append(np.array(ids[1:], np.int64))
     return np.concatenate(users), np.concatenate(items)
+
+
+def is_list(line: bytes) -> bool:
+    """Return True for a line of ids, none of them malformed."""
+    return all(len(token) <= _SAFE_DIGITS and token.isdigit() or _valid(token) for token in line.split())
+
+
+def _valid(token: bytes) -> bool:
+    try:
+        _integer(token)
+    except ValueError:
+        return False
+    return True
 
 
 def _integer(token: bytes) -> int:

@@ -1,5 +1,7 @@
-"""Reader of Parquet files: two columns of integers or strings."""
+"""Reader of Parquet files: columns of integers or strings, and of ratings and times."""
 
+from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,30 +10,69 @@ import pyarrow.parquet as pq
 
 from distrec.core.errors import UserError
 from distrec.data.readers.bad_lines import BadLines
-from distrec.data.readers.delimited import find_column
+from distrec.data.readers.delimited import Columns, find_column
+from distrec.data.readers.values import parse_numbers, parse_times
 
 
-def read(path: Path, user: str, item: str, bad: BadLines) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Read the (user, item) pairs of a file, in its order: each column int64, or strings without surrounding blanks.
-
-    Raises:
-        UserError: not a Parquet file, a missing column, a column of another type; a null, empty or invalid id under
-            the policy `error`, with the number of the row, from 1.
-    """
+def names(path: Path) -> list[str]:
+    """Return the names of the columns of a file. Raises UserError if it is not a Parquet file."""
     try:
-        names = pq.read_schema(path).names
-        find_column(path, names, user)
-        find_column(path, names, item)
-        table = pq.read_table(path, columns=[user, item], partitioning=None)
+        return list(pq.read_schema(path).names)
     except pa.ArrowException as error:
         raise UserError(f"{path} is not a readable Parquet file: {error}") from None
-    columns = [_plain(table.column(name)) for name in (user, item)]
-    users, items = (_ids(path, name, column) for name, column in zip((user, item), columns, strict=True))
-    good = pc.and_(pc.is_valid(users), pc.is_valid(items))
-    if pc.all(good).as_py() is False:
-        _report(columns, users, good, bad)
-        users, items = users.filter(good), items.filter(good)
-    return users, items
+
+
+def read(path: Path, wanted: Mapping[str, str], nulls: tuple[str, ...], bad: BadLines) -> Columns:
+    """Read columns of a file, in its order: ids as int64, or strings without surrounding blanks, others as numbers.
+
+    Args:
+        path: the file.
+        wanted: name or number of each column to read, by what it holds.
+        nulls: text of missing ids.
+        bad: policy for malformed rows.
+
+    Raises:
+        UserError: not a Parquet file, a missing column, a column of another type; a missing or invalid id, rating or
+            time under the policy `error`, with the number of the row, from 1.
+    """
+    present = names(path)
+    columns = {
+        key: present[find_column(path, present, name, "Set data.user_column and data.item_column")]
+        for key, name in wanted.items()
+    }
+    if columns["user"] == columns["item"]:
+        raise UserError(f"{path}: user and item are both column {columns['user']!r}; set data.item_column")
+    try:
+        table = pq.read_table(path, columns=list(dict.fromkeys(columns.values())), partitioning=None)
+    except pa.ArrowException as error:
+        raise UserError(f"{path} is not a readable Parquet file: {error}") from None
+    raw = {key: _plain(table.column(name)) for key, name in columns.items()}
+    parsed = {key: _parsed(path, key, columns[key], column, nulls) for key, column in raw.items()}
+    valid = {key: pc.is_valid(column) for key, column in parsed.items()}
+    good = reduce(pc.and_, valid.values())
+    if pc.all(good).as_py() is not False:
+        return parsed
+    for row in pc.indices_nonzero(pc.invert(good)).to_pylist():
+        key = next(key for key, mask in valid.items() if not mask[row].as_py())
+        what = f"{key} id is missing, empty or not UTF-8" if key in ("user", "item") else f"{key} is missing"
+        bad.report(row + 1, f"the {what}", ", ".join(_shown(column[row].as_py()) for column in raw.values()))
+    return {key: column.filter(good) for key, column in parsed.items()}
+
+
+def _shown(value: object) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _parsed(path: Path, key: str, name: str, column: pa.ChunkedArray, nulls: tuple[str, ...]) -> pa.ChunkedArray:
+    """Return ids, or ratings or times as numbers; what is missing or invalid is null."""
+    if key in ("user", "item"):
+        ids = _ids(path, name, column)
+        return ids if pa.types.is_integer(ids.type) else pc.if_else(pc.is_in(ids, pa.array(nulls, ids.type)), None, ids)
+    try:
+        values = (parse_numbers if key == "rating" else parse_times)(_utf8(column) if _is_text(column.type) else column)
+        return pc.if_else(pc.is_finite(values), values, None)
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: column {name!r} cannot be read as {key}s: {error}") from None
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -73,14 +114,6 @@ def _utf8(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column.cast(pa.large_string())
     except pa.ArrowInvalid:
         return pa.chunked_array([pa.array(map(decoded, column.to_pylist()), pa.large_string())])
-
-
-def _report(columns: list[pa.ChunkedArray], users: pa.ChunkedArray, good: pa.ChunkedArray, bad: BadLines) -> None:
-    for row in pc.indices_nonzero(pc.invert(good)).to_pylist():
-        name = "item" if users[row].is_valid else "user"
-        raw = [column[row].as_py() for column in columns]
-        shown = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value) for value in raw]
-        bad.report(row + 1, f"the {name} id is missing, empty or not UTF-8", ", ".join(shown))
 
 
 def _is_text(dtype: pa.DataType) -> bool:

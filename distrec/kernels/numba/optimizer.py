@@ -81,10 +81,10 @@ def _affine(stored_VD, buffer_VD, local_G, map_4G):
             _prefetch_ahead(stored_VD, local_G, g)
             _prefetch_ahead(buffer_VD, local_G, g)
             w_D, b_D = stored_VD[local_G[g]], buffer_VD[local_G[g]]
-            m0, m1, m2, m3 = real(map_4G[0, g]), real(map_4G[1, g]), real(map_4G[2, g]), real(map_4G[3, g])
+            m0, m1, m2, m3 = map_4G[0, g], map_4G[1, g], map_4G[2, g], map_4G[3, g]
             for d in range(len(w_D)):
                 w, b = w_D[d], b_D[d]
-                w_D[d], b_D[d] = m0 * w + m1 * b, m2 * w + m3 * b
+                w_D[d], b_D[d] = real(m0 * w + m1 * b), real(m2 * w + m3 * b)
 
 
 # Updates of one row, of one signature: (row, gradient, slots, coefficients in the order of `Rule.coefficients`, decay).
@@ -98,7 +98,7 @@ def _sgd(w_D, g_D, _first_X, _second_X, lr, _c1, _c2, _c3, shrink, l2):
     lr, shrink = real(lr), real(shrink)
     for d in range(len(w_D)):
         g = g_D[d] + l2 * w_D[d]
-        w_D[d] = shrink * w_D[d] - lr * g
+        w_D[d] -= shrink * w_D[d] + lr * g
 
 
 @register_jitable(inline="always")
@@ -108,7 +108,7 @@ def _momentum(w_D, g_D, b_D, _second_X, lr, momentum, _c2, _c3, shrink, l2):
     for d in range(len(w_D)):
         b = momentum * b_D[d] + (g_D[d] + l2 * w_D[d])
         b_D[d] = b
-        w_D[d] = shrink * w_D[d] - lr * b
+        w_D[d] -= shrink * w_D[d] + lr * b
 
 
 @register_jitable(inline="always")
@@ -119,7 +119,7 @@ def _adagrad(w_D, g_D, sum_D, _second_X, lr, eps, _c2, _c3, shrink, l2):
         g = g_D[d] + l2 * w_D[d]
         total = sum_D[d] + g * g
         sum_D[d] = total
-        w_D[d] = shrink * w_D[d] - lr * g / (math.sqrt(total) + eps)
+        w_D[d] -= shrink * w_D[d] + lr * g / (math.sqrt(total) + eps)
 
 
 @register_jitable
@@ -146,7 +146,7 @@ def _rowwise_adagrad(w_D, g_D, sum_1, _second_X, lr, eps, _c2, _c3, shrink, l2):
     rate = lr / (math.sqrt(total) + eps)
     for d in range(len(w_D)):
         g = g_D[d] + l2 * w_D[d]
-        w_D[d] = shrink * w_D[d] - rate * g
+        w_D[d] -= shrink * w_D[d] + rate * g
 
 
 @register_jitable(inline="always")
@@ -159,7 +159,7 @@ def _adam(w_D, g_D, m_D, v_D, lr, beta1, beta2, eps, shrink, l2):
         m = m_D[d] + rest1 * (g - m_D[d])
         v = beta2 * v_D[d] + rest2 * (g * g)
         m_D[d], v_D[d] = m, v
-        w_D[d] = shrink * w_D[d] - lr * m / (math.sqrt(v) + eps)
+        w_D[d] -= shrink * w_D[d] + lr * m / (math.sqrt(v) + eps)
 
 
 @njit
@@ -201,7 +201,9 @@ def _replay_loop(update):
                 c3 = coefficients_CS[5, s] if used > 5 else 0.0
                 update(w_D, zero_D, first_X, second_X, c0, c1, c2, c3, shrink, real(l2))
             if last < now:
-                _scale(w_D, real(coefficients_CS[0, now] / coefficients_CS[0, last]))
+                left = coefficients_CS[0, now] / coefficients_CS[0, last]
+                for d in range(len(w_D)):
+                    w_D[d] = real(left * w_D[d])  # in float64: close to 1, `left` would be rounded
                 _scale(first_X, real(decay1 ** (now - last)))
                 _scale(second_X, real(decay2 ** (now - last)))
 

@@ -61,7 +61,7 @@ class TritonKernels(ReferenceKernels):
         _run(programs.replay, stored_VD, local_G, since_G, *slots, *steps, **constants)
 
     def affine_(self, stored_VD: Tensor, buffer_VD: Tensor, local_G: Tensor, map_4G: Tensor) -> None:
-        _run(programs.affine, stored_VD, local_G, buffer_VD, _to_device(map_4G.to(stored_VD.dtype), stored_VD.device))
+        _run(programs.affine, stored_VD, local_G, buffer_VD, _to_device(map_4G, stored_VD.device))
 
 
 class _DeviceCoefficients:

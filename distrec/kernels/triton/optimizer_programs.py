@@ -67,20 +67,20 @@ def _sqrt(x):
 
 
 # Updates of rows, (T, D): (rows, gradients with penalty, slots, coefficients in the order of `Rule.coefficients`,
-# decay factor) to (rows, slots), all with one signature. Scalars are float64.
+# fraction that decay removes) to (rows, slots), all with one signature. Scalars are float64.
 
 
 @triton.jit
 def sgd(w_TD, g_TD, first, second, lr, _c1, _c2, _c3, shrink, D: tl.constexpr):
     real = w_TD.dtype
-    return tl.full([], shrink, real) * w_TD - tl.full([], lr, real) * g_TD, first, second
+    return w_TD - (tl.full([], shrink, real) * w_TD + tl.full([], lr, real) * g_TD), first, second
 
 
 @triton.jit
 def momentum(w_TD, g_TD, b_TD, second, lr, mu, _c2, _c3, shrink, D: tl.constexpr):
     real = w_TD.dtype
     b_TD = tl.full([], mu, real) * b_TD + g_TD
-    return tl.full([], shrink, real) * w_TD - tl.full([], lr, real) * b_TD, b_TD, second
+    return w_TD - (tl.full([], shrink, real) * w_TD + tl.full([], lr, real) * b_TD), b_TD, second
 
 
 @triton.jit
@@ -88,7 +88,7 @@ def adagrad(w_TD, g_TD, s_TD, second, lr, eps, _c2, _c3, shrink, D: tl.constexpr
     real = w_TD.dtype
     s_TD = s_TD + g_TD * g_TD
     change_TD = _div(tl.full([], lr, real) * g_TD, _sqrt(s_TD) + tl.full([], eps, real))
-    return tl.full([], shrink, real) * w_TD - change_TD, s_TD, second
+    return w_TD - (tl.full([], shrink, real) * w_TD + change_TD), s_TD, second
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def rowwise_adagrad(w_TD, g_TD, s_T1, second, lr, eps, _c2, _c3, shrink, D: tl.c
     real = w_TD.dtype
     s_T1 = s_T1 + _div(tl.sum(g_TD * g_TD, 1), tl.full([], D, real))[:, None]
     rate_T1 = _div(tl.full([], lr, real), _sqrt(s_T1) + tl.full([], eps, real))
-    return tl.full([], shrink, real) * w_TD - rate_T1 * g_TD, s_T1, second
+    return w_TD - (tl.full([], shrink, real) * w_TD + rate_T1 * g_TD), s_T1, second
 
 
 @triton.jit
@@ -105,7 +105,7 @@ def adam(w_TD, g_TD, m_TD, v_TD, lr, beta1, beta2, eps, shrink, D: tl.constexpr)
     m_TD = m_TD + tl.full([], 1 - beta1, real) * (g_TD - m_TD)
     v_TD = tl.full([], beta2, real) * v_TD + tl.full([], 1 - beta2, real) * (g_TD * g_TD)
     change_TD = _div(tl.full([], lr, real) * m_TD, _sqrt(v_TD) + tl.full([], eps, real))
-    return tl.full([], shrink, real) * w_TD - change_TD, m_TD, v_TD
+    return w_TD - (tl.full([], shrink, real) * w_TD + change_TD), m_TD, v_TD
 
 
 @triton.jit
@@ -213,7 +213,7 @@ def replay(
         left_T = tl.load(coefficients + now * (2 + C)) / tl.load(
             coefficients + last_T * (2 + C), mask=mask_T, other=1.0
         )
-        w_TD *= left_T.to(real)[:, None]
+        w_TD = (w_TD.to(tl.float64) * left_T[:, None]).to(real)
         first_TX *= tl.exp(rest_T * log_decay1).to(real)[:, None]
         second_TX *= tl.exp(rest_T * log_decay2).to(real)[:, None]
     _store(stored, first, second, offset_TD, mask_TD, offset_TX, mask_TX, w_TD, first_TX, second_TX, X)
@@ -221,10 +221,11 @@ def replay(
 
 @_program
 def affine(stored, local, count, rows, buffer, maps, D: tl.constexpr, PAD: tl.constexpr, TILE: tl.constexpr):
-    """Map (w, b) linearly; `maps`, (4, G), in the dtype of the rows."""
+    """Map (w, b) linearly; `maps`, (4, G), float64."""
     position_T, row_T, mask_T = _find(local, count, rows, TILE)
     offset_TD, mask_TD = _elements(row_T, mask_T, D, PAD)
-    w_TD, b_TD = tl.load(stored + offset_TD, mask=mask_TD), tl.load(buffer + offset_TD, mask=mask_TD)
+    w_TD = tl.load(stored + offset_TD, mask=mask_TD).to(tl.float64)
+    b_TD = tl.load(buffer + offset_TD, mask=mask_TD).to(tl.float64)
     m0_T = tl.load(maps + position_T, mask=mask_T)
     m1_T = tl.load(maps + count + position_T, mask=mask_T)
     m2_T = tl.load(maps + 2 * count + position_T, mask=mask_T)

@@ -1,0 +1,61 @@
+"""Values of the optional columns: ratings as float64, times as int64 or float64."""
+
+import re
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# What both Python and Arrow parse; neither infinity nor NaN.
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d)?)?", re.ASCII)
+
+
+def is_number(text: str) -> bool:
+    """Return True for a finite decimal number."""
+    return _NUMBER.fullmatch(text.strip()) is not None
+
+
+def is_time(text: str) -> bool:
+    """Return True for a number, or a date with or without a time of day in ISO 8601: `2024-05-01 12:30:00`."""
+    if not _DATE.fullmatch(text.strip()):
+        return is_number(text)
+    try:
+        datetime.fromisoformat(text.strip())
+    except ValueError:
+        return False
+    return True
+
+
+def parse_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Parse text, or cast numbers, to float64. Raises pa.ArrowInvalid."""
+    return (pc.utf8_trim_whitespace(column) if _is_text(column.type) else column).cast(pa.float64())
+
+
+def parse_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return times as int64 (integers as they are, dates in microseconds since 1970, UTC), or float64 for fractions.
+
+    Raises:
+        pa.ArrowInvalid: another text, or text that mixes numbers and dates.
+    """
+    if pa.types.is_floating(column.type):
+        return column.cast(pa.float64())
+    if not _is_text(column.type):
+        return _microseconds(column) if pa.types.is_temporal(column.type) else column.cast(pa.int64())
+    text = pc.utf8_trim_whitespace(column)
+    targets = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
+    for target in targets:
+        try:
+            values = text.cast(target)
+        except pa.ArrowInvalid:
+            continue
+        return _microseconds(values) if pa.types.is_temporal(target) else values
+    raise pa.ArrowInvalid("neither numbers alone nor dates of one kind alone")
+
+
+def _microseconds(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.timestamp("us", getattr(column.type, "tz", None)), safe=False).cast(pa.int64())
+
+
+def _is_text(dtype: pa.DataType) -> bool:
+    return dtype in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
