@@ -111,6 +111,7 @@ def test_dropped_options_are_noted(capsys, tmp_path, monkeypatch):
 
 
 def test_run_folders_of_another_format_are_refused(capsys, tmp_path):
+    (tmp_path / "old").mkdir()
     folder = RunFolder(tmp_path / "old")
     folder.start(Config(), {})
     assert folder.facts() == {"format": 2} and folder.config() == Config()
