@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import errno
 import os
 import shlex
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distrec import __version__
-from distrec.core.errors import UserError, WorkerLost
+from distrec.core.errors import UNWRITABLE, UserError, WorkerLost
 
 if TYPE_CHECKING:
     from distrec.training.config import Config
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"distrec: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in UNWRITABLE:
             raise
         print(f"distrec: cannot write or read a file: {error}", file=sys.stderr)
         sys.exit(2)
@@ -87,13 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=_WORDS)
 
     command = _add(commands, "evaluate", _evaluate, "evaluate the last checkpoint of a run, in this process")
-    command.add_argument("run", type=_path, metavar="RUN", help="a run folder")
+    command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     command.add_argument("words", nargs="*", metavar="key=value", help="overrides, for instance eval.k=10,20,50")
     command.add_argument("--part", choices=("test", "valid"), default="test", help="part of the data (default: test)")
 
     text = "print counts, density and degree quantiles of a data set, or the result of a run"
     command = _add(commands, "info", _info, text)
-    command.add_argument("path", type=_path, metavar="PATH", help="raw data, a prepared folder, or a run folder")
+    command.add_argument("path", type=Path, metavar="PATH", help="raw data, a prepared folder, or a run folder")
     command.add_argument("words", nargs="*", metavar="key=value", help="overrides for reading raw data, as for prepare")
 
     command = _add(commands, "doctor", _doctor, "check this machine: what will work here, and what will not")
@@ -116,10 +115,6 @@ def _add(
     )
     command.set_defaults(function=function)
     return command
-
-
-def _path(word: str) -> Path:
-    return Path(os.path.expanduser(word))
 
 
 def _load(words: Sequence[str]) -> tuple["Config", str]:
@@ -215,10 +210,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
+    from distrec.core.config import expand_user
     from distrec.data.prepare import prepare
     from distrec.training.run_folder import RunFolder
 
-    folder = RunFolder(arguments.path)
+    folder = RunFolder(expand_user(arguments.path))
     if not folder.config_file.exists():
         config, _ = _load([*arguments.words, f"data.source={arguments.path}"])
         with _reporting():

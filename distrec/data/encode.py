@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from distrec.core.errors import UserError
 from distrec.core.randomness import Purpose
+from distrec.core.status import stage
 from distrec.data.dataset import Part
 from distrec.data.id_checks import id_notes
 from distrec.data.readers.formats import RawPairs
@@ -108,11 +109,22 @@ def k_core(parts: EncodedParts, min_user: int, min_item: int) -> EncodedParts:
     )
 
 
-def hold_out_part(parts: EncodedParts, part: Part, method: str, fraction: float, seed: int) -> EncodedParts:
-    """Move training interactions to an empty part (see `split.hold_out`)."""
+def hold_out_parts(parts: EncodedParts, shares: Mapping[Part, float], method: str, seed: int) -> EncodedParts:
+    """Move training interactions to empty parts, one after the other; `shares` of what is left (see `Split`)."""
+    if not shares:
+        return parts
+    hashes = hash_ids(parts.user_ids), hash_ids(parts.item_ids)
+    for part, share in shares.items():
+        stage(f"data: holding out the {part.name.lower()} part of {len(parts.keys[Part.TRAIN]):,} interactions")
+        parts = _hold_out_part(parts, part, hashes, method, share, seed)
+    return parts
+
+
+def _hold_out_part(
+    parts: EncodedParts, part: Part, hashes: tuple[np.ndarray, np.ndarray], method: str, fraction: float, seed: int
+) -> EncodedParts:
     assert part in (Part.VALID, Part.TEST) and not len(parts.keys[part]), part
     purpose = Purpose.TEST_SPLIT if part == Part.TEST else Purpose.VALID_SPLIT
-    hashes = hash_ids(parts.user_ids), hash_ids(parts.item_ids)
     held = hold_out(*parts.pairs(Part.TRAIN), *hashes, Split(method, fraction, seed, purpose), parts.times)
     train, times = parts.keys[Part.TRAIN], parts.times
     return replace(

@@ -15,7 +15,7 @@ from distrec.core.status import stage
 from distrec.data import planted, source_files, writer
 from distrec.data.config import PLANTED, DataConfig
 from distrec.data.dataset import FORMAT_VERSION, MANIFEST, Dataset, Manifest, Part
-from distrec.data.encode import encode_parts, hold_out_part, k_core
+from distrec.data.encode import encode_parts, hold_out_parts, k_core
 from distrec.data.readers import formats
 from distrec.data.readers.formats import RawPairs
 
@@ -146,9 +146,7 @@ def _build(source: _Source, config: DataConfig, folder: Path) -> None:
         len(everything.item_ids) - len(parts.item_ids),
         sum(len(everything.keys[part]) - len(parts.keys[part]) for part in Part),
     )
-    for part, share in source.held_out.items():
-        stage(f"data: holding out the {part.name.lower()} part of {rows}")
-        parts = hold_out_part(parts, part, config.split, share, config.split_seed)
+    parts = hold_out_parts(parts, source.held_out, config.split, config.split_seed)
     stage(f"data: writing {rows}")
     with writer.atomic_directory(folder) as temporary:
         writer.write(

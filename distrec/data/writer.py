@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distrec.core.errors import UserError
+from distrec.core.errors import UserError, reason_of
 from distrec.core.file_lock import FileLock
 from distrec.data.dataset import FORMAT_VERSION, MANIFEST, Manifest, Part, bucket_file
 from distrec.data.encode import EncodedParts, fingerprint
@@ -57,8 +57,7 @@ def exclusive(final: Path, log: Callable[[str], None]) -> Iterator[None]:
 
 
 def _unwritable(final: Path, error: OSError) -> UserError:
-    reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own text is several sentences long
-    return UserError(f"cannot write to {final.parent} (data.cache): {reason}")
+    return UserError(f"cannot write to {final.parent} (data.cache): {reason_of(error)}")
 
 
 def write(folder: Path, parts: EncodedParts, buckets: int, bad_lines: int, **origin: Any) -> None:

@@ -48,6 +48,13 @@ class UserItemPairs:
         """Return the chosen pairs (a mask), items numbered from `first`."""
         return UserItemPairs(self.row[chosen], self.item[chosen] - first)
 
+    def within(self, chosen_V: np.ndarray | None) -> "UserItemPairs":
+        """Return the pairs with chosen items (a mask over the items), numbered among these; None chooses all."""
+        if chosen_V is None:
+            return self
+        kept = self.select(chosen_V[self.item])
+        return UserItemPairs(kept.row, (np.cumsum(chosen_V) - 1)[kept.item])
+
     def of_rows(self, rows: slice) -> "UserItemPairs":
         """Return the pairs of some rows, numbered from the first of these."""
         low, high = np.searchsorted(self.row, [rows.start, rows.stop])
@@ -82,7 +89,7 @@ def rank(
         UserError: a score is NaN.
     """
     assert k >= 1, k
-    users, known = len(users_UD), _known_candidates(known, candidates)
+    users, known = len(users_UD), known.ordered()
     best = (users_UD.new_full((users, k), -torch.inf), torch.full((users, k), NO_ITEM, device=users_UD.device))
     done, total = 0, users * (partition.rows if candidates is None else int(candidates.sum()))
     for block_VD, ids_V, masked in _item_blocks(own_items_VD, known, partition, exchange, candidates):
@@ -108,8 +115,7 @@ def _item_blocks(
         ids, shard_known = partition.rows_of(worker), local.select(owner == worker)
         if candidates is not None:
             chosen = candidates[ids]
-            ids = ids[chosen]
-            shard_known = UserItemPairs(shard_known.row, (np.cumsum(chosen) - 1)[shard_known.item])
+            ids, shard_known = ids[chosen], shard_known.within(chosen)
             if worker == exchange.rank:
                 own_items_VD = own_items_VD[torch.from_numpy(chosen).to(own_items_VD.device)]
         ids_V = torch.from_numpy(ids).to(own_items_VD.device)
@@ -141,9 +147,9 @@ def rank_scores(
         users: local indices of this worker's users.
         items: items of the catalogue.
     """
-    known, ids = _known_candidates(known, candidates), np.arange(items)
+    known, ids = known.ordered().within(candidates), np.arange(items)
     if candidates is not None:
-        ids, known = ids[candidates], UserItemPairs(known.row, (np.cumsum(candidates) - 1)[known.item])
+        ids = ids[candidates]
     width = max(1, min(_BLOCK_ITEMS, len(ids)))
     size = max(1, _SCORES // width)
     longest = int(exchange.all_max(torch.tensor([len(users)], device=exchange.device)))
@@ -162,11 +168,6 @@ def rank_scores(
         ranked[rows] = best[1]
         progress(min(1.0, (start + size) / longest))
     return ranked
-
-
-def _known_candidates(known: UserItemPairs, candidates: np.ndarray | None) -> UserItemPairs:
-    """Return the known items that would be ranked, ordered by row and item."""
-    return known.ordered() if candidates is None else known.select(candidates[known.item]).ordered()
 
 
 def add_block(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Scalars = tuple[float, ...]
-"""Coefficients of one step, in the order in which `UpdateRule.update` takes them."""
+"""Coefficients of one step, in the order in which `UpdateRule.change` takes them."""
 
 
 class UpdateRule(ABC):

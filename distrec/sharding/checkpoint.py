@@ -3,7 +3,6 @@
 State that is equal at all workers is in the file of worker 0.
 """
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distrec.core.errors import UserError
+from distrec.core.errors import UserError, reason_of
 from distrec.sharding.partition import Partition
 
 _FORMAT = 2
@@ -47,9 +46,7 @@ def save_shard(
 
 def unwritable(path: Path, error: Exception) -> UserError:
     """Return the error of a run that cannot write to a path: the disk is full, or not writable."""
-    number = getattr(error, "errno", None)
-    reason = os.strerror(number) if number else str(error).strip().split("\n")[0]
-    return UserError(f"cannot write to {path}: {reason}; make room, and go on with run.resume=true")
+    return UserError(f"cannot write to {path}: {reason_of(error)}; make room, and go on with run.resume=true")
 
 
 def is_complete(folder: Path) -> bool:

@@ -20,7 +20,7 @@ from distrec.tracking.base import Tracker
 from distrec.tracking.config import TrackingConfig
 from distrec.tracking.environment import git_commit, versions
 from distrec.tracking.result_table import Row, markdown_table
-from distrec.tracking.uri import artifact_folder, check_database, exists, public_uri, tracking_uri
+from distrec.tracking.uri import artifact_folder, check_database, exists, public_uri, sqlite_file, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,7 +76,7 @@ class MlflowTracker(Tracker):
 
     @property
     def destination(self) -> str:
-        return f"MLflow at {public_uri(self.uri)}, experiment {self._experiment}"
+        return f"{self._where}, experiment {self._experiment}"
 
     def start(self, config: Section, tags: Mapping[str, str], run_name: str) -> None:
         """Create or continue the run, with `config` as params and as `config.yaml`.
@@ -122,9 +122,12 @@ class MlflowTracker(Tracker):
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         """Let one process at a time open a database file: MLflow creates and migrates its tables without a lock."""
-        lock = FileLock(Path(f"{self.uri.removeprefix('sqlite:///')}.lock"))
-        if self.uri.startswith("sqlite:///"):
-            lock.acquire_waiting(lambda holder: self._warn(f"tracking: waiting for {holder}, which opens the database"))
+        file = sqlite_file(self.uri)
+        if file is None:
+            yield
+            return
+        lock = FileLock(file.with_name(f"{file.name}.lock"))
+        lock.acquire_waiting(lambda holder: self._warn(f"tracking: waiting for {holder}, which opens the database"))
         try:
             yield
         finally:

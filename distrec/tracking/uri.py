@@ -43,8 +43,8 @@ def tracking_uri(configured: str | None, run_folder: Path) -> str:
 
 def artifact_folder(uri: str, run_folder: Path) -> str | None:
     """Return the artifact folder of a new experiment, or None if a server decides. MLflow's default is ./mlruns."""
-    if uri.startswith(_SQLITE):
-        return (_file(uri).parent / "mlartifacts").as_uri()
+    if (file := sqlite_file(uri)) is not None:
+        return (file.parent / "mlartifacts").as_uri()
     if _database(uri) in _DEFAULT_PORTS:
         return (run_folder.absolute().parent / "mlartifacts").as_uri()
     return None
@@ -56,22 +56,22 @@ def check_database(uri: str) -> None:
     default_port = _DEFAULT_PORTS.get(_database(uri))
     if default_port and address.hostname:
         socket.create_connection((address.hostname, address.port or default_port), timeout=5).close()
-    if uri.startswith(_SQLITE):
-        path = _file(uri)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=5)) as connection:
+    if (file := sqlite_file(uri)) is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file, timeout=5)) as connection:
             connection.execute("begin immediate")
             connection.execute("pragma schema_version").fetchone()
 
 
 def exists(uri: str) -> bool:
     """Return False for a sqlite file that is not there, as after a move of its folder."""
-    return not uri.startswith(_SQLITE) or _file(uri).exists()
+    file = sqlite_file(uri)
+    return file is None or file.exists()
 
 
-def _file(uri: str) -> Path:
-    """Return the file of a sqlite address, which may end with options: sqlite:///runs.db?timeout=5."""
-    return Path(uri.removeprefix(_SQLITE).partition("?")[0])
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a sqlite address, which may end with options: sqlite:///runs.db?timeout=5. None for others."""
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
 
 
 def public_uri(uri: str) -> str:

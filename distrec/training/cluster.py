@@ -1,6 +1,5 @@
 """What a run needs of its Ray cluster: resources, wait for them, failures of workers."""
 
-import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from distrec.core.errors import UserError, WorkerLost
+from distrec.core.errors import UNWRITABLE, UserError, WorkerLost
 from distrec.sampling.stream.ray import STREAM_CPUS
 from distrec.sampling.stream.ray_internal import wrapped_errors
 from distrec.sharding.checkpoint import unwritable
@@ -23,7 +22,6 @@ from distrec.training.connection import WORKER_CPUS
 
 _FIRST_NOTE_S, _NOTE_S = 3.0, 30.0  # until the first note about a wait, and between notes
 _GPU_ACTORS = 8  # largest default of train.stream_actors for a worker on a GPU
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 _LOST = (  # errors raised when a worker, or an actor of its stream, has died
     ray.exceptions.RayActorError,
     ray.exceptions.OutOfMemoryError,
@@ -187,7 +185,7 @@ def root_cause(error: BaseException, run_folder: str) -> BaseException:
     for link in chain:
         if isinstance(link, UserError) and not isinstance(link, ray.exceptions.RayError):
             return UserError(str(link))
-        if isinstance(link, OSError) and link.errno in _UNWRITABLE:
+        if isinstance(link, OSError) and link.errno in UNWRITABLE:
             return unwritable(Path(link.filename or run_folder), link)
         chain += [inner for inner in wrapped_errors(link) if all(inner is not known for known in chain)]
     if lost := [link for link in chain if isinstance(link, _LOST)]:

@@ -25,7 +25,9 @@ Note = Callable[[str], None]
 WORKER_CPUS = 1.0
 _CONNECT_S = 5.0  # limit for a cluster to answer
 _LONGEST_TMPDIR = 39  # bytes: the sockets below have 68 more, and 107 is the limit of the operating system
-_MIN_DISK, _MIN_SHM = 64 * 2**20, 128 * 2**20  # bytes: Ray's logs and sockets; Docker's default for /dev/shm is 64 MiB
+_MIN_DISK = 64 * 2**20  # bytes, for Ray's logs and sockets
+MIN_SHM = 128 * 2**20
+"""Bytes of /dev/shm below which Ray's objects lie in files, which is slower. Docker's default is 64 MiB."""
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # keep relative paths relative to the user's folder
@@ -126,7 +128,7 @@ def _temporary_folder(note: Note) -> str | None:
                 f"Ray cannot start: {root} has {free / 2**20:.0f} MiB free; free some space, or set RAY_TMPDIR"
             )
     with contextlib.suppress(OSError):  # not on Linux
-        if (free := shutil.disk_usage("/dev/shm").free) < _MIN_SHM:
+        if (free := shutil.disk_usage("/dev/shm").free) < MIN_SHM:
             note(
                 f"ray: /dev/shm has {free / 2**20:.0f} MiB free: Ray's objects lie in {root}, which is slower "
                 "(Docker: --shm-size=2g)"

@@ -18,9 +18,9 @@ from distrec.tracking import open_tracker
 from distrec.tracking.environment import versions
 from distrec.training.cluster import check_resources, describe_resources
 from distrec.training.config import Config
-from distrec.training.connection import describe_connection, ray_running
+from distrec.training.connection import MIN_SHM, describe_connection, ray_running
 
-_MIN_FREE, _MIN_SHM, _MIN_MEMORY = 2**30, 128 * 2**20, 2 * 2**30  # bytes: disk, /dev/shm, memory of a worker and Ray
+_MIN_FREE, _MIN_MEMORY = 2**30, 2 * 2**30  # bytes: disk, memory of a worker and Ray
 
 
 class Finding(NamedTuple):
@@ -68,7 +68,7 @@ def _resources(config: Config) -> Iterator[Finding]:
         yield Finding("memory", text, memory >= _MIN_MEMORY)
     if os.path.isdir("/dev/shm"):
         free = shutil.disk_usage("/dev/shm").free
-        small = "" if free >= _MIN_SHM else ": Ray and the workers use files, which is slower (Docker: --shm-size=2g)"
+        small = "" if free >= MIN_SHM else ": Ray and the workers use files, which is slower (Docker: --shm-size=2g)"
         yield Finding("/dev/shm", f"{free / 2**30:.2f} GiB free{small}")
 
 

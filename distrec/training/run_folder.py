@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distrec.core.config import Section, dump, flat
-from distrec.core.errors import UserError
+from distrec.core.errors import UserError, reason_of
 from distrec.core.file_lock import FileLock
 from distrec.sharding.checkpoint import is_complete
 from distrec.training.config import Config, load_config
@@ -146,8 +145,7 @@ class RunFolder:
                 self.path.rmdir()
 
     def _unwritable(self, error: OSError) -> UserError:
-        reason = os.strerror(error.errno) if error.errno else error
-        return UserError(f"cannot write the run folder {self.path} (run.dir): {reason}")
+        return UserError(f"cannot write the run folder {self.path} (run.dir): {reason_of(error)}")
 
     def start(self, config: Config, facts: dict[str, Any]) -> None:
         """Write the complete configuration, and `facts` to a file of their own. Put an earlier result aside."""

@@ -39,6 +39,7 @@ class ShardedModel(Scorer):
         m, workers = dataset.manifest, self.exchange.workers
         self.partitions = {USERS: Partition(m.users, m.buckets, workers), ITEMS: Partition(m.items, m.buckets, workers)}
         self.reads, self.similarity = config.model.reads, config.model.similarity
+        self.dtype = torch.bfloat16 if config.model.bfloat16 else torch.float32
         self.specs = {spec.name: spec for spec in (*config.model.tables(), *config.loss.tables())}
         self.own_tables = {spec.name for spec in config.loss.tables()}
         self.tables = {name: self._initial_table(name) for name in self.specs}
@@ -54,9 +55,7 @@ class ShardedModel(Scorer):
         spec, worker = self.specs[name], self.exchange.rank
         partition = self.partitions[spec.entity]
         rows_VD = spec.init.rows(self.config.run.seed, name, partition, worker, spec.width)
-        bfloat16 = isinstance(self.config.model, EmbeddingConfig) and self.config.model.bfloat16
-        rows_VD = rows_VD.to(self.device, torch.bfloat16 if bfloat16 else torch.float32)
-        return Table(name, partition, worker, rows_VD, spec.decay)
+        return Table(name, partition, worker, rows_VD.to(self.device, self.dtype), spec.decay)
 
     @cached_property
     def graph(self) -> Graph | None:

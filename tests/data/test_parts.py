@@ -10,7 +10,7 @@ from distrec.core.config import parse
 from distrec.core.errors import UserError
 from distrec.data.config import DataConfig
 from distrec.data.dataset import Part
-from distrec.data.encode import encode_parts, hold_out_part, k_core
+from distrec.data.encode import encode_parts, hold_out_parts, k_core
 from distrec.data.readers.formats import RawPairs
 from tests.data.files import SMALL, raw_pairs, run, write
 
@@ -37,7 +37,7 @@ def decode(parts, part):
 
 
 def split(parts, method, fraction=0.3):
-    return hold_out_part(hold_out_part(parts, Part.TEST, method, fraction, 0), Part.VALID, method, fraction, 0)
+    return hold_out_parts(parts, {Part.TEST: fraction, Part.VALID: fraction}, method, 0)
 
 
 @settings(max_examples=150, deadline=None)

@@ -55,7 +55,7 @@ def share_of(fetched, gathered_BD, own, total, rank):
 
 
 def sums_share(sums_RD):
-    return sums_RD.cos().sum() - sums_RD.numel()  # 0 for a row that nobody requests
+    return sums_RD.cos().sum() - sums_RD.numel()  # 0 for a row that no worker requests
 
 
 def gradient_of(leaf):

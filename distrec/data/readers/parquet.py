@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from distrec.core.errors import UserError
 from distrec.data.readers.bad_lines import BadLines
 from distrec.data.readers.delimited import Columns, find_column
-from distrec.data.readers.values import parse_numbers, parse_times
+from distrec.data.readers.values import is_text, parse_numbers, parse_times
 
 
 def names(path: Path) -> list[str]:
@@ -69,7 +69,7 @@ def _parsed(path: Path, key: str, name: str, column: pa.ChunkedArray, nulls: tup
         ids = _ids(path, name, column)
         return ids if pa.types.is_integer(ids.type) else pc.if_else(pc.is_in(ids, pa.array(nulls, ids.type)), None, ids)
     try:
-        values = (parse_numbers if key == "rating" else parse_times)(_utf8(column) if _is_text(column.type) else column)
+        values = (parse_numbers if key == "rating" else parse_times)(_utf8(column) if is_text(column.type) else column)
         return pc.if_else(pc.is_finite(values), values, None)
     except pa.ArrowException as error:
         raise UserError(f"{path}: column {name!r} cannot be read as {key}s: {error}") from None
@@ -78,7 +78,7 @@ def _parsed(path: Path, key: str, name: str, column: pa.ChunkedArray, nulls: tup
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Decode dictionaries, and cast text to bytes: Parquet does not guarantee that strings are UTF-8."""
     dtype = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    return column.cast(pa.large_binary() if _is_text(dtype) else dtype)
+    return column.cast(pa.large_binary() if is_text(dtype) else dtype)
 
 
 def _ids(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -95,7 +95,7 @@ def _ids(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
             return known.cast(pa.int64())
         except pa.ArrowInvalid:
             raise UserError(f"{path}: column {name!r} holds fractions; ids are integers or strings") from None
-    if _is_text(dtype):
+    if is_text(dtype):
         text = pc.utf8_trim_whitespace(_utf8(column))
         return pc.if_else(pc.equal(text, ""), None, text)
     raise UserError(f"{path}: column {name!r} holds {dtype}; ids are integers or strings")
@@ -114,7 +114,3 @@ def _utf8(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column.cast(pa.large_string())
     except pa.ArrowInvalid:
         return pa.chunked_array([pa.array(map(decoded, column.to_pylist()), pa.large_string())])
-
-
-def _is_text(dtype: pa.DataType) -> bool:
-    return dtype in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())

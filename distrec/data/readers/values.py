@@ -29,7 +29,7 @@ def is_time(text: str) -> bool:
 
 def parse_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Parse text, or cast numbers, to float64. Raises pa.ArrowInvalid."""
-    return (pc.utf8_trim_whitespace(column) if _is_text(column.type) else column).cast(pa.float64())
+    return (pc.utf8_trim_whitespace(column) if is_text(column.type) else column).cast(pa.float64())
 
 
 def parse_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -40,7 +40,7 @@ def parse_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """
     if pa.types.is_floating(column.type):
         return column.cast(pa.float64())
-    if not _is_text(column.type):
+    if not is_text(column.type):
         return _microseconds(column) if pa.types.is_temporal(column.type) else column.cast(pa.int64())
     text = pc.utf8_trim_whitespace(column)
     targets = (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC"))
@@ -57,5 +57,6 @@ def _microseconds(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.timestamp("us", getattr(column.type, "tz", None)), safe=False).cast(pa.int64())
 
 
-def _is_text(dtype: pa.DataType) -> bool:
+def is_text(dtype: pa.DataType) -> bool:
+    """Return True for strings, and for bytes, which may be text."""
     return dtype in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())

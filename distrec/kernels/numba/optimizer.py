@@ -59,7 +59,7 @@ def _read(stored_VD, local_U, factor, rows_UD):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _take_stale(local_U, written_V, now):
-    """Implement `OptimizerKernels.take_stale` serially, as a row may repeat."""
+    """Implement `ReferenceKernels.take_stale` serially, as a row may repeat."""
     _count_blocks(local_U, len(written_V))
     local_G, since_G = np.empty(len(local_U), np.int64), np.empty(len(local_U), np.int32)
     count = 0
@@ -230,7 +230,7 @@ def _slots(stored_VD: Tensor, rule: UpdateRule) -> list[np.ndarray]:
 
 
 class NumbaKernels(ReferenceKernels):
-    """Implements `OptimizerKernels` with as many threads as torch uses; `scale_` is the reference's."""
+    """Implements `ReferenceKernels` with as many threads as torch uses; `scale_` is the reference's."""
 
     def read(self, stored_VD: Tensor, local_U: Tensor, factor: float) -> Tensor:
         rows_UD = empty([len(local_U), stored_VD.shape[1]], stored_VD)

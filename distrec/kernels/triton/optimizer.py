@@ -27,7 +27,7 @@ UPDATES: dict[str, Any] = {
 
 
 class TritonKernels(ReferenceKernels):
-    """Implements `OptimizerKernels` for one shard. Inherited from the reference are `take_stale`, whose result has no
+    """Implements `ReferenceKernels` for one shard. Inherited from the reference are `take_stale`, whose result has no
     size known in advance, and what takes torch an operation or two.
 
     A row is updated by one program in a fixed order of operations, whatever else is in the batch.
