@@ -31,6 +31,11 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of how Ray is found and started first: later ones find the Ray of `ray_cluster` running."""
+    items.sort(key=lambda item: item.path.name != "test_connection.py")
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Seed torch, so that the random tensors of a test do not depend on the tests before it."""

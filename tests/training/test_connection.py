@@ -7,10 +7,17 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from distrec.core.errors import UserError
 from distrec.training import connection
 from distrec.training.connection import describe_connection, ray_running
+
+
+@pytest.fixture(autouse=True)
+def no_ray():
+    """Fail where Ray runs already, as `ray_running` would use it (see `pytest_collection_modifyitems`)."""
+    assert not ray.is_initialized()
 
 
 @pytest.fixture
