@@ -23,6 +23,7 @@ class Purpose(enum.IntEnum):
     VALID_SPLIT = 5
     PLANTED = 6
     EXTRA_POSITIVES = 7
+    DROPOUT = 8
 
 
 def bit_generator(seed: int, purpose: Purpose, *indices: int, first: int = 0) -> np.random.Philox:

@@ -1,6 +1,15 @@
 """Losses. Importing the package registers them."""
 
-from distrec.losses import exact_softmax, pairwise, sampled_softmax  # noqa: F401
+from distrec.losses import (  # noqa: F401
+    alignment,
+    debiased,
+    exact_softmax,
+    margins,
+    mutual_information,
+    pairwise,
+    pointwise,
+    sampled_softmax,
+)
 from distrec.losses.base import Loss, LossInputs, losses
 
 __all__ = ["Loss", "LossInputs", "losses"]

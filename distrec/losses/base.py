@@ -67,12 +67,16 @@ class LossInputs:
     draws: int
     """Negatives drawn for a pair, masked ones included: N; in-batch N - 1, as the pair's own positive is no draw."""
     workers: int
+    rank: int
+    """This worker, from 0."""
     exchange: StepExchange
     """Differentiable collectives over the workers."""
     positive_B: Tensor
     """Scores of the positives."""
     negative_BN: Tensor
     """Scores of the negatives; a negative at -inf is masked, as it is a known positive of that user."""
+    unmasked_B: Tensor
+    """Number of the pair's negatives that are not masked."""
     log_q_BN: Tensor
     """log of each negative's sampling probability, (B, N) or (1, N)."""
     extra_BM: Tensor
@@ -80,6 +84,8 @@ class LossInputs:
     the option `extra_positives` of the loss."""
     degree_B: Tensor
     """Training interactions of the pair's user, float32."""
+    mean_degree: float
+    """Training interactions of the average user that has any."""
     user_norm2_B: Tensor
     """Squared norms of the representations of the users, the positives and the negatives ((B, N) or (1, N))."""
     positive_norm2_B: Tensor
@@ -111,6 +117,8 @@ class Loss(Part):
     """Fields of `LossInputs` that it reads, beside those that every loss has."""
     similarity: ClassVar[Literal["cosine", "dot"] | None] = None
     """The one similarity that it is defined on; None: any."""
+    draws_known_positives: ClassVar[bool] = False
+    """Whether its negatives must come uniformly from all items, known positives included, as it subtracts these."""
 
     def needs(self) -> tuple[str, ...]:
         """Return the fields of `LossInputs` that it reads with these options."""
@@ -130,6 +138,16 @@ class Loss(Part):
 
 
 losses: Registry[type[Loss]] = Registry("loss")
+
+
+def mean_of_unmasked(values_BN: Tensor, unmasked_B: Tensor) -> Tensor:
+    """Return the mean of each pair's values over its negatives that are not masked, (B,); 0 where all are.
+
+    Args:
+        values_BN: one value for each negative, 0 for a masked one.
+        unmasked_B: number of the others.
+    """
+    return values_BN.sum(1) / unmasked_B.clamp(min=1)
 
 
 def softplus(x: Tensor) -> Tensor:

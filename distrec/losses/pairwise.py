@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from distrec.losses.base import Loss, LossInputs, losses, softplus
+from distrec.losses.base import Loss, LossInputs, losses, mean_of_unmasked, softplus
 
 
 @losses.register("bpr")
@@ -12,9 +12,7 @@ class BPR(Loss):
     softplus, not log(sigmoid + epsilon), keeps the gradient of the worst-ranked pairs.
     """
 
-    reads = ("positive_B", "negative_BN")
+    reads = ("positive_B", "negative_BN", "unmasked_B")
 
     def per_pair(self, step: LossInputs) -> Tensor:
-        unmasked_BN = step.negative_BN > -float("inf")
-        loss_BN = softplus(step.negative_BN - step.positive_B[:, None])  # 0 at -inf
-        return loss_BN.sum(1) / unmasked_BN.sum(1).clamp(min=1)
+        return mean_of_unmasked(softplus(step.negative_BN - step.positive_B[:, None]), step.unmasked_B)  # 0 at -inf

@@ -4,7 +4,7 @@ A model maps rows of its tables to representations; the score of a pair is the d
 Gradient descent trains every model alike. A solver has a learner of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
@@ -51,8 +51,16 @@ class EmbeddingConfig(ModelConfig):
     """Similarity of a user and an item in training; `eval.similarity` is that of the ranking."""
     init: Annotated[Init, OneOf(initializers)] = Field(default_factory=lambda: initializers["normal"]())
     """Initial rows."""
+    user_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the values of the user's representation that training drops, drawn anew for each pair; under cosine of
+    the vector of unit length."""
+    user_dropout_before_norm: bool = False
+    """Under cosine: scale the user's vector to unit length again after dropout."""
     bfloat16: bool = False
     """Store rows as bfloat16, in half the memory. Arithmetic and optimizer state stay float32."""
+
+    def unused(self) -> set[str]:
+        return set() if self.user_dropout and self.similarity == "cosine" else {"user_dropout_before_norm"}
 
     reads: ClassVar[tuple[Literal["history", "graph"], ...]] = ()
     """Fields of `ModelInputs` that it reads beside rows. A model that reads the graph gets all rows at each step."""
@@ -174,6 +182,9 @@ class Learner(Protocol):
             batches: batches from this step on, those of later epochs included; one may be read ahead.
             emit: called after each step.
         """
+
+    def observe(self, watched: Sequence[float]) -> None:
+        """Receive the watched metric of each evaluation so far: before training, and after each further one."""
 
     def timing(self) -> dict[str, float]:
         """Return the seconds spent in each part of the steps since the last call."""

@@ -11,8 +11,10 @@ from distrec.optim.rules import RULES
 class DecayConfig(Section):
     """Weight decay: scope, coupling and strength."""
 
-    scope: Literal["none", "in_batch", "full"] = "none"
-    """Rows that decay at a step: none; in_batch, the rows in the batch; full, the whole table at the same cost."""
+    scope: Literal["none", "in_batch", "occurrences", "full"] = "none"
+    """Rows that decay at a step: none; in_batch, the rows in the batch; occurrences, the same, each by its occurrences
+    in the pairs of the batch, negatives included, over the number of pairs (with coupling l2); full, the whole table at
+    the same cost."""
 
     coupling: Literal["decoupled", "l2"] = "decoupled"
     """decoupled: w <- (1 - lr * strength) w, then the rule. l2: strength * w is added to the gradient.
@@ -33,26 +35,35 @@ class DecayConfig(Section):
 class ScheduleConfig(Section):
     """Learning rate over the steps of a run; it never exceeds `lr`."""
 
-    name: Literal["constant", "linear", "cosine", "step"] = "constant"
+    name: Literal["constant", "linear", "cosine", "step", "plateau"] = "constant"
     """Shape after the warm-up: constant; linear or cosine, down to final_fraction; step, times factor every
-    every_steps."""
+    every_steps; plateau, times factor where `train.watch` has not become better for `patience` evaluations, down to
+    final_fraction (torch's ReduceLROnPlateau)."""
 
     warmup_steps: int = Field(default=0, ge=0)
     """Steps in which the rate rises linearly to lr: step t has lr * t / warmup_steps."""
 
     final_fraction: float = Field(default=0.0, ge=0, le=1)
-    """For linear and cosine: final rate as a fraction of lr. It is reached one step after the last, so that the last
-    step has a positive rate."""
+    """For linear, cosine and plateau: final rate as a fraction of lr. Linear and cosine reach it one step after the
+    last, so that the last step has a positive rate."""
 
     every_steps: int = Field(default=1000, ge=1)
     """For step: number of steps with the same rate, counted from the end of the warm-up."""
 
     factor: float = Field(default=0.5, gt=0, le=1)
-    """For step: factor by which the rate is multiplied every every_steps."""
+    """For step and plateau: factor by which the rate is multiplied."""
+
+    patience: int = Field(default=10, ge=0)
+    """For plateau: evaluations in a row without a better value that are tolerated; after one more the rate is lower."""
 
     def unused(self) -> set[str]:
-        of_step = set() if self.name == "step" else {"every_steps", "factor"}
-        return of_step if self.name in ("linear", "cosine") else of_step | {"final_fraction"}
+        used = {
+            "linear": {"final_fraction"},
+            "cosine": {"final_fraction"},
+            "step": {"every_steps", "factor"},
+            "plateau": {"factor", "patience", "final_fraction"},
+        }
+        return {"final_fraction", "every_steps", "factor", "patience"} - used.get(self.name, set())
 
 
 class OptimConfig(Section):
@@ -83,6 +94,10 @@ class OptimConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning rate over the run."""
 
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest L2 norm of the gradient of the loss over all rows and parameters of a step; a larger gradient is scaled
+    down to it, before weight decay. null: none."""
+
     idle: Literal["lazy", "sweep"] = "lazy"
     """When rows outside the batch are updated (decay, momentum): lazy, when they are next read, with the same result
     at less cost; sweep, at each step, for models that read the whole table at each step."""
@@ -110,6 +125,8 @@ class OptimConfig(Section):
                 f"decay.{key} is {strongest:g}, but decay.scope is none and nothing decays; "
                 f"choose scope in_batch or full, or set {key} to 0"
             )
+        if decay.scope == "occurrences" and decay.coupling != "l2":
+            raise ValueError("decay.scope=occurrences is a penalty in the loss: set decay.coupling=l2")
         if self.lr * strongest >= 1:  # no schedule exceeds lr, so its peak decides
             raise ValueError(
                 f"lr * decay.{key} is {self.lr * strongest:g} and must be below 1: "

@@ -29,34 +29,40 @@ class DenseOptimizer:
         config = config.model_copy(update={"decay": decay})
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._tables = {name: _table(name, parameter.data) for name, parameter in self._parameters.items()}
-        self._optimizers = {name: SparseOptimizer(table, config, total_steps) for name, table in self._tables.items()}
+        self.optimizers = {name: SparseOptimizer(table, config, total_steps) for name, table in self._tables.items()}
 
-    def step(self) -> None:
-        """Sum the gradients over the workers, in one exchange and in rank order, take a step, and clear them."""
+    def gradient(self) -> Tensor | None:
+        """Return the gradient of all parameters, flat, summed over the workers in rank order; None without parameters.
+
+        Clears the gradients of the parameters.
+        """
         if not self._parameters:
-            return
+            return None
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters.values()]
         summed = self._exchange.all_add(torch.cat([grad.reshape(-1) for grad in grads]))
-        for (name, table), part in zip(
-            self._tables.items(), torch.split(summed, [g.numel() for g in grads]), strict=True
-        ):
-            rows_VD = table.stored_VD
-            self._optimizers[name].step(torch.arange(len(rows_VD), device=rows_VD.device), part.view_as(rows_VD))
         self._module.zero_grad()
+        return summed
+
+    def step(self, gradient: Tensor) -> None:
+        """Take a step with a gradient in the form of `gradient`."""
+        sizes = [table.stored_VD.numel() for table in self._tables.values()]
+        for (name, table), part in zip(self._tables.items(), torch.split(gradient, sizes), strict=True):
+            rows_VD = table.stored_VD
+            self.optimizers[name].step(torch.arange(len(rows_VD), device=rows_VD.device), part.view_as(rows_VD))
 
     def state(self) -> dict[str, Any]:
         """Return parameters, buffers and optimizer state, equal at all workers."""
         for table in self._tables.values():
             table.flush()
         state = {f"module.{name}": value for name, value in self._module.state_dict().items()}
-        for name, optimizer in self._optimizers.items():
+        for name, optimizer in self.optimizers.items():
             state |= {f"optim.{name}.{key}": value for key, value in optimizer.state().items()}
         return state
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
         load_module(self._module, state)
-        for name, optimizer in self._optimizers.items():
+        for name, optimizer in self.optimizers.items():
             start = f"optim.{name}."
             optimizer.load({key.removeprefix(start): v for key, v in state.items() if key.startswith(start)})
 

@@ -40,6 +40,8 @@ class SparseOptimizer:
         self._total_steps = total_steps
         self.t = 0
         """Steps taken."""
+        self.lr_factor = 1.0
+        """Factor of the learning rate, beside the schedule: that of `plateau`."""
         device, dtype = table.stored_VD.device, table.stored_VD.dtype
         self._kernels = kernels_for(
             config.kernels, device, dtype, lambda local: table.partition.row(local, table.worker)
@@ -110,17 +112,21 @@ class SparseOptimizer:
         if isinstance(self._kernels, Bfloat16Kernels):
             self._kernels.step = self.t
         lr = learning_rate(self._config.schedule, self._config.lr, self.t, self._total_steps)
+        lr *= self.lr_factor
         scale = None if self._deferred is None else self._deferred.prepare_step(stored_VD, local_U, lr, self.t)
         decay = self._decay(lr) if scale is None else Decay()
         if len(local_U) > 0:
             coefficients = self._rule.coefficients(lr if scale is None else lr / scale, self.t)
             self._kernels.step_(stored_VD, local_U, grad_UD, decay, self._rule, coefficients)
+            if self._table.bounds is not None:
+                low, high = (bound / (scale or 1.0) for bound in self._table.bounds)
+                stored_VD.index_copy_(0, local_U, stored_VD.index_select(0, local_U).clamp_(low, high))
         if self._sweep:
             self._table.flush()
 
     def _decay(self, lr: float) -> Decay:
         """Return the decay of touched rows at a step, if they are up to date."""
-        if self._config.decay.scope == "none":
+        if self._config.decay.scope not in ("in_batch", "full"):
             return Decay()
         if self._config.decay.coupling == "l2":
             return Decay(l2=self._strength)

@@ -10,7 +10,7 @@ from distrec.sampling.batch import Batch
 
 _SCALARS = ("epoch", "step", "pairs")
 _ARRAYS: dict[str, type[np.generic]] = {f.name: np.int32 for f in fields(Batch) if f.name not in _SCALARS}
-_ARRAYS |= {"masked": np.int64, "log_q": np.float32}
+_ARRAYS |= {"masked": np.int64, "log_q": np.float32, "ordinal_B": np.int64}
 _OPTIONAL = {f.name for f in fields(Batch) if f.default_factory is not MISSING}
 _INDEXED_ROWS = {"user_index_B": "users_U"}
 _INDEXED_ROWS |= dict.fromkeys(("positive_index_B", "negative_index", "extra_index"), "items_U")

@@ -23,6 +23,8 @@ class BatchNeeds:
     """Further positives of each pair's user, M."""
     history: int = 0
     """Training items that represent a user, H."""
+    ordinals: bool = False
+    """Ordinals of the interactions, which key random numbers of a pair."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,5 @@ class Batch:
     """Flat indices of the extra positives, B * M."""
     history_index: np.ndarray = _empty(np.int32)
     """Flat indices of the histories of `users_U`, U * H, int32; -1 is padding."""
+    ordinal_B: np.ndarray = _empty(np.int64)
+    """Ordinal of each pair's interaction in the epoch, int64."""

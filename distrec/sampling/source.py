@@ -67,7 +67,7 @@ class BatchSource:
         history = min(pairs, self._partitions[0].size(self.worker)) * self.needs.history
         unique = min(pairs + negatives + extra + history, self.dataset.manifest.items)
         index_bytes = np.dtype(index_dtype(max(pairs, unique))).itemsize
-        words = pairs + unique + negatives * self.needs.log_q + history
+        words = pairs + unique + negatives * self.needs.log_q + history + 2 * pairs * self.needs.ordinals
         return 4 * words + index_bytes * (2 * pairs + negatives + extra)
 
     def batch(self, epoch: int, step: int) -> Batch:
@@ -248,6 +248,7 @@ class BatchSource:
             log_q=log_q,
             extra_index=extra_index,
             history_index=_padded(history_index, history_UH),
+            ordinal_B=ordinal_B if self.needs.ordinals else _NONE,
         )
 
     @cached_property

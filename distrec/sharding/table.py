@@ -27,6 +27,9 @@ class TableSpec:
     init: Init
     decay: float | None = None
     """Strength of weight decay; None: that of the configuration, which can override this one by table."""
+    bounds: tuple[float, float] | None = None
+    """Interval to which the rows in a batch are clamped after the step. Clamp what is read too: decay of other rows,
+    which is deferred, does not."""
 
 
 class Deferred(Protocol):
@@ -43,7 +46,13 @@ class Table:
     """The rows of one table that one worker owns, (V_local, D), in the order of `partition.rows_of(worker)`."""
 
     def __init__(
-        self, name: str, partition: Partition, worker: int, rows_VD: Tensor, decay: float | None = None
+        self,
+        name: str,
+        partition: Partition,
+        worker: int,
+        rows_VD: Tensor,
+        decay: float | None = None,
+        bounds: tuple[float, float] | None = None,
     ) -> None:
         assert rows_VD.shape[0] == partition.size(worker), (name, rows_VD.shape, partition, worker)
         self.name = name
@@ -51,6 +60,7 @@ class Table:
         self.worker = worker
         self.stored_VD = rows_VD
         self.decay = decay
+        self.bounds = bounds
         self.deferred: Deferred | None = None
 
     @property

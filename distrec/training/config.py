@@ -113,6 +113,8 @@ class Config(Section):
             raise ValueError(f"train.batch_size={train.batch_size} is less than train.workers={train.workers}")
         if "loss" not in model.ignores:
             self._check_loss()
+        if self.optim.schedule.name == "plateau" and not self.watched:
+            raise ValueError("optim.schedule.name=plateau follows a validation metric: set train.watch, as ndcg@20")
         if "optim" not in model.ignores:
             tables = [*(table.name for table in (*model.tables(), *self.loss.tables())), DENSE]
             if unknown := [name for name in self.optim.decay.tables if name not in tables]:
@@ -126,8 +128,24 @@ class Config(Section):
                 f"loss.name={loss.name} is defined on {loss.similarity} similarity, not {similarity}: "
                 f"set model.similarity={loss.similarity}"
             )
+        if self.optim.decay.scope == "occurrences" and "catalogue" in loss.needs():
+            raise ValueError(
+                f"optim.decay.scope=occurrences: loss.name={loss.name} reads all items, not those of pairs"
+            )
         if self._reads_negatives and self.sampling.negatives == 0:
             raise ValueError(f"loss.name={loss.name} needs negatives: sampling.negatives must be at least 1")
+        if loss.draws_known_positives:
+            wrong = {
+                "distribution": self.sampling.distribution != "uniform",
+                "reject": self.sampling.reject,
+                "hardest": self.sampling.hardest > 0,
+            }
+            if keys := [f"sampling.{key}" for key, is_wrong in wrong.items() if is_wrong]:
+                raise ValueError(
+                    f"loss.name={loss.name} corrects for the known positives among negatives that are drawn uniformly "
+                    f"from all items; set sampling.distribution=uniform, reject=false and hardest=0 (not so: "
+                    f"{', '.join(keys)})"
+                )
         if "log_q_BN" in loss.needs() and self.sampling.hardest:
             raise ValueError(
                 f"loss.name={loss.name} corrects for the sampling probability q of negatives (log_q), which the "
@@ -153,7 +171,8 @@ class Config(Section):
         """
         reads = self.loss.needs()
         extra = getattr(self.loss, "extra_positives", 0) if "extra_BM" in reads else 0
-        return BatchNeeds("log_q_BN" in reads, extra, getattr(self.model, "history", 0))
+        history, dropout = (getattr(self.model, name, 0) for name in ("history", "user_dropout"))
+        return BatchNeeds("log_q_BN" in reads, extra, history, dropout > 0)
 
     @property
     def stream_backend(self) -> str:

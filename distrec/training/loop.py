@@ -86,6 +86,7 @@ class Loop:
                 self.history = self.learner.load(Path(folder))["history"]
                 self._note(f"resumed after epoch {len(self.history)}")
         self._note(self.learner.describe())
+        self.learner.observe(self._watched_values())
         first_batch_s = 0.0 if self._ends() else self._train_epochs()
         tested = self._load_best() or len(self.history)
         start = time.perf_counter()
@@ -106,6 +107,9 @@ class Loop:
     def _watched(self, record: dict[str, Any]) -> float | None:
         value: float | None = record.get("metrics", {}).get(self.config.watched)
         return value
+
+    def _watched_values(self) -> list[float]:
+        return [value for record in self.history if (value := self._watched(record)) is not None]
 
     def _best(self) -> int | None:
         """Return the epoch with the highest value of the watched metric, the first of several; None if none has it."""
@@ -171,6 +175,7 @@ class Loop:
             record["metrics"] = self._evaluate(Part.VALID).means()
             record["eval_s"] = time.perf_counter() - start
         self.history.append(record)
+        self.learner.observe(self._watched_values())
         best = self._best() == epoch + 1
         if self._ends() or best or (epoch + 1) % self.config.train.checkpoint_every == 0:
             stage("writing a checkpoint")

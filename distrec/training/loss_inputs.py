@@ -18,7 +18,7 @@ from distrec.sharding.collectives import Exchange
 from distrec.sharding.device_copy import to_device
 from distrec.sharding.differentiable import StepExchange
 
-_SCORES = {"positive_B", "negative_BN", "extra_BM", "log_q_BN", "negative_norm2_BN"}
+_SCORES = {"positive_B", "negative_BN", "unmasked_B", "extra_BM", "log_q_BN", "negative_norm2_BN"}
 _OF_USERS = {"user_norm2_B", "users_BD", "user_rows_BD", "user_B", "degree_B", "catalogue"}
 
 
@@ -46,6 +46,8 @@ class LossInputBuilder:
     """The same of the items of its pairs; of all its own items, if nothing is fetched."""
     exchange: StepExchange
     group: Exchange
+    users_of_pairs: bool = False
+    """Whether the representations in `users` are of the user of each pair, (B, D), as dropout makes them."""
 
     def build(self, reads: Collection[str], own_tables: Collection[str], **others: Any) -> LossInputs:
         """Return the fields of `LossInputs` that `reads` names, those that every loss has, and others.
@@ -55,22 +57,24 @@ class LossInputBuilder:
             own_tables: names of its own tables among `users` and `items`.
             others: fields that are computed already.
         """
-        fields: dict[str, Any] = {"user_B": self.arrays["user_index_B"].long(), "tables": {}}
+        user_B = self.arrays["user_index_B"].long()
+        fields: dict[str, Any] = {"user_B": user_B, "tables": {}}
         if not _SCORES.isdisjoint(reads):
             fields |= self._scores("negative_norm2_BN" in reads)
-        for name, values, index_B in (
-            ("user", self.users, fields["user_B"]),
-            ("positive", self.items, self.arrays["positive_index_B"].long()),
+        positive_B = self.arrays["positive_index_B"].long()
+        for name, values, index_B, row_B in (
+            ("user", self.users, user_B, self._row_of_user_B.long()),
+            ("positive", self.items, positive_B, positive_B),
         ):
             rows_UD = values[REPRESENTATION]
             fields["tables"] |= {k: rows.index_select(0, index_B) for k, rows in values.items() if k in own_tables}
             if f"{name}_norm2_B" in reads:
-                fields[f"{name}_norm2_B"] = rows_UD.square().sum(1).index_select(0, index_B)
+                fields[f"{name}_norm2_B"] = rows_UD.square().sum(1).index_select(0, row_B)
             if f"{name}_rows_BD" in reads:
                 columns = [rows for k, rows in values.items() if k not in own_tables and k != REPRESENTATION]
                 fields[f"{name}_rows_BD"] = torch.cat(columns, 1).index_select(0, index_B)
             if f"{name}s_BD" in reads or "batch" in reads or (name == "user" and "catalogue" in reads):
-                fields[f"{name}s_BD"] = rows_UD.index_select(0, index_B)
+                fields[f"{name}s_BD"] = rows_UD.index_select(0, row_B)
         if "batch" in reads:
             fields["batch"] = self._global_batch(fields["users_BD"], fields["positives_BD"])
         if "catalogue" in reads:
@@ -78,8 +82,19 @@ class LossInputBuilder:
             positive_B = torch.where(owner_B == self.group.rank, local_B, -1)
             fields["catalogue"] = Catalogue(fields["users_BD"], self.items[REPRESENTATION], positive_B, self.group)
         fields = {name: value for name, value in fields.items() if name in reads or name == "tables"}
-        others |= {"pairs": self.batch.pairs, "draws": self._draws, "workers": self.group.workers}
+        others |= {
+            "pairs": self.batch.pairs,
+            "draws": self._draws,
+            "workers": self.group.workers,
+            "rank": self.group.rank,
+        }
         return LossInputs(exchange=self.exchange, **fields, **others)
+
+    @property
+    def _row_of_user_B(self) -> Tensor:
+        """Row of each pair's user among the representations."""
+        index_B = self.arrays["user_index_B"]
+        return torch.arange(len(index_B), device=index_B.device) if self.users_of_pairs else index_B
 
     @property
     def _draws(self) -> int:
@@ -93,7 +108,7 @@ class LossInputBuilder:
         users_UD, items_UD, user_index_B = (
             self.users[REPRESENTATION],
             self.items[REPRESENTATION],
-            arrays["user_index_B"],
+            self._row_of_user_B,
         )
         positive_index_B, negative_index = arrays["positive_index_B"], arrays["negative_index"]
         n = len(negative_index) if shared else self.sampling.negatives
@@ -113,7 +128,8 @@ class LossInputBuilder:
             masked = torch.zeros(pairs * n, dtype=torch.bool, device=negative_BN.device)
             masked[arrays["masked"]] = True
             negative_BN = negative_BN.masked_fill(masked.view(pairs, n), -torch.inf)
-        fields: dict[str, Any] = {"positive_B": positive_B, "extra_BM": extra_BM}
+        unmasked_B = n - torch.bincount(arrays["masked"] // max(1, n), minlength=pairs).to(positive_B.dtype)
+        fields: dict[str, Any] = {"positive_B": positive_B, "extra_BM": extra_BM, "unmasked_B": unmasked_B}
         if len(arrays["log_q"]):
             fields["log_q_BN"] = arrays["log_q"].view(-1, n)
         if with_norms:
@@ -121,6 +137,7 @@ class LossInputBuilder:
             fields["negative_norm2_BN"] = norm2_U.index_select(0, negative_index).view(-1, n)
         if self.sampling.hardest:
             negative_BN, column_BN = negative_BN.topk(min(n, self.sampling.hardest), dim=1, sorted=False)
+            fields["unmasked_B"] = unmasked_B.clamp(max=self.sampling.hardest)
             if with_norms:
                 fields["negative_norm2_BN"] = fields["negative_norm2_BN"].expand(pairs, n).gather(1, column_BN)
         return fields | {"negative_BN": negative_BN}

@@ -55,7 +55,7 @@ class ShardedModel(Scorer):
         spec, worker = self.specs[name], self.exchange.rank
         partition = self.partitions[spec.entity]
         rows_VD = spec.init.rows(self.config.run.seed, name, partition, worker, spec.width)
-        return Table(name, partition, worker, rows_VD.to(self.device, self.dtype), spec.decay)
+        return Table(name, partition, worker, rows_VD.to(self.device, self.dtype), spec.decay, spec.bounds)
 
     @cached_property
     def graph(self) -> Graph | None:

@@ -1,6 +1,6 @@
 """Gradient descent on one worker: the training step, and its checkpoints. Independent of Ray."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import fields
 from pathlib import Path
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from distrec.data.dataset import Dataset
 from distrec.losses import LossInputs
-from distrec.models.base import Emit, History, ModelInputs, Scorer
+from distrec.models.base import EmbeddingConfig, Emit, History, ModelInputs, Scorer
 from distrec.models.scoring import l2_normalize
 from distrec.optim.dense import DenseOptimizer
+from distrec.optim.schedule import plateau_factor
 from distrec.optim.sparse import SparseOptimizer
 from distrec.sampling.batch import Batch
+from distrec.sampling.dropout import dropout_mask
 from distrec.sharding.checkpoint import save_shard
 from distrec.sharding.collectives import LookupPlan
 from distrec.sharding.device_copy import to_device
@@ -28,8 +30,10 @@ from distrec.training.loss_inputs import REPRESENTATION, LossInputBuilder, fetch
 from distrec.training.sharded_model import ShardedModel
 
 # Arrays of a batch that are only read on the host.
-_ON_HOST = ("epoch", "step", "pairs", "items_U", "item_splits_W")
+_ON_HOST = ("epoch", "step", "pairs", "items_U", "item_splits_W", "ordinal_B")
 _DEVICE_ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in _ON_HOST)
+
+_OCCURRENCES = "occurrences"  # a column of zeros whose gradient counts the uses of an item in the step
 
 Leaves = dict[str, Tensor]
 """Rows of each table that a step reads, (U, D), float32; the gradients of these are applied."""
@@ -61,6 +65,9 @@ class Trainer:
         self._degree_V: Tensor | None = None
         if "degree_B" in reads:
             (self._degree_V,) = to_device([self._owned_degrees()], device)
+        degrees = dataset.user_degrees()
+        self._facts = {"items": dataset.manifest.items, "mean_degree": dataset.manifest.train / (degrees > 0).sum()}
+        self._counts = config.optim.decay.scope == "occurrences"
         self._prefetched_lookup: tuple[Batch, Future[LookupPlan]] | None = None
         self._prefetched_arrays: tuple[Batch, dict[str, Tensor]] | None = None
         self._following: Batch | None = None
@@ -82,6 +89,12 @@ class Trainer:
             texts = [f"rows outside the batch {how[ITEMS]}"]
         texts += [note for optimizer in self.optimizers.values() if (note := optimizer.precision_note)]
         return f"optimizer: {'; '.join(texts)}"
+
+    def observe(self, watched: Sequence[float]) -> None:
+        """Set the learning rate that follows these values of the watched metric, one of each evaluation so far."""
+        factor = plateau_factor(self.config.optim.schedule, watched)
+        for optimizer in (*self.optimizers.values(), *self.dense.optimizers.values()):
+            optimizer.lr_factor = factor
 
     def timing(self) -> dict[str, float]:
         """Return the seconds spent in each part of the steps since the last call."""
@@ -119,18 +132,41 @@ class Trainer:
                 name: table.read(rows[self.sharded.specs[name].entity]).requires_grad_()
                 for name, table in self.tables.items()
             }
+            if self._counts:
+                leaves[_OCCURRENCES] = torch.zeros(len(rows[ITEMS]), 1, device=self.device, requires_grad=True)
         with self.meters.part("compute"):
             share = self._backward(batch, plan, leaves)
         with self.meters.part("update"):
-            for name, optimizer in self.optimizers.items():
-                grad_UD = leaves[name].grad
-                grad_UD = torch.zeros_like(leaves[name]) if grad_UD is None else grad_UD
-                optimizer.step(rows[self.sharded.specs[name].entity], grad_UD)
-            self.dense.step()
+            self._update(batch, rows, leaves)
         if following is not None:
             with self.meters.part("look_up"):
                 self._device_arrays(following)  # a GPU computes this step meanwhile
         return share
+
+    def _update(self, batch: Batch, rows: dict[str, Tensor], leaves: Leaves) -> None:
+        """Apply the gradients of rows and parameters."""
+        grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+        item_counts_R1 = grads.pop(_OCCURRENCES, None)
+        dense, clip_norm = self.dense.gradient(), self.config.optim.clip_norm
+        if clip_norm is not None:
+            norm2 = sum((grad.square().sum(dtype=torch.float64) for grad in grads.values()), torch.tensor(0.0))
+            norm2 = self.exchange.all_add(norm2.to(self.device).view(1))[0]
+            norm2 = norm2 if dense is None else norm2 + dense.square().sum()
+            factor = (clip_norm / (norm2.sqrt() + 1e-6)).clamp(max=1.0).float()
+            for grad in (*grads.values(), *(() if dense is None else (dense,))):
+                grad.mul_(factor)
+        if item_counts_R1 is not None:
+            users, index_B = rows[USERS], self._device_arrays(batch)["user_index_B"].long()
+            index_B = self._device_arrays(batch)["users_U"].long()[index_B] if self._all_users else index_B
+            counts = {ITEMS: item_counts_R1, USERS: torch.bincount(index_B, minlength=len(users))[:, None]}
+            for name, grad in grads.items():
+                strength = self.config.optim.decay.strength_of(name, self.tables[name].decay)
+                counts_R1 = counts[self.sharded.specs[name].entity]
+                grad.addcmul_(leaves[name].detach(), counts_R1.float(), value=strength / batch.pairs)
+        for name, optimizer in self.optimizers.items():
+            optimizer.step(rows[self.sharded.specs[name].entity], grads[name])
+        if dense is not None:
+            self.dense.step(dense)
 
     def _rows(self, batch: Batch, following: Batch | None) -> tuple[dict[str, Tensor], LookupPlan | None]:
         """Return local indices of the rows of each entity that the step reads, and the plan of its look-up, if any."""
@@ -161,12 +197,28 @@ class Trainer:
         A function of its own, so that the graph and its buffers are freed before the update.
         """
         exchange = StepExchange(self.exchange, lambda: self.meters.part("exchange"))
-        share = self.config.loss.share(self._loss_inputs(batch, plan, leaves, exchange))
+        users, items = self._representations(batch, plan, leaves, exchange)
+        zeros_U1 = items.pop(_OCCURRENCES, None)
+        share = self.config.loss.share(self._loss_inputs(batch, users, items, exchange))
+        if zeros_U1 is not None:
+            share = share + (zeros_U1[:, 0] * self._occurrences(batch, len(zeros_U1))).sum()
         exchange.attach(share).backward()  # type: ignore[no-untyped-call]
         return share.detach()
 
-    def _loss_inputs(self, batch: Batch, plan: LookupPlan | None, leaves: Leaves, exchange: StepExchange) -> LossInputs:
-        """Return the inputs of the loss: encode, fetch items from their owners, score."""
+    def _occurrences(self, batch: Batch, items: int) -> Tensor:
+        """Return how often the pairs of this worker use each of their items, as positive or negative, (U,)."""
+        arrays = self._device_arrays(batch)
+        positive_U, negative_U = (
+            torch.bincount(arrays[name].long(), minlength=items) for name in ("positive_index_B", "negative_index")
+        )
+        times = len(batch.user_index_B) if self.source.config.shared else 1
+        return (positive_U + times * negative_U).float()
+
+    def _representations(
+        self, batch: Batch, plan: LookupPlan | None, leaves: Leaves, exchange: StepExchange
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return representations and rows of the users and of the items of a step, as in `LossInputBuilder`: encode,
+        and fetch items from their owners."""
         arrays, reads, names_of = self._device_arrays(batch), self.config.loss.needs(), self.sharded.names_of
         values: dict[str, dict[str, Tensor]] = {}
         for entity, rows_XD, raw in zip(
@@ -177,18 +229,33 @@ class Trainer:
         ):
             names = names_of(entity, of_loss=True) + (names_of(entity) if raw in reads else [])
             values[entity] = {REPRESENTATION: rows_XD} | {name: leaves[name] for name in names}
+        if self._counts:
+            values[ITEMS][_OCCURRENCES] = leaves[_OCCURRENCES]
         if self._all_users:
             values[USERS] = {k: rows.index_select(0, arrays["users_U"].long()) for k, rows in values[USERS].items()}
         if plan is not None:  # the owner of an item computes its representation once for all workers that request it
             fetched = exchange.fetch(plan, *(self._requested(rows, plan) for rows in values[ITEMS].values()))
             values[ITEMS] = dict(zip(values[ITEMS], fetched, strict=True))
-        others: dict[str, Any] = {"items": self.source.dataset.manifest.items}
+        return values[USERS], values[ITEMS]
+
+    def _loss_inputs(
+        self, batch: Batch, users: dict[str, Tensor], items: dict[str, Tensor], exchange: StepExchange
+    ) -> LossInputs:
+        """Return the inputs of the loss, from what `_representations` returns."""
+        arrays, others, model = self._device_arrays(batch), dict(self._facts), self.config.model
+        assert isinstance(model, EmbeddingConfig), model
         if self._degree_V is not None:
             others["degree_B"] = self._degree_V[arrays["users_U"].long()].index_select(0, arrays["user_index_B"])
+        if model.user_dropout:
+            users_BD = users[REPRESENTATION].index_select(0, arrays["user_index_B"].long())
+            share, width, seed = model.user_dropout, users_BD.shape[1], self.config.run.seed
+            mask_BD = dropout_mask(seed, batch.epoch, batch.ordinal_B, share, width)
+            users_BD = users_BD * to_device([mask_BD], self.device)[0]
+            users[REPRESENTATION] = l2_normalize(users_BD) if model.user_dropout_before_norm else users_BD
         builder = LossInputBuilder(
-            batch, arrays, self.source.config, values[USERS], values[ITEMS], exchange, self.exchange
+            batch, arrays, self.source.config, users, items, exchange, self.exchange, model.user_dropout > 0
         )
-        return builder.build(reads, self.sharded.own_tables, **others)
+        return builder.build(self.config.loss.needs(), self.sharded.own_tables, **others)
 
     def _encode(
         self, arrays: dict[str, Tensor], plan: LookupPlan | None, leaves: Leaves, exchange: StepExchange

@@ -167,6 +167,9 @@ class Counts(Scorer):
     def describe(self):
         return "counts interactions"
 
+    def observe(self, watched):
+        pass
+
     def timing(self):
         return {}
 
@@ -223,9 +226,9 @@ def compare_parameters_at_each_step(trainer):
     """Assert after every step that the dense parameters are the same bits at all workers."""
     step, parameters = trainer.dense.step, list(trainer.model.parameters())
 
-    def checked():
+    def checked(gradient):
         before = [parameter.detach().clone() for parameter in parameters]
-        step()
+        step(gradient)
         for parameter, old in zip(parameters, before, strict=True):
             everywhere, _ = trainer.exchange.gather(parameter.detach().view(1, -1))
             assert (everywhere == everywhere[0]).all() and not torch.equal(parameter, old)

@@ -102,6 +102,20 @@ def draw_positives(stream, ordinal_B, user_B, indptr, indices, item_BM):
             item_BM[b, k] = indices[start + rank_M[k]]
 
 
+@_compiled
+def draw_mask(stream, ordinal_B, threshold, factor, mask_BD):
+    """Write 0 where a 32-bit draw is below the threshold, else the factor; pair b has words ordinal_B[b] * ceil(D / 2)
+    and on of the stream, the lower half of each first."""
+    width = mask_BD.shape[1]
+    words = (width + 1) // 2
+    word_N = np.empty(words + 6, np.uint64)
+    for b in range(len(mask_BD)):
+        skipped = 2 * _philox_words(stream, np.uint64(ordinal_B[b]) * np.uint64(words), words, word_N)
+        half_N = word_N.view(np.uint32)[skipped:]
+        for k in range(width):
+            mask_BD[b, k] = np.float32(0) if half_N[k] < threshold else factor
+
+
 @njit
 def _draw_points(stream, first, half_words, free, word_N, point_N):
     """Write the points in [0, free) of the draws from `first` on."""

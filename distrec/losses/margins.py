@@ -1,0 +1,163 @@
+"""Losses with a margin: hinge and its relatives on scores, and those on distances.
+
+A masked negative scores -inf, at which each of their terms is 0. Means are over the unmasked negatives.
+"""
+
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from distrec.losses.base import Loss, LossInputs, losses, mean_of_unmasked
+
+_DISTANCES = ("positive_B", "negative_BN", "unmasked_B", "user_norm2_B", "positive_norm2_B", "negative_norm2_BN")
+_SMALLEST = 1e-12  # squared distances are clamped to this where a root is taken: it has no derivative at 0
+
+
+def squared_distances(step: LossInputs) -> tuple[Tensor, Tensor]:
+    """Return squared Euclidean distances of the user to the positive, (B,), and to the negatives, (B, N)."""
+    positive_B = step.user_norm2_B + step.positive_norm2_B - 2 * step.positive_B
+    negative_BN = step.user_norm2_B[:, None] + step.negative_norm2_BN - 2 * step.negative_BN
+    return positive_B.clamp(min=0), negative_BN.clamp(min=0)
+
+
+@losses.register("hinge")
+class Hinge(Loss):
+    """mean_j [gamma + s_uj - s_ui]+ (SimCE paper, after Eq. 7; MML paper, Table 4)."""
+
+    gamma: float = Field(1.0, gt=0)
+    """Margin."""
+
+    reads = ("positive_B", "negative_BN", "unmasked_B")
+
+    def per_pair(self, step: LossInputs) -> Tensor:
+        terms_BN = (self.gamma + step.negative_BN - step.positive_B[:, None]).clamp(min=0)
+        return mean_of_unmasked(terms_BN, step.unmasked_B)
+
+
+@losses.register("simce")
+class SimCE(Loss):
+    """[gamma - s_ui + max_j s_uj]+, the hinge of the hardest negative (SimCE paper, Eq. 7).
+
+    Of equal negatives one alone has a gradient, the first.
+    """
+
+    gamma: float = Field(5.0, gt=0)
+    """Margin; published 1, 5 and 10."""
+
+    reads = ("positive_B", "negative_BN")
+
+    def per_pair(self, step: LossInputs) -> Tensor:
+        if step.negative_BN.shape[1] == 0:
+            return step.positive_B * 0.0
+        hardest_B = step.negative_BN.max(1).values
+        return (self.gamma - step.positive_B + hardest_B).clamp(min=0)
+
+
+@losses.register("ccl")
+class CosineContrastive(Loss):
+    """(1 - s_ui) + (w / N) sum_j [s_uj - m]+ on cosines (SimpleX, CIKM 2021; MML paper, Eq. 2; MINE paper, Eq. 18)."""
+
+    margin: float = Field(0.9, ge=-1, le=1)
+    """Margin m: negatives that score less have no gradient."""
+    weight: float = Field(150.0, gt=0)
+    """Weight w of the negatives' mean."""
+
+    reads = ("positive_B", "negative_BN", "unmasked_B")
+    similarity = "cosine"
+
+    def per_pair(self, step: LossInputs) -> Tensor:
+        terms_BN = (step.negative_BN - self.margin).clamp(min=0)
+        return 1 - step.positive_B + self.weight * mean_of_unmasked(terms_BN, step.unmasked_B)
+
+
+@losses.register("mml")
+class MultiMargin(Loss):
+    """w_p (1 - s_ui) + (w_n / N) sum_j sum_k w_k [s_uj - m_k]+ on cosines (MML paper, Eq. 7, and w_n of Sec. 4.1)."""
+
+    margins: tuple[float, ...] = (0.7, 0.8, 0.9)
+    """Margins m_k; the defaults are those published for Gowalla."""
+    margin_weights: tuple[float, ...] = (0.10, 0.15, 0.75)
+    """Weights w_k of the margins; the published ones sum to 1."""
+    positive_weight: float = Field(1.0, ge=0)
+    """Weight w_p of the positive."""
+    negative_weight: float = Field(700.0, gt=0)
+    """Weight w_n of the negatives' mean."""
+
+    reads = ("positive_B", "negative_BN", "unmasked_B")
+    similarity = "cosine"
+
+    @model_validator(mode="after")
+    def _one_weight_a_margin(self) -> Self:
+        if not self.margins or len(self.margins) != len(self.margin_weights):
+            raise ValueError(
+                f"{len(self.margins)} margins and {len(self.margin_weights)} margin_weights: give one each"
+            )
+        return self
+
+    def per_pair(self, step: LossInputs) -> Tensor:
+        terms_BN = torch.zeros_like(step.negative_BN)
+        for margin, weight in zip(self.margins, self.margin_weights, strict=True):
+            terms_BN = terms_BN + weight * (step.negative_BN - margin).clamp(min=0)
+        negatives_B = self.negative_weight * mean_of_unmasked(terms_BN, step.unmasked_B)
+        return self.positive_weight * (1 - step.positive_B) + negatives_B
+
+
+@losses.register("contrastive")
+class Contrastive(Loss):
+    """(1/2) d_ui^2 + (1/2) sum_j ([m - d_uj]+)^2, d Euclidean distances (Hadsell et al. 2006; MML paper, Eq. 1)."""
+
+    margin: float = Field(1.0, gt=0)
+    """Margin m: negatives farther away have no gradient."""
+
+    reads = _DISTANCES
+
+    def per_pair(self, step: LossInputs) -> Tensor:
+        positive_B, negative_BN = squared_distances(step)
+        inside_BN = (self.margin - negative_BN.clamp(min=_SMALLEST).sqrt()).clamp(min=0)
+        return (positive_B + inside_BN.square().sum(1)) / 2
+
+
+@losses.register("triplet")
+class Triplet(Loss):
+    """mean_j [d_ui^2 - d_uj^2 + m]+, d Euclidean distances (FaceNet, CVPR 2015; MML paper, Eq. 3)."""
+
+    margin: float = Field(0.5, gt=0)
+    """Margin m."""
+
+    reads = _DISTANCES
+
+    def per_pair(self, step: LossInputs) -> Tensor:
+        positive_B, negative_BN = squared_distances(step)
+        return mean_of_unmasked((positive_B[:, None] - negative_BN + self.margin).clamp(min=0), step.unmasked_B)
+
+
+@losses.register("generalized_contrastive")
+class GeneralizedContrastive(Loss):
+    """w_p f+(u, i) + (w_n / N) sum_j [f-(u, i, j, m)]+, s scores and d Euclidean distances (MML paper, Eq. 6)."""
+
+    positive: Literal["zero", "1-s", "d", "d^2"] = "1-s"
+    """The positive's term f+."""
+    negative: Literal["s-m", "m-d", "d+m"] = "s-m"
+    """The term f- of a negative: `s-m` is s_uj - m, `m-d` is m - d_uj, `d+m` is d_ui - d_uj + m."""
+    margin: float = 0.9
+    """Margin m."""
+    positive_weight: float = Field(1.0, ge=0)
+    """Weight w_p."""
+    negative_weight: float = Field(150.0, gt=0)
+    """Weight w_n of the mean over negatives."""
+
+    reads = _DISTANCES
+
+    def per_pair(self, step: LossInputs) -> Tensor:
+        squared_B, squared_BN = squared_distances(step)
+        positive_B, negative_BN = (squared.clamp(min=_SMALLEST).sqrt() for squared in (squared_B, squared_BN))
+        of_positive = {"zero": positive_B * 0, "1-s": 1 - step.positive_B, "d": positive_B, "d^2": squared_B}
+        of_negatives = {
+            "s-m": step.negative_BN - self.margin,
+            "m-d": self.margin - negative_BN,
+            "d+m": positive_B[:, None] - negative_BN + self.margin,
+        }
+        negatives_B = mean_of_unmasked(of_negatives[self.negative].clamp(min=0), step.unmasked_B)
+        return self.positive_weight * of_positive[self.positive] + self.negative_weight * negatives_B
