@@ -16,7 +16,7 @@ from distrec.losses import base
 from distrec.models import models
 from distrec.testing.ranks import run_ranks
 from tests.conftest import changed
-from tests.losses import test_losses
+from tests.losses import formulas, test_losses
 from tests.training import test_trainer
 from tests.training.test_seams import run_parts
 from tests.training.test_trainer import preferences  # noqa: F401  (a fixture)
@@ -65,22 +65,19 @@ def test_the_loss_of_the_contributing_guide(preferences, monkeypatch):  # noqa: 
     names = {}
     exec(compile("\n".join(entries), "CONTRIBUTING.md", "exec"), names)
     (name,) = names["FORMULAS"]
-    monkeypatch.delitem(
-        base.losses, name, raising=False
-    )  # undone at the end: the loss is registered for this test only
+    monkeypatch.delitem(base.losses, name, raising=False)  # undone at the end: registered for this test only
     exec(compile(loss, "CONTRIBUTING.md", "exec"), {})
     assert name in base.losses
-    monkeypatch.setattr(test_losses, "FORMULAS", test_losses.FORMULAS | names["FORMULAS"])
+    monkeypatch.setitem(formulas.FORMULAS, name, names["FORMULAS"][name])
     monkeypatch.setattr(test_trainer, "SETTINGS", test_trainer.SETTINGS | names["SETTINGS"])
     contracts = [
         test
         for key, test in vars(test_losses).items()
         if key.startswith("test_") and list(inspect.signature(test).parameters) == ["name"]
     ]
-    assert len(contracts) >= 4  # formula, masks, extremes, emptiness
+    assert len(contracts) >= 8  # formula, gradient, masks, own positives, extremes, nothing, zeros, lengths
     for test in contracts:
         test(name=name)
-    test_losses.test_every_loss_on_scores_has_a_formula()
     test_trainer.test_every_loss_learns_the_planted_preferences(preferences, name)
 
 

@@ -4,6 +4,7 @@ tau is the share of the catalogue that a user likes: of the items that it does n
 Negatives are drawn from all items, known positives included: the correction subtracts them.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distrec.losses.base import Loss, LossInputs, losses
+from distrec.losses.row_sums import log_sum_exp, softplus
 
 
 class _Debiased(Loss):
@@ -57,12 +59,15 @@ class DebiasedInfoNCE(_Debiased):
 
     def per_pair(self, step: LossInputs) -> Tensor:
         t, tau_B = self.temperature, self.tau(step)
-        negative_B, extra_B = (torch.exp((scores - 1) / t).mean(1) for scores in (step.negative_BN, step.extra_BM))
-        floor = torch.exp(torch.tensor(-2 / t, dtype=tau_B.dtype, device=tau_B.device))
-        estimate_B = ((negative_B - tau_B * extra_B) / (1 - tau_B)).clamp(min=floor)  # all times e^{-1/t}: no overflow
+        # In logarithms, as e^{s/t} has no range in float32 at t = 0.01.
+        negative_B, extra_B = (
+            log_sum_exp(scores, t) - math.log(max(1, scores.shape[1])) for scores in (step.negative_BN, step.extra_BM)
+        )
+        part_B = tau_B.log() + extra_B - negative_B  # log of the part of the negatives' mean that is subtracted
+        rest_B = -torch.expm1(part_B.clamp(max=-torch.finfo(part_B.dtype).tiny))
+        log_f_B = torch.where(part_B < 0, negative_B + rest_B.log() - torch.log1p(-tau_B), -1 / t).clamp(min=-1 / t)
         weight = self.negative_weight or step.negative_BN.shape[1]
-        positive_B = (step.positive_B - 1) / t
-        return self.weigh(torch.logaddexp(positive_B, (weight * estimate_B).log()) - positive_B, step)
+        return self.weigh(softplus(math.log(weight) + log_f_B - step.positive_B / t), step)
 
 
 @losses.register("debiased_mse")
@@ -86,8 +91,8 @@ class DebiasedCosineContrastive(_Debiased):
     """
 
     margin: float = Field(0.9, ge=-1, le=1)
-    """Margin m."""
-    negative_weight: float = Field(0.4, gt=0)
+    """Margin m: negatives that score less have no gradient."""
+    negative_weight: float = Field(0.7, gt=0)
     """Weight lam of the negatives; published 0.4 (Yelp2018), 0.7 (Gowalla), 0.6 (Amazon-Book)."""
 
     similarity = "cosine"

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from distrec.losses.base import Loss, LossInputs, losses, mean_of_unmasked
+from distrec.losses.base import Loss, LossInputs, losses
+from distrec.losses.row_sums import hinge_, mean_of_negatives
 
 _DISTANCES = ("positive_B", "negative_BN", "unmasked_B", "user_norm2_B", "positive_norm2_B", "negative_norm2_BN")
 _SMALLEST = 1e-12  # squared distances are clamped to this where a root is taken: it has no derivative at 0
@@ -26,14 +27,13 @@ def squared_distances(step: LossInputs) -> tuple[Tensor, Tensor]:
 class Hinge(Loss):
     """mean_j [gamma + s_uj - s_ui]+ (SimCE paper, after Eq. 7; MML paper, Table 4)."""
 
-    gamma: float = Field(1.0, gt=0)
-    """Margin."""
+    gamma: float = Field(1.0, ge=0)
+    """Margin by which the positive is to score above a negative."""
 
     reads = ("positive_B", "negative_BN", "unmasked_B")
 
     def per_pair(self, step: LossInputs) -> Tensor:
-        terms_BN = (self.gamma + step.negative_BN - step.positive_B[:, None]).clamp(min=0)
-        return mean_of_unmasked(terms_BN, step.unmasked_B)
+        return mean_of_negatives(hinge_, step.negative_BN, step.unmasked_B, step.positive_B - self.gamma)
 
 
 @losses.register("simce")
@@ -43,7 +43,7 @@ class SimCE(Loss):
     Of equal negatives one alone has a gradient, the first.
     """
 
-    gamma: float = Field(5.0, gt=0)
+    gamma: float = Field(5.0, ge=0)
     """Margin; published 1, 5 and 10."""
 
     reads = ("positive_B", "negative_BN")
@@ -68,8 +68,8 @@ class CosineContrastive(Loss):
     similarity = "cosine"
 
     def per_pair(self, step: LossInputs) -> Tensor:
-        terms_BN = (step.negative_BN - self.margin).clamp(min=0)
-        return 1 - step.positive_B + self.weight * mean_of_unmasked(terms_BN, step.unmasked_B)
+        negatives_B = mean_of_negatives(hinge_, step.negative_BN, step.unmasked_B, self.margin)
+        return 1 - step.positive_B + self.weight * negatives_B
 
 
 @losses.register("mml")
@@ -97,11 +97,18 @@ class MultiMargin(Loss):
         return self
 
     def per_pair(self, step: LossInputs) -> Tensor:
-        terms_BN = torch.zeros_like(step.negative_BN)
+        negatives_B = mean_of_negatives(self._hinges_, step.negative_BN, step.unmasked_B)
+        return self.positive_weight * (1 - step.positive_B) + self.negative_weight * negatives_B
+
+    def _hinges_(self, x_bN: Tensor) -> Tensor:
+        """f(x) = sum_k w_k [x - m_k]+."""
+        sum_b, slope_bN = x_bN.new_zeros(len(x_bN)), torch.zeros_like(x_bN)
         for margin, weight in zip(self.margins, self.margin_weights, strict=True):
-            terms_BN = terms_BN + weight * (step.negative_BN - margin).clamp(min=0)
-        negatives_B = self.negative_weight * mean_of_unmasked(terms_BN, step.unmasked_B)
-        return self.positive_weight * (1 - step.positive_B) + negatives_B
+            over_bN = x_bN - margin
+            sum_b.add_(hinge_(over_bN), alpha=weight)
+            slope_bN.add_(over_bN, alpha=weight)
+        x_bN.copy_(slope_bN)
+        return sum_b
 
 
 @losses.register("contrastive")
@@ -124,13 +131,13 @@ class Triplet(Loss):
     """mean_j [d_ui^2 - d_uj^2 + m]+, d Euclidean distances (FaceNet, CVPR 2015; MML paper, Eq. 3)."""
 
     margin: float = Field(0.5, gt=0)
-    """Margin m."""
+    """Margin m of the squared distances."""
 
     reads = _DISTANCES
 
     def per_pair(self, step: LossInputs) -> Tensor:
         positive_B, negative_BN = squared_distances(step)
-        return mean_of_unmasked((positive_B[:, None] - negative_BN + self.margin).clamp(min=0), step.unmasked_B)
+        return mean_of_negatives(hinge_, -negative_BN, step.unmasked_B, -positive_B - self.margin)
 
 
 @losses.register("generalized_contrastive")
@@ -142,7 +149,7 @@ class GeneralizedContrastive(Loss):
     negative: Literal["s-m", "m-d", "d+m"] = "s-m"
     """The term f- of a negative: `s-m` is s_uj - m, `m-d` is m - d_uj, `d+m` is d_ui - d_uj + m."""
     margin: float = 0.9
-    """Margin m."""
+    """Margin m of the term f-."""
     positive_weight: float = Field(1.0, ge=0)
     """Weight w_p."""
     negative_weight: float = Field(150.0, gt=0)
@@ -159,5 +166,5 @@ class GeneralizedContrastive(Loss):
             "m-d": self.margin - negative_BN,
             "d+m": positive_B[:, None] - negative_BN + self.margin,
         }
-        negatives_B = mean_of_unmasked(of_negatives[self.negative].clamp(min=0), step.unmasked_B)
+        negatives_B = mean_of_negatives(hinge_, of_negatives[self.negative], step.unmasked_B)
         return self.positive_weight * of_positive[self.positive] + self.negative_weight * negatives_B

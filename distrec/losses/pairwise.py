@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from distrec.losses.base import Loss, LossInputs, losses, mean_of_unmasked, softplus
+from distrec.losses.base import Loss, LossInputs, losses
+from distrec.losses.row_sums import mean_of_negatives, softplus_
 
 
 @losses.register("bpr")
@@ -15,4 +16,4 @@ class BPR(Loss):
     reads = ("positive_B", "negative_BN", "unmasked_B")
 
     def per_pair(self, step: LossInputs) -> Tensor:
-        return mean_of_unmasked(softplus(step.negative_BN - step.positive_B[:, None]), step.unmasked_B)  # 0 at -inf
+        return mean_of_negatives(softplus_, step.negative_BN, step.unmasked_B, step.positive_B)

@@ -3,7 +3,8 @@
 from pydantic import Field
 from torch import Tensor
 
-from distrec.losses.base import Loss, LossInputs, losses, mean_of_unmasked, softplus
+from distrec.losses.base import Loss, LossInputs, losses
+from distrec.losses.row_sums import mean_of_negatives, softplus, softplus_, square_
 
 
 @losses.register("mse")
@@ -16,8 +17,7 @@ class SquaredError(Loss):
     reads = ("positive_B", "negative_BN", "unmasked_B")
 
     def per_pair(self, step: LossInputs) -> Tensor:
-        finite_BN = step.negative_BN.masked_fill(step.negative_BN == -float("inf"), 0.0)  # 0 has no gradient either
-        negatives_B = mean_of_unmasked(finite_BN.square(), step.unmasked_B)
+        negatives_B = mean_of_negatives(square_, step.negative_BN, step.unmasked_B)
         return (1 - step.positive_B).square() + self.negative_weight * negatives_B
 
 
@@ -31,5 +31,5 @@ class CrossEntropy(Loss):
     reads = ("positive_B", "negative_BN", "unmasked_B")
 
     def per_pair(self, step: LossInputs) -> Tensor:
-        negatives_B = mean_of_unmasked(softplus(step.negative_BN), step.unmasked_B)
+        negatives_B = mean_of_negatives(softplus_, step.negative_BN, step.unmasked_B)
         return softplus(-step.positive_B) + self.negative_weight * negatives_B

@@ -5,7 +5,8 @@ import math
 from pydantic import Field
 from torch import Tensor
 
-from distrec.losses.base import Loss, LossInputs, log_sum_exp, losses, softplus
+from distrec.losses.base import Loss, LossInputs, losses
+from distrec.losses.row_sums import log_sum_exp, softplus
 
 
 @losses.register("ssm")
@@ -34,3 +35,8 @@ class SampledSoftmax(Loss):
         if self.log_q:
             negative_BN = negative_BN - t * (step.log_q_BN + math.log(max(1, step.draws)))
         return softplus(log_sum_exp(negative_BN, t) - step.positive_B / t)
+
+
+@losses.register("infonce")
+class InfoNCE(SampledSoftmax):
+    """`ssm` under its name in contrastive learning (van den Oord, Li and Vinyals, 2018)."""

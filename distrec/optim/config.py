@@ -13,8 +13,8 @@ class DecayConfig(Section):
 
     scope: Literal["none", "in_batch", "occurrences", "full"] = "none"
     """Rows that decay at a step: none; in_batch, the rows in the batch; occurrences, the same, each by its occurrences
-    in the pairs of the batch, negatives included, over the number of pairs (with coupling l2); full, the whole table at
-    the same cost."""
+    in the pairs of the batch, all drawn negatives included, over the number of pairs (with coupling l2); full, the
+    whole table at the same cost."""
 
     coupling: Literal["decoupled", "l2"] = "decoupled"
     """decoupled: w <- (1 - lr * strength) w, then the rule. l2: strength * w is added to the gradient.

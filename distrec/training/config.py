@@ -12,7 +12,7 @@ from distrec.data.config import DataConfig
 from distrec.evaluation.config import EvalConfig
 from distrec.evaluation.metrics import METRICS
 from distrec.losses import Loss, losses
-from distrec.models import ModelConfig, models
+from distrec.models import EmbeddingConfig, ModelConfig, models
 from distrec.optim.config import OptimConfig
 from distrec.optim.dense import DENSE
 from distrec.sampling.batch import BatchNeeds
@@ -132,7 +132,19 @@ class Config(Section):
             raise ValueError(
                 f"optim.decay.scope=occurrences: loss.name={loss.name} reads all items, not those of pairs"
             )
-        if self._reads_negatives and self.sampling.negatives == 0:
+        model = self.model
+        shortens = isinstance(model, EmbeddingConfig) and model.user_dropout and not model.user_dropout_before_norm
+        if "batch" in loss.needs() and loss.similarity == "cosine" and shortens:
+            raise ValueError(
+                f"loss.name={loss.name} is defined on rows of unit length: with model.user_dropout set "
+                "model.user_dropout_before_norm=true"
+            )
+        if self._reads_negatives:
+            self._check_sampling()
+
+    def _check_sampling(self) -> None:
+        loss = self.loss
+        if self.sampling.negatives == 0:
             raise ValueError(f"loss.name={loss.name} needs negatives: sampling.negatives must be at least 1")
         if loss.draws_known_positives:
             wrong = {

@@ -46,6 +46,8 @@ class LossInputBuilder:
     """The same of the items of its pairs; of all its own items, if nothing is fetched."""
     exchange: StepExchange
     group: Exchange
+    unit_items: bool = False
+    """Whether the representations of items are of unit length."""
     users_of_pairs: bool = False
     """Whether the representations in `users` are of the user of each pair, (B, D), as dropout makes them."""
 
@@ -117,7 +119,7 @@ class LossInputBuilder:
         columns = [positive_index_B[:, None], arrays["extra_index"].view(pairs, m)]
         if shared:
             positive_B, negative_BN = shared_scores(users_UD, items_UD, user_index_B, positive_index_B, negative_index)
-            extra_BM = pair_scores(users_UD, items_UD, user_index_B, columns[1]) if m else None
+            extra_BM = pair_scores(users_UD, items_UD, user_index_B, columns[1]) if m else negative_BN[:, :0]
         else:
             item_index = empty([pairs, 1 + m + n], negative_index)
             torch.cat([*columns, negative_index.view(pairs, n)], 1, out=item_index)
@@ -133,8 +135,11 @@ class LossInputBuilder:
         if len(arrays["log_q"]):
             fields["log_q_BN"] = arrays["log_q"].view(-1, n)
         if with_norms:
-            norm2_U = items_UD.square().sum(1)
-            fields["negative_norm2_BN"] = norm2_U.index_select(0, negative_index).view(-1, n)
+            if self.unit_items:  # a constant: the gradient of the norm would be along the row
+                fields["negative_norm2_BN"] = items_UD.new_ones(1, 1)
+            else:
+                norm2_U = items_UD.square().sum(1)
+                fields["negative_norm2_BN"] = norm2_U.index_select(0, negative_index).view(-1, n)
         if self.sampling.hardest:
             negative_BN, column_BN = negative_BN.topk(min(n, self.sampling.hardest), dim=1, sorted=False)
             fields["unmasked_B"] = unmasked_B.clamp(max=self.sampling.hardest)

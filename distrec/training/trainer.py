@@ -253,7 +253,15 @@ class Trainer:
             users_BD = users_BD * to_device([mask_BD], self.device)[0]
             users[REPRESENTATION] = l2_normalize(users_BD) if model.user_dropout_before_norm else users_BD
         builder = LossInputBuilder(
-            batch, arrays, self.source.config, users, items, exchange, self.exchange, model.user_dropout > 0
+            batch,
+            arrays,
+            self.source.config,
+            users,
+            items,
+            exchange,
+            self.exchange,
+            unit_items=self.sharded.similarity == "cosine",
+            users_of_pairs=model.user_dropout > 0,
         )
         return builder.build(self.config.loss.needs(), self.sharded.own_tables, **others)
 

@@ -161,8 +161,8 @@ def test_configurations_are_frozen():
             "optim.rule=adm",
             "unknown optimizer rule 'adm'; known: adagrad, adam, lazy_adam, momentum, rowwise_adagrad, sgd",
         ),
-        ("loss={name: bpr, log_q: true}", "^loss.log_q is an option of ssm, not of bpr$"),
-        ("loss={name: bpr, temperature: 1}", "^loss.temperature is an option of softmax, ssm, not of bpr$"),
+        ("loss={name: bpr, log_q: true}", "^loss.log_q is an option of infonce, ssm, not of bpr$"),
+        ("loss={name: bpr, temperature: 1}", "^loss.temperature is an option of bsl, .*, softmax, ssm, not of bpr$"),
         (
             "optim.decay={scope: full, tables: {margins: 1}}",
             "decay.tables: no table margins; known: users, items, dense",
@@ -428,7 +428,7 @@ MODULE = """
 from pydantic import Field
 from distrec.losses import Loss, losses
 
-@losses.register("mine")
+@losses.register("own")
 class Mine(Loss):
     \"\"\"A loss of one's own.\"\"\"
     label: str = "x"
@@ -438,7 +438,7 @@ LOAD = """
 import pickle, sys
 from distrec import load_config
 sys.path.remove("")  # as in a console script
-config = load_config(sys.argv[1] if sys.argv[1:] else None, ["loss.name=mine", "loss.label=2024", *sys.argv[2:]])
+config = load_config(sys.argv[1] if sys.argv[1:] else None, ["loss.name=own", "loss.label=2024", *sys.argv[2:]])
 assert config.loss.label == "2024" and "sampling" not in config.model_dump()
 sys.stdout.buffer.write(pickle.dumps(config))
 """
@@ -460,7 +460,7 @@ def test_modules_named_by_run_imports_register_losses_and_unpickle_in_another_pr
 
     loaded = python(LOAD, "run.yaml")
     assert loaded.returncode == 0, loaded.stderr.decode()
-    assert b"loss.name=mine: dropped loss.temperature=2 of the run file, an option of ssm" in loaded.stderr
+    assert b"loss.name=own: dropped loss.temperature=2 of the run file, an option of ssm" in loaded.stderr
     other = python(UNPICKLE, given=loaded.stdout)
     assert other.returncode == 0, other.stderr.decode()
 

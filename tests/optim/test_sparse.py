@@ -294,6 +294,23 @@ def test_each_table_decays_at_its_own_strength(scope):
         torch.testing.assert_close(table.flush(), reference.rows_VD, rtol=1e-12, atol=1e-12)
 
 
+@each_mode(kernels=KERNELS)
+def test_rows_in_the_batch_stay_within_their_bounds(rule, scope, coupling, kernels):
+    """The reference with its rows clamped after each step; other rows are left as they are, also beyond the bounds."""
+    rows_VD, (low, high) = 2 * torch.randn(7, DIM, dtype=torch.float64), (0.0, 1.0)
+    chosen = config(rule, scope, coupling, shrink=0.05, kernels=kernels)
+    table = Table("items", Partition(7, 7, 1), 0, rows_VD.clone(), bounds=(low, high))
+    optimizer, reference = SparseOptimizer(table, chosen, 40), DenseReference(rows_VD, chosen, 40)
+    for rows_U, grad_UD in batches(2, 40, 6):
+        optimizer.step(rows_U, 3 * grad_UD)
+        reference.step(rows_U, 3 * grad_UD)
+        reference.rows_VD[rows_U] = reference.rows_VD[rows_U].clamp(low, high)
+        read_UD = table.read(rows_U)
+        assert ((read_UD >= low - 1e-12) & (read_UD <= high + 1e-12)).all()
+    torch.testing.assert_close(table.flush(), reference.rows_VD, rtol=1e-12, atol=1e-12)
+    assert not ((table.stored_VD[6] >= low) & (table.stored_VD[6] <= high)).all()  # never in a batch
+
+
 def test_kernels_for_another_device_are_refused():
     with pytest.raises(UserError, match="numba runs on CPUs, but the tables are on meta; use auto or reference"):
         start(config(kernels="numba"), torch.zeros(2, DIM, device="meta"))

@@ -22,10 +22,26 @@ from distrec.training.trainer import Trainer
 from tests.conftest import changed
 
 CPU = torch.device("cpu")
-# Settings of losses that need others than the defaults to do well.
+DOT = {"similarity": "dot", "init": {"std": 0.1}}
+UNCORRECTED = {"reject": False, "negatives": 256}
+# Settings of losses that need others than the defaults to do well on little data.
 SETTINGS = {
-    "bpr": {"model": {"similarity": "dot", "init": {"std": 0.1}}, "sampling": {"shared": False, "negatives": 4}},
+    "bpr": {"model": DOT, "sampling": {"shared": False, "negatives": 4}},
     "ssm": {"sampling": {"negatives": 256}},
+    "hinge": {"model": DOT},
+    "bce": {"model": DOT},
+    "mine": {"model": DOT},
+    "simce": {"model": DOT, "optim": {"lr": 0.03}, "sampling": {"shared": False, "negatives": 2}},
+    "ccl": {"loss": {"margin": 0.0, "weight": 3.0}},
+    "generalized_contrastive": {"loss": {"margin": 0.0, "negative_weight": 3.0}},
+    "mml": {"loss": {"margins": (0.2, 0.4), "margin_weights": (0.5, 0.5), "negative_weight": 10.0}},
+    "contrastive": {"loss": {"margin": 1.2}},
+    "bsl": {"loss": {"temperature": 0.2}},
+    "debiased_infonce": {"loss": {"temperature": 0.5}, "sampling": UNCORRECTED},
+    "debiased_mse": {"loss": {"negative_weight": 1.0}, "sampling": UNCORRECTED},
+    "debiased_ccl": {"loss": {"margin": 0.0, "negative_weight": 0.3}, "sampling": UNCORRECTED},
+    "directau": {"loss": {"gamma": 0.3}, "optim": {"lr": 0.03}},
+    "mawu": {"loss": {"user_weight": 0.15, "item_weight": 0.15}, "optim": {"lr": 0.03}},
 }
 
 
@@ -67,7 +83,9 @@ OWN_LOSSES = [name for name, loss in losses.items() if loss.__module__.startswit
 @pytest.mark.parametrize("name", OWN_LOSSES)
 def test_every_loss_learns_the_planted_preferences(preferences, name):
     config, dataset, best, popular = preferences
-    trainer = Trainer(changed(config, loss={"name": name}, **SETTINGS.get(name, {})), dataset, CPU)
+    sections = {key: section for key, section in SETTINGS.get(name, {}).items() if key != "loss"}
+    loss = {"name": name, **SETTINGS.get(name, {}).get("loss", {})}
+    trainer = Trainer(changed(config, loss=loss, **sections), dataset, CPU)
     for epoch in range(config.train.epochs):
         for batch in trainer.source.batches(epoch, 0, trainer.source.steps):
             trainer.step(batch)
