@@ -27,10 +27,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "model": {"dim": 16},
     "sampling": {"negatives": 20},
     "optim": {"lr": 0.01},
-    "train": {"epochs": 2, "batch_size": 256, "workers": 1, "device": "cpu"},
+    "train": {"epochs": 2, "batch_size": 256, "workers": 1, "device": "cpu", "threads": 1},
 }
 
 
+@pytest.hookimpl(trylast=True)  # after plugins that choose an order of their own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the tests of how Ray is found and started first: later ones find the Ray of `ray_cluster` running."""
     items.sort(key=lambda item: item.path.name != "test_connection.py")
@@ -40,6 +41,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def seeded() -> None:
     """Seed torch, so that the random tensors of a test do not depend on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Use one thread: on a busy machine small operations on several take ten times as long, in waiting for each other.
+
+    Tests of threads set their number themselves, and set it back.
+    """
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,6 +90,16 @@ def dataset(small) -> Dataset:
 def runs(tmp_path_factory) -> Path:
     """Return the folder of the run folders."""
     return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """Return an empty sqlite store of MLflow, which takes 3 s of a core to create its tables; copy it."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,15 @@ import io
 import re
 import runpy
 import shutil
+import sys
 import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from distrec import load_config
 from distrec.losses import base
 from distrec.models import models
 from distrec.testing.ranks import run_ranks
@@ -39,10 +42,14 @@ def test_every_python_block_is_run_by_a_test_below():
 
 
 @pytest.mark.timeout(240)
-def test_the_example_of_the_readme(ray_cluster, tmp_path, monkeypatch, capsys):
-    """Run on small files under the names that it uses."""
+def test_the_example_of_the_readme(ray_cluster, empty_store, tmp_path, monkeypatch, capsys):
+    """Run on small files under the names that it uses, on one worker, whose start takes least."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", "configs")
+    with Path("configs/gowalla_mf_ssm.yaml").open("a") as file:
+        file.write("  workers: 1\n  stream: thread\n")  # its last section is `train`
+    Path("runs").mkdir()
+    shutil.copy(empty_store, "runs/mlflow.db")
     data = Path("path/to/gowalla")
     data.mkdir(parents=True)
     generator = np.random.default_rng(0)
@@ -82,23 +89,34 @@ def test_the_loss_of_the_contributing_guide(preferences, monkeypatch):  # noqa: 
 
 
 def test_the_model_of_the_contributing_guide(small, dataset, tmp_path, monkeypatch):
-    """The added model passes the test of all parts, on one worker and, from a module of its own, on two."""
+    """The added model passes the test of all parts, on one worker and on two."""
     model, case = python_blocks(ROOT / "CONTRIBUTING.md")[3:]
-    (tmp_path / "projected_mf.py").write_text(model)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(models, "projected_mf", raising=False)  # undone at the end
-    __import__("projected_mf")
-    names = {}
+    names, found = {}, []
     exec(compile(case, "CONTRIBUTING.md", "exec"), names)
-    configs = {name: changed(small, **part) for name, part in names["PARTS"].items()}
-    found = []
     for workers in (1, 2):
         folder = tmp_path / str(workers)
         (folder / "projected_mf").mkdir(parents=True)
-        found.append(run_ranks(workers, run_parts, configs, dataset, folder, fresh=True)[0]["projected_mf"])
-    assert np.allclose(found[0][0], found[1][0], rtol=1e-5) and found[0][0][1] < found[0][0][0]
+        found.append(run_ranks(workers, run_added_model, model, names["PARTS"], small, dataset, folder)[0])
+    assert np.allclose(found[0], found[1], rtol=1e-5) and found[0][1] < found[0][0]
 
 
+def run_added_model(model, parts, small, dataset, folder):
+    """Run a model given as source text, which is registered for this run only; return its losses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(models, "projected_mf", raising=False)  # undone at the end
+        patch.setitem(sys.modules, "projected_mf", ModuleType("projected_mf"))
+        exec(compile(model, "CONTRIBUTING.md", "exec"), vars(sys.modules["projected_mf"]))
+        configs = {name: changed(small, **part) for name, part in parts.items()}
+        return run_parts(configs, dataset, folder)["projected_mf"][0]
+
+
+def test_the_keys_of_the_example_script():
+    example = runpy.run_path(str(ROOT / "examples" / "train_and_evaluate.py"))
+    config = load_config(overrides=example["OVERRIDES"])
+    assert (config.train.workers, config.train.epochs, config.tracking.enabled) == (1, 3, False)
+
+
+@pytest.mark.slow  # the functions that it calls are those of the README's example
 @pytest.mark.timeout(240)
 def test_the_example_script(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import shlex
 import shutil
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from distrec.training.evaluate import Evaluation
     from distrec.training.run_folder import Result
 
+_BROKEN_PIPE = 128 + 13  # as shells report a program that SIGPIPE ended
 _WORDS = "a configuration file (YAML) and overrides such as optim.lr=0.01, both optional"
+_IMPORTS = "a configuration or run.imports=MODULE adds the parts that its modules register"
 _TRAIN_EXAMPLES = """\
 examples:
   distrec train                                        synthetic data, 2 workers: a first look
@@ -33,8 +36,12 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command. Exits with 0, 1 (internal error, lost worker, failed check), 2 (user error) or 130 (Ctrl-C)."""
+    """Run a command.
+
+    Exits with 0, 1 (internal error, lost worker, failed check), 2 (user error), 130 (Ctrl-C) or 141 (closed output).
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
+    _check_text(argv)
     parser = _parser()
     if not argv:
         parser.print_help()
@@ -46,11 +53,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.words += rest
     try:
         arguments.function(arguments)
+        if sys.stdout is not None:  # None if the shell closed it
+            sys.stdout.flush()
     except UserError as error:
         print(f"distrec: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python reports the pipe again at its end
+        sys.exit(_BROKEN_PIPE)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in UNWRITABLE and error.filename is None:
             raise
         print(f"distrec: cannot write or read a file: {error}", file=sys.stderr)
         sys.exit(2)
@@ -61,6 +75,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         hint = f" {_resume_hint(argv, stop.args[0])}" if stop.args else ""
         print(f"\ndistrec: stopped.{hint}", file=sys.stderr)
         sys.exit(130)
+
+
+def _check_text(argv: Sequence[str]) -> None:
+    """Let any text be printed, and exit if an argument is not text in the encoding of file names."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for word in argv:
+        if any("\udc80" <= letter <= "\udcff" for letter in word):
+            advice = "rename the file, or use a UTF-8 locale, such as LC_ALL=C.UTF-8"
+            print(
+                f"distrec: {os.fsencode(word)!r} is not text in {sys.getfilesystemencoding()}: {advice}",
+                file=sys.stderr,
+            )
+            sys.exit(2)
 
 
 def _resume_hint(argv: Sequence[str], folder: str) -> str:
@@ -100,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "keys", _keys, "list the configuration keys with default, type and description")
     text = "prefix of the keys, such as optim; loss and model list each loss and model with its options"
-    command.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help=text)
+    command.add_argument("words", nargs="*", metavar="PREFIX | CONFIG | key=value", help=f"{text}; {_IMPORTS}")
     return parser
 
 
@@ -183,12 +212,10 @@ def _prepare(arguments: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _reporting() -> Iterator[None]:
     """Show on standard error what the body is doing, if it takes long."""
-    from rich.console import Console
-
-    from distrec.cli.progress import Progress
+    from distrec.cli.progress import Progress, Terminal
     from distrec.core.status import reporting
 
-    with Progress(console=Console(stderr=True)) as progress, reporting(progress):
+    with Progress(console=Terminal(stderr=True)) as progress, reporting(progress):
         yield
 
 
@@ -249,9 +276,18 @@ def _keys(arguments: argparse.Namespace) -> None:
     from distrec.core.config import describe
     from distrec.training.config import Config
 
+    settings = [word for word in arguments.words if "=" in word or Path(word).suffix in (".yaml", ".yml")]
+    prefixes = tuple(word for word in arguments.words if word not in settings)
+    if settings:
+        _load(settings)  # imports the modules that register parts
+    known = list(describe(Config))
+    for prefix in prefixes:
+        if not any(option.key.startswith(prefix) for option in known):
+            sections = dict.fromkeys(option.key.split(".")[0] for option in known)
+            raise UserError(f"no key begins with {prefix!r}; the sections are {', '.join(sections)}")
     console = Console(highlight=False)
-    for key, kind, default, text, depth in describe(Config):
-        if key.startswith(arguments.prefix):
+    for key, kind, default, text, depth in known:
+        if key.startswith(prefixes or ""):
             title = Text.assemble((key, "bold" if kind else "bold cyan"), "=", default, (f"   {kind}", "dim"))
             console.print(Padding(title, (0, 0, 0, 4 * depth)))
             console.print(Padding(Text(text), (0, 0, 0, 4 * depth + 4)))

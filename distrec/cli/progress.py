@@ -1,5 +1,6 @@
 """Terminal output: a progress bar, or one line an epoch in a log file, and tables of results."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -22,6 +23,14 @@ Mode = Literal["auto", "plain", "quiet"]
 _STATUS_S = 10.0  # least time between a line and a status where statuses are printed
 
 
+class Terminal(Console):
+    """A console that falls silent when the program that reads its output has ended: a training goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 class Progress:
     """Display of a training. Called with events:
 
@@ -41,7 +50,7 @@ class Progress:
             mode: `auto` draws a bar if the console is a terminal, `plain` never does, `quiet` prints nothing.
             console: default: standard output.
         """
-        self._console = console or Console()
+        self._console = console or Terminal()
         self._quiet = mode == "quiet"
         self._bar = _Bar(self._console) if mode == "auto" and self._console.is_terminal else None
         self._last_line = -_STATUS_S

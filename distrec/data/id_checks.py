@@ -4,6 +4,7 @@ An id in a text file is its text without surrounding blanks, so `1`, `1.0` and `
 between numbers and text produce such files without notice.
 """
 
+import unicodedata
 from collections.abc import Mapping
 from decimal import Decimal
 
@@ -29,7 +30,9 @@ def id_notes(noun: str, ids: pa.Array, codes: Mapping[Part, np.ndarray], names: 
     present = {part: np.unique(part_codes) for part, part_codes in codes.items()}
     values = _number_values(ids)
     notes = [_unknown(noun, ids, values, present, names, part) for part in present if part != Part.TRAIN]
-    return [note for note in [*notes, _two_spellings(noun, ids, values, present, names)] if note]
+    notes.append(_two_spellings(noun, "number", "ways", ids, values, present, names))
+    notes.append(_two_spellings(noun, "id", "Unicode forms", ids, _normal_forms(ids), present, names))
+    return [note for note in notes if note]
 
 
 def _unknown(
@@ -58,9 +61,15 @@ def _unknown(
 
 
 def _two_spellings(
-    noun: str, ids: pa.Array, values: pa.Array, present: Mapping[Part, np.ndarray], names: Mapping[Part, str]
+    noun: str,
+    what: str,
+    ways: str,
+    ids: pa.Array,
+    values: pa.Array,
+    present: Mapping[Part, np.ndarray],
+    names: Mapping[Part, str],
 ) -> str:
-    """Return a line if one number occurs among the ids in two spellings, else an empty string."""
+    """Return a line if one value, a number or an id in a normal form, has two ids, else an empty string."""
     counts = pc.value_counts(values.drop_null())
     repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if not len(repeated):
@@ -68,8 +77,8 @@ def _two_spellings(
     pair = pc.indices_nonzero(pc.equal(values, repeated[0])).to_pylist()[:2]
     files = [next(names[part] for part, codes in present.items() if code in codes) for code in pair]
     one, two = (f"{_shown(ids, code)} ({file})" for code, file in zip(pair, files, strict=True))
-    count = f"{len(repeated):,} number{'s are' if len(repeated) > 1 else ' is'}"
-    return f"{count} written in two ways among the {noun}, such as {one} and {two}: different {noun}, as ids are text"
+    count = f"{len(repeated):,} {what}{'s are' if len(repeated) > 1 else ' is'}"
+    return f"{count} written in two {ways} among the {noun}, such as {one} and {two}: different {noun}, as ids are text"
 
 
 def _number_values(ids: pa.Array) -> pa.Array:
@@ -89,5 +98,13 @@ def _number_values(ids: pa.Array) -> pa.Array:
     return pc.replace_substring_regex(text, r"(\.[0-9]*[1-9])0+$", r"\1")
 
 
+def _normal_forms(ids: pa.Array) -> pa.Array:
+    """Return each id in Unicode's normal form C, null for those of ASCII: accents may be letters of their own."""
+    if not pa.types.is_large_string(ids.type):
+        return pa.nulls(len(ids), pa.large_string())
+    return pc.utf8_normalize(pc.if_else(pc.string_is_ascii(ids), None, ids), form="NFC")
+
+
 def _shown(ids: pa.Array, code: int) -> str:
-    return repr(str(ids[code].as_py()))
+    text = str(ids[code].as_py())
+    return repr(text) if unicodedata.is_normalized("NFC", text) else ascii(text)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -18,6 +18,7 @@ from distrec.data.dataset import FORMAT_VERSION, MANIFEST, Dataset, Manifest, Pa
 from distrec.data.encode import encode_parts, hold_out_parts, k_core
 from distrec.data.readers import formats
 from distrec.data.readers.formats import RawPairs
+from distrec.data.source_files import SourceFiles
 
 Log = Callable[[str], None]
 
@@ -35,6 +36,7 @@ class _Source:
     read: Callable[[], dict[Part, RawPairs]]
     names: Mapping[Part, str]  # of the parts that the source has, for messages
     held_out: Mapping[Part, float]  # parts to hold out, the test part first, and the share of each
+    remarks: tuple[str, ...] = ()  # on what was given and is not used
 
 
 def prepare(config: DataConfig, log: Log = lambda line: None) -> Dataset:
@@ -63,7 +65,7 @@ def prepare(config: DataConfig, log: Log = lambda line: None) -> Dataset:
                 done = f"prepared in {time.monotonic() - started:.1f} s"
     dataset = Dataset.open(folder)
     log(f"data: {source.name} {done}: {folder}")
-    for note in _notes(dataset.manifest):
+    for note in (*source.remarks, *_notes(dataset.manifest)):
         log(f"data: {note}")
     return dataset
 
@@ -118,7 +120,18 @@ def _file_source(config: DataConfig) -> _Source:
         for part, found in files.parts.items()
     }
     names = {part: found.path.name for part, found in files.parts.items()}
-    return _Source(files.name, files.describe(), inputs, read, names, held_out)
+    return _Source(files.name, files.describe(), inputs, read, names, held_out, tuple(_remarks(config, files)))
+
+
+def _remarks(config: DataConfig, files: SourceFiles) -> Iterator[str]:
+    """Yield a line on files of the source that are not read, and on shares of parts that have a file."""
+    if files.unread:
+        more = f" and {len(files.unread) - 5} more" if len(files.unread) > 5 else ""
+        yield f"not read, as no part has such a name: {', '.join(files.unread[:5])}{more}"
+    for part in files.parts.keys() - {Part.TRAIN}:
+        key = f"{part.name.lower()}_fraction"
+        if getattr(config, key) != getattr(DataConfig(), key):
+            yield f"data.{key} does nothing: the {part.name.lower()} part is {files.parts[part].path}"
 
 
 def _held_out(config: DataConfig, *present: Part) -> dict[Part, float]:

@@ -16,6 +16,8 @@ from distrec.data.readers.recognise import SUFFIXES
 
 _SUFFIXES_OF = {"lightgcn": (".txt",), "recbole": (".inter",), "csv": (".csv", ".tsv"), "parquet": (".parquet", ".pq")}
 
+_ALIASES = {"VAL": Part.VALID, "VALIDATION": Part.VALID, "DEV": Part.VALID, "TRAINING": Part.TRAIN}
+
 _Found = tuple[Path, tuple[Path, ...]]  # what was named or found, and the files that it stands for
 
 
@@ -25,6 +27,8 @@ class SourceFiles:
 
     name: str
     parts: Mapping[Part, PartFiles]
+    unread: tuple[str, ...] = ()
+    """Names of data files in the source folder that belong to no part."""
 
     def describe(self) -> str:
         """Return one line with the files and their formats."""
@@ -49,7 +53,10 @@ def find(config: DataConfig) -> SourceFiles:
         name = source.resolve().name
     else:
         name = plain_name(source.resolve()).stem if source.exists() else found[Part.TRAIN][1][0].resolve().parent.name
-    return SourceFiles(name or "data", recognise_parts(dict(sorted(found.items())), config))
+    used = {path for part in found.values() for path in part[1]}
+    others = sorted(source.iterdir()) if source.is_dir() else []
+    unread = tuple(path.name for path in others if _is_data(path) and path not in used)
+    return SourceFiles(name or "data", recognise_parts(dict(sorted(found.items())), config), unread)
 
 
 def _files(path: Path, key: str) -> _Found:
@@ -68,6 +75,8 @@ def _files(path: Path, key: str) -> _Found:
         if files := tuple(match for match in matches if match.is_file() and not _is_hidden(match)):
             return path, files
         raise UserError(f"{key}: no file matches {path}")
+    if path.is_symlink():
+        raise UserError(f"{key}: {path} is a link to {path.readlink()}, which does not exist")
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=3, cutoff=0.5)
     if near:
@@ -94,22 +103,23 @@ def _find_in_folder(folder: Path, config: DataConfig) -> dict[Part, _Found]:
     result = {part: _files(paths[0], "data.source") for part, paths in found.items() if paths}
     if Part.TRAIN not in result:
         others = tuple(path for path in files if _part_of(path) is None)
-        result[Part.TRAIN] = _training_part(folder, others, wanted)
+        result[Part.TRAIN] = _training_part(folder, others, wanted, bool(result))
     return result
 
 
-def _training_part(folder: Path, others: tuple[Path, ...], suffixes: tuple[str, ...]) -> _Found:
+def _training_part(folder: Path, others: tuple[Path, ...], suffixes: tuple[str, ...], held_out: bool) -> _Found:
     """Return the training part of a folder without a train file: one other file, or part files."""
     if len(others) == 1:
         return others[0], others
-    nested = () if others else _part_files(folder)
+    nested = () if others or held_out else _part_files(folder)
     if nested or (others and _are_part_files(others)):
         return folder, nested or others
     names = ", ".join(path.name for path in others)
+    none = "it holds held-out parts alone" if held_out else "it holds no data file"
     pattern = f"{folder}/*{others[0].suffix}" if others else ""
     content = f"it holds {names}: name one as data.source, or several by a pattern such as {pattern!r}"
     expected = ", ".join(f"train{suffix}" for suffix in suffixes)
-    raise UserError(f"{folder} has no training part ({expected}); {content if others else 'it holds no data file'}")
+    raise UserError(f"{folder} has no training part ({expected}); {content if others else none}")
 
 
 def _part_files(folder: Path) -> tuple[Path, ...]:
@@ -142,4 +152,4 @@ def _is_hidden(path: Path) -> bool:
 def _part_of(path: Path) -> Part | None:
     """Return TRAIN for `train.txt`, `gowalla.train.inter` and `train.csv.gz`, None for `interactions.txt`."""
     stem = path.name if path.is_dir() and not path.suffix else plain_name(path).stem
-    return Part.__members__.get(stem.rsplit(".", 1)[-1].upper())
+    return (_ALIASES | dict(Part.__members__)).get(stem.rsplit(".", 1)[-1].upper())

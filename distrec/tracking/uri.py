@@ -27,7 +27,11 @@ def tracking_uri(configured: str | None, run_folder: Path) -> str:
         if "?" in path:
             raise UserError(f"MLflow cannot keep runs in {path}: an address ends at its ?; set tracking.uri")
         return _SQLITE + path
-    key, scheme = "MLFLOW_TRACKING_URI" if configured is None else "tracking.uri", urlsplit(uri).scheme
+    key = "MLFLOW_TRACKING_URI" if configured is None else "tracking.uri"
+    try:
+        scheme = urlsplit(uri).scheme
+    except ValueError as error:
+        raise UserError(f"{key} {uri!r} is no address: {error}") from None
     if scheme == "sqlite":
         path = uri.removeprefix(_SQLITE)
         if path in ("", uri, ":memory:"):

@@ -140,7 +140,8 @@ def _temporary_folder(note: Note) -> str | None:
 def _token() -> Iterator[None]:
     """Give Ray a token of its own within the block where the home folder, to which it writes one, is not writable."""
     folder = Path.home() / ".ray"
-    writable = os.access(folder if folder.exists() else folder.parent, os.W_OK)
+    nearest = folder if folder.exists() else folder.parent
+    writable = nearest.is_dir() and os.access(nearest, os.W_OK)
     if writable or (folder / "auth_token").exists() or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         yield
         return

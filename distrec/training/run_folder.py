@@ -177,6 +177,8 @@ class RunFolder:
         file = self.path / _RUN
         try:
             facts: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+            if not isinstance(facts, dict) or not isinstance(facts.get("format", 1), int):
+                raise ValueError("it does not describe a run")
         except ValueError as error:
             raise UserError(f"{file} is damaged: {error}") from None
         return facts

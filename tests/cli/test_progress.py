@@ -1,12 +1,13 @@
 """The progress display and the tables of results, on a terminal and in a log file."""
 
 import io
+import os
 import re
 
 import pytest
 from rich.console import Console
 
-from distrec.cli.progress import Progress, _rate, epoch_line, results_table
+from distrec.cli.progress import Progress, Terminal, _rate, epoch_line, results_table
 from distrec.tracking.result_table import markdown_table
 
 ROWS = [
@@ -142,3 +143,12 @@ def test_table_in_a_file_is_markdown():
     results_table(ROWS, out)
     results_table([], out)
     assert out.file.getvalue().strip() == markdown_table(ROWS).strip()
+
+
+def test_a_reader_that_has_ended_does_not_stop_a_training():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as file:
+        progress = Progress(console=Terminal(file=file))
+        for _ in range(2):
+            progress({"kind": "note", "text": "still training"})

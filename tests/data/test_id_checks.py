@@ -35,6 +35,7 @@ def text(users, items="abc"):
         ("04_types", [NONE, SPELT], [NONE, SPELT], ("'1.0'", "'1'", "test.csv", "train.csv")),
         ("04_types_items", [], [NONE, SPELT], ("'0.0'", "'0'")),
         ("04_types_mixed", [SPELT], [], ("'1' (mixed.csv) and '1.0' (mixed.csv)",)),
+        ("22_oneuser", [], [NONE], ("'beer'", "'milk'")),
         ("23_oneitem", [], [NONE], ("'rum'", "'tea'")),
         ("10_cold", [], [], ()),
     ],
@@ -90,3 +91,9 @@ def test_typed_numbers_beside_text_with_a_fraction(tmp_path):
         "2 numbers are written in two ways among the users, such as '1' (train.parquet) and '1.0' (test.csv)"
         in notes[1]
     )
+
+
+def test_two_unicode_forms_of_one_name(tmp_path):
+    dataset, notes = prepared(tmp_path, {"train.csv": "user,item\njos\u00e9,a\njose\u0301,a\nana,b\n"})
+    assert dataset.manifest.users == 3
+    assert len(notes) == 1 and "1 id is written in two Unicode forms among the users, such as 'jose\\u0301'" in notes[0]

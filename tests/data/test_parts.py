@@ -170,3 +170,29 @@ def test_all_interactions_at_one_time(tmp_path):
         run(tmp_path, source, split="time_global", time_column="time", test_fraction=0.2)
     assert run(tmp_path, source, split="time_user", time_column="time", test_fraction=0.5).manifest.test in (2, 3)
     assert np.all(run(tmp_path, source, split="leave_last", time_column="time", valid_fraction=0).user_degrees() >= 1)
+
+
+def test_other_names_of_the_validation_part_and_files_that_are_not_read(tmp_path):
+    for name in ("train.csv", "validation.csv", "test.csv"):
+        write(tmp_path / "d" / name, SMALL[:2] if name == "train.csv" else [(3, len(name))])
+    (tmp_path / "d/item_list.txt").write_text("org_id remap_id\n")
+    lines = []
+    manifest = run(tmp_path, tmp_path / "d", lines.append, test_fraction=0.2).manifest
+    assert (manifest.train, manifest.valid, manifest.test) == (2, 1, 1)
+    assert "data: not read, as no part has such a name: item_list.txt" in lines
+    assert f"data: data.test_fraction does nothing: the test part is {tmp_path}/d/test.csv" in lines
+    write(tmp_path / "d/val.csv", SMALL)
+    with pytest.raises(UserError, match=r"2 files for the valid part: .*val\.csv, .*validation\.csv"):
+        run(tmp_path, tmp_path / "d")
+
+
+def test_held_out_parts_alone_are_not_trained_on(tmp_path):
+    write(tmp_path / "d/test.csv", SMALL)
+    with pytest.raises(UserError, match=r"no training part .*; it holds held-out parts alone"):
+        run(tmp_path, tmp_path / "d")
+
+
+def test_a_link_to_nowhere(tmp_path):
+    (tmp_path / "a.csv").symlink_to("/nowhere.csv")
+    with pytest.raises(UserError, match=r"a\.csv is a link to /nowhere\.csv, which does not exist"):
+        run(tmp_path, tmp_path / "a.csv")

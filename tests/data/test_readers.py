@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distrec.core.errors import UserError
+from distrec.data.dataset import Part
 from distrec.data.readers import delimited, lightgcn
 from distrec.data.readers.bad_lines import BadLines
 from tests.data.files import SMALL, raw_pairs, run, write
@@ -266,3 +267,79 @@ def test_csv_plain_quotes_are_read_fast():
 )
 def test_plainly_quoted(data, plain):
     assert delimited._plainly_quoted(data, ",") is plain
+
+
+@pytest.mark.parametrize("header", ["user,item\n", "user,item,time\n"])
+def test_a_header_in_the_middle_of_the_data(tmp_path, header):
+    line = "1,2" + ",7" * (header.count(",") - 1) + "\n"
+    (tmp_path / "cat.csv").write_text(header + line + header + line.replace("2", "3"))
+    with pytest.raises(UserError, match=r"cat\.csv, line 3: a header in the middle of the data: 'user,item"):
+        run(tmp_path, tmp_path / "cat.csv")
+    dataset = run(tmp_path, tmp_path / "cat.csv", on_bad_line="skip")
+    assert raw_pairs(dataset) == [(1, 2), (1, 3)] and dataset.manifest.bad_lines == 1
+
+
+def test_part_files_of_which_one_has_a_header(tmp_path):
+    (tmp_path / "part-0").write_text("1,2\n1,3\n")
+    (tmp_path / "part-1").write_text("user,item\n2,3\n")
+    with pytest.raises(UserError, match=r"part-1, line 1: a header in the middle"):
+        run(tmp_path, f"{tmp_path}/part-*")
+
+
+def test_numbers_as_names_are_no_header(tmp_path):
+    (tmp_path / "a.csv").write_text("1,2\n1,3\n1,2\n")
+    assert raw_pairs(run(tmp_path, tmp_path / "a.csv", user_column="1", item_column="2")) == [(1, 2), (1, 3)]
+
+
+def test_a_blank_between_separator_and_quote(tmp_path):
+    (tmp_path / "a.csv").write_text('"user", "item"\n"a", "green, tea"\n"b", "rum"\n')
+    assert raw_pairs(run(tmp_path, tmp_path / "a.csv", buckets=1)) == [("a", "green, tea"), ("b", "rum")]
+
+
+@pytest.mark.parametrize("kind", [pa.decimal128(10, 0), pa.decimal128(12, 2), pa.string_view(), pa.float16()])
+def test_parquet_types_of_ids(tmp_path, kind):
+    ids = pa.array(np.array([1, 2, 2], np.float16)) if kind == pa.float16() else pa.array([1, 2, 2], pa.int32())
+    ids = ids.cast(pa.string()).cast(kind) if kind == pa.string_view() else ids.cast(kind)
+    pq.write_table(pa.table({"user": ids, "item": [5, 6, 7]}), tmp_path / "a.parquet")
+    assert sorted(raw_pairs(run(tmp_path, tmp_path / "a.parquet"))) == [(1, 5), (2, 6), (2, 7)]
+
+
+@pytest.mark.parametrize("kind, limit", [(pa.float64(), 2**53), (pa.float32(), 2**24)])
+def test_floats_that_may_have_merged_ids_are_refused(tmp_path, kind, limit):
+    pq.write_table(pa.table({"user": pa.array([1, limit], kind), "item": [5, 6]}), tmp_path / "good.parquet")
+    assert sorted(raw_pairs(run(tmp_path, tmp_path / "good.parquet"))) == [(1, 5), (limit, 6)]
+    pq.write_table(pa.table({"user": pa.array([1, 2.0 * limit], kind), "item": [5, 6]}), tmp_path / "bad.parquet")
+    with pytest.raises(UserError, match=r"column 'user' holds (double|float) numbers beyond"):
+        run(tmp_path, tmp_path / "bad.parquet")
+
+
+def test_parquet_texts_of_ratings_and_times_are_checked_by_row(tmp_path):
+    columns = {"user": [1, 1, 2], "item": [5, 6, 7], "rating": ["4", "x", "True"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    rule = {"rating_column": "rating", "min_rating": 1}
+    with pytest.raises(UserError, match=r"a\.parquet, row 2: the rating is missing or invalid: '1, 6, x'"):
+        run(tmp_path, tmp_path / "a.parquet", **rule)
+    assert run(tmp_path, tmp_path / "a.parquet", on_bad_line="skip", **rule).manifest.train == 2
+    (tmp_path / "a.csv").write_text("user,item,rating\n1,5,TRUE\n1,6,false\n2,7,True\n")
+    assert sorted(raw_pairs(run(tmp_path, tmp_path / "a.csv", **rule))) == [(1, 5), (2, 7)]
+
+
+def test_times_with_nanoseconds(tmp_path):
+    times = [f"2024-05-01T00:00:0{second}.123456789Z" for second in (3, 1, 2)]
+    (tmp_path / "a.csv").write_text("user,item,time\n" + "".join(f"1,{n},{time}\n" for n, time in enumerate(times)))
+    dataset = run(tmp_path, tmp_path / "a.csv", split="leave_last", time_column="time")
+    assert raw_pairs(dataset, Part.TEST) == [(1, 0)]
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "train.csv").write_text("user,item\n1,2\n")
+    (folder / "b\udce9.test.csv").write_text("user,item\n1,3\n")
+    assert run(tmp_path, folder).manifest.test == 1
+
+
+def test_json_is_named(tmp_path):
+    (tmp_path / "a.json").write_text('{"user": 1, "item": 2}\n')
+    with pytest.raises(UserError, match=r"a\.json is JSON: convert it to CSV or Parquet"):
+        run(tmp_path, tmp_path / "a.json")

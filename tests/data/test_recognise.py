@@ -14,7 +14,7 @@ from distrec.data import source_files
 from distrec.data.config import DataConfig
 from distrec.data.dataset import Part
 from distrec.data.readers import formats
-from tests.data.files import SMALL, write
+from tests.data.files import SMALL, raw_pairs, run, write
 
 CASES = Path(__file__).parent / "cases"
 WEIGHTED = [(user, 100 + user % 7 + item, 1 + (user * item) % 5) for user in range(30) for item in range(0, 40, 7)]
@@ -288,3 +288,23 @@ def test_headers_marks_and_blank_lines(tmp_path):
     assert train(path, columns="-,user,item", header=True) == [("y", "z")]
     path.write_text("1,2,2024-01-01 10:00:00\n1,3,2024-01-01 11:00:00\n")
     assert train(path) == [("1", "2"), ("1", "3")]
+
+
+def test_recbole_sequences_of_blanks_are_no_lists(tmp_path):
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+    (tmp_path / "a.inter").write_text(header + "1\t2 3\t4\n1\t2 3 4\t5\n2\t9\t4\n")
+    assert sorted(raw_pairs(run(tmp_path, tmp_path / "a.inter"))) == [(1, 4), (1, 5), (2, 4)]
+
+
+@pytest.mark.parametrize(
+    "name, values, advice",
+    [
+        ("is_click", "01", "data.rating_column=is_click data.min_rating=..."),
+        ("Bought", ("True", "False"), "data.rating_column=Bought data.min_rating=..."),
+        ("event", ("view", "buy"), "write a file of those that should count"),
+    ],
+)
+def test_labels_and_events_that_are_not_used_are_mentioned(tmp_path, name, values, advice):
+    (tmp_path / "a.csv").write_text(f"user,item,{name}\n" + "".join(f"1,{n},{v}\n" for n, v in enumerate(values)))
+    note = next(note for note in run(tmp_path, tmp_path / "a.csv").manifest.notes if "is not used" in note)
+    assert f"column {name} (" in note and note.endswith(advice) or f"{advice} leaves out" in note

@@ -1,5 +1,7 @@
 """Evaluation of untrained items: left out or ranked, counted as misses, the same on 1, 2 and 3 workers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,15 @@ def test_untrained_items_against_a_loop(tmp_path, workers, untrained_items):
             # Of users with training interactions; the two of user 7 are not evaluated.
             assert (found.users, found.left_out, found.relevant, found.untrained) == (5, 2, 7, 3)
             assert found.untrained_share == 3 / 7
+
+
+def test_a_single_user(tmp_path):
+    """Its held-out items are untrained, as the trained ones are those that it knows: nothing is left to rank."""
+    dataset = run(tmp_path, Path(__file__).parents[1] / "data/cases/22_oneuser")
+    for by_scores in (False, True):
+        found = evaluate(dataset.path, by_scores, "exclude")
+        assert (found.users, found.means()["recall@3"], found.means()["ndcg@3"], found.untrained_share) == (1, 0, 0, 1)
+        assert evaluate(dataset.path, by_scores, "include").means()["recall@3"] == 1
 
 
 def test_only_untrained_items_were_held_out(tmp_path):

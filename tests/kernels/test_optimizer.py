@@ -61,13 +61,14 @@ def test_rules_do_not_collide_in_the_cache_and_a_second_process_hits_it(tmp_path
         assert found == ["sgd", str(expected[0]), str(hits), "adagrad", str(expected[1]), str(hits)]
 
 
-def test_the_interface_is_imported_without_a_compiler():
-    imports = "distrec.optim.sparse, distrec.kernels.dispatch, distrec.kernels.optimizer"
+def test_interfaces_are_imported_without_a_compiler():
+    imports = "distrec.optim.sparse, distrec.kernels.dispatch, distrec.kernels.optimizer, distrec.models.scoring"
+    imports += ", distrec.evaluation.ranking"
     run(f"import sys, {imports}; assert not {{'numba', 'llvmlite', 'triton'}} & {{*sys.modules}}")
 
 
 @pytest.mark.parametrize("layer", ["default", "workqueue"])
-def test_a_fork_of_a_process_that_has_used_threads(layer):
+def test_a_fork_of_a_process_that_has_used_threads_and_several_python_threads_at_once(layer):
     """Fork is Python's default way to start processes on Linux until 3.14."""
     run(
         """
@@ -78,15 +79,6 @@ def test_a_fork_of_a_process_that_has_used_threads(layer):
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         steps()
-        """,
-        NUMBA_THREADING_LAYER=layer,
-    )
-
-
-@pytest.mark.parametrize("layer", ["default", "workqueue"])
-def test_several_python_threads_at_once(layer):
-    run(
-        """
         failures = []
         threading.excepthook = failures.append
         threads = [threading.Thread(target=steps) for _ in range(4)]

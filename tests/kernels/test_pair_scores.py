@@ -180,6 +180,20 @@ def test_normalize_equals_the_reference(normalize, shape):
     assert torch.allclose(narrow.grad.double(), wanted.grad, rtol=1e-5, atol=1e-5)
 
 
+def test_normalize_is_bit_equal_over_threads():
+    rows, grad, found, threads = torch.randn(300, 67), torch.randn(300, 67), [], torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            leaf = rows.clone().requires_grad_()
+            result = l2_normalize(leaf)
+            result.backward(grad)
+            found.append((result.detach(), leaf.grad))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @each_normalize
 def test_normalize_at_extremes(normalize):
     rows = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [3e15, 4e15], [1e-12, 0.0]], dtype=torch.float64)

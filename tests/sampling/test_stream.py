@@ -31,8 +31,8 @@ def same(a, b):
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in vars(a))
 
 
-# Starting a stream of Ray Data takes seconds, so it runs a sample of what a thread runs.
-STREAMED = [("ray", 1, False, [0]), ("ray", 2, True, [1]), ("ray", 4, False, [3])]
+# Starting a stream of Ray Data takes seconds, so it runs a sample of what a thread runs. One more is below.
+STREAMED = [("ray", 2, True, [1])]
 STREAMED += [("thread", w, shared, {0, w - 1}) for w, shared in [(1, False), (2, True), (2, False), (4, False)]]
 
 
@@ -141,13 +141,18 @@ class Counting:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("backend", ["ray", "thread"])
-def test_an_early_stop_ends_the_stream(ray_cluster, tmp_path, backend):
-    """Twice, because the first execution of a process ends too early to show a thread that is left."""
-    for _ in range(2):
-        running = set(threading.enumerate())
-        batches = stream(Counting(tmp_path / "log"), 0, 1, 4 * 2**20, 64, backend)
-        assert [b.step for b in itertools.islice(batches, 3)] == [0, 1, 2]
-        batches.close()
+def test_the_look_ahead_is_bounded_and_an_early_stop_ends_the_stream(ray_cluster, tmp_path, monkeypatch, backend):
+    """Two streams, because the first execution of a process ends too early to show a thread that is left."""
+    monkeypatch.setitem(stream_package._BLOCK_BYTES, "ray", 8 * 2**20)
+    for name, steps in (("first", 60), ("second", 3)):
+        source, running = Counting(tmp_path / name), set(threading.enumerate())
+        batches = stream(source, 0, 1, 4 * 2**20, look_ahead_mib=64, backend=backend)
+        # Closed even if the test fails: an execution that outlives `ray.shutdown` ends the process.
+        with contextlib.closing(batches):
+            first = next(batches)
+            if name == "first":
+                check_the_look_ahead(source)
+            assert [first.step, *(b.step for b in itertools.islice(batches, steps - 1))] == list(range(steps))
         deadline = time.monotonic() + 10
         while backend == "thread" and any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
             assert time.monotonic() < deadline
@@ -156,24 +161,17 @@ def test_an_early_stop_ends_the_stream(ray_cluster, tmp_path, backend):
         assert {thread.name for thread in set(threading.enumerate()) - running} <= {"Prefetcher"}
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("backend", ["ray", "thread"])
-def test_the_look_ahead_is_bounded(ray_cluster, tmp_path, monkeypatch, backend):
-    """Without a consumer the stream stops at its bound (16 steps of 4 MiB, and blocks in transit), not at the end (200
-    steps). It is then idle: Ray Data's scheduler runs in this process and would otherwise use 0.9 of a core."""
-    monkeypatch.setitem(stream_package._BLOCK_BYTES, "ray", 8 * 2**20)
-    source = Counting(tmp_path / "log")
-    batches = stream(source, 0, 1, 4 * 2**20, look_ahead_mib=64, backend=backend)
-    # Closed even if the test fails: an execution that outlives `ray.shutdown` ends the process.
-    with contextlib.closing(batches):
-        next(batches)
-        computed, since = 0, time.monotonic()
-        while computed < 4 or time.monotonic() - since < 1:  # until no step was added for a second
-            if (now := len(source.file.read_text().splitlines())) > computed:
-                computed, since = now, time.monotonic()
-            time.sleep(0.05)
-        assert 4 <= computed <= 32
-        cpu_s, since = time.process_time(), time.monotonic()
-        time.sleep(1)
-        assert time.process_time() - cpu_s < 0.4 * (time.monotonic() - since)
-        assert [b.step for b in batches] == list(range(1, 200))
+def check_the_look_ahead(source):
+    """Check that a stream without a consumer stops at its bound: 16 steps of 4 MiB, and blocks in transit.
+
+    It is then idle: Ray Data's scheduler runs in this process and would otherwise use 0.9 of a core.
+    """
+    computed, since = 0, time.monotonic()
+    while computed < 4 or time.monotonic() - since < 1:  # until no step was added for a second
+        if (now := len(source.file.read_text().splitlines())) > computed:
+            computed, since = now, time.monotonic()
+        time.sleep(0.05)
+    assert 4 <= computed <= 32
+    cpu_s, since = time.process_time(), time.monotonic()
+    time.sleep(1)
+    assert time.process_time() - cpu_s < 0.4 * (time.monotonic() - since)

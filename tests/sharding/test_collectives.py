@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -106,26 +107,16 @@ def test_a_killed_worker_is_an_error_at_the_others():
         run_ranks(2, lose_rank_one, fresh=True)
 
 
-def fail_on_rank_one() -> None:
-    if Exchange(CPU).rank == 1:
+def fail_in_three_ways() -> None:
+    rank = Exchange(CPU).rank
+    if rank == 0:
+        os._exit(3)
+    if rank == 1:
         raise RuntimeError("rank one is out")
-    torch.distributed.barrier()
-
-
-def exit_without_report() -> None:
-    os._exit(3 if Exchange(CPU).rank == 0 else 0)
-
-
-def sleep_forever() -> None:
-    import time
-
     time.sleep(1000)
 
 
 def test_run_ranks_reports_failures():
-    with pytest.raises(AssertionError, match="(?s)rank 1:.*rank one is out"):
-        run_ranks(2, fail_on_rank_one)
-    with pytest.raises(AssertionError, match="rank 0:\nended without a report"):
-        run_ranks(2, exit_without_report)
-    with pytest.raises(AssertionError, match="too slow"):
-        run_ranks(2, sleep_forever, timeout_s=6)
+    expected = "(?s)rank 0:\nended without a report, exit code 3\nrank 1:\n.*rank one is out.*rank 2:\ntoo slow"
+    with pytest.raises(AssertionError, match=expected):
+        run_ranks(3, fail_in_three_ways, timeout_s=15, fresh=True)

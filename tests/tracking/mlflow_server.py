@@ -36,7 +36,7 @@ def mlflow_server(folder, port):
         _stop(server)
 
 
-def _poll_health(server, uri, log, seconds=60):
+def _poll_health(server, uri, log, seconds=120):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

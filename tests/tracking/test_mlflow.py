@@ -65,14 +65,6 @@ def working_folder(tmp_path, monkeypatch):
     assert os.listdir(folder) == []
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """Return an empty sqlite store: MLflow takes 3 s to create its tables, a copy none."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def store(empty_store, tmp_path):
     """Put an empty store where `started` records by default."""
@@ -166,7 +158,7 @@ def check_the_run(client, run_id, folder):
     assert json.loads(artifact(client, run_id, "result.json", folder)) == {"recall@20": 0.2}
 
 
-def test_default_sqlite_file_beside_the_run_folder(tmp_path, working_folder):
+def test_default_sqlite_file_beside_the_run_folder(tmp_path, working_folder, store):
     run_id = record_a_run(tmp_path)
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/runs/mlflow.db")
     check_the_run(client, run_id, tmp_path / "down")
@@ -267,7 +259,7 @@ def test_unusable_stores_are_errors(tmp_path, working_folder, store):
         started(tmp_path)
 
 
-def test_prints_nothing_and_restores_settings(tmp_path, working_folder):
+def test_creates_the_store_prints_nothing_and_restores_settings(tmp_path, working_folder):
     """Runs in a fresh process, where MLflow has not set up its loggers yet; warnings would go to standard error."""
     script = (
         "import os, sys, logging; from pathlib import Path; logging.basicConfig(level='INFO')\n"
@@ -284,6 +276,7 @@ def test_prints_nothing_and_restores_settings(tmp_path, working_folder):
     environment = {k: v for k, v in os.environ.items() if k not in unset}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "runs" / "mlflow.db").exists()
 
 
 def test_disabled(tmp_path, working_folder):

@@ -1,4 +1,7 @@
-"""Whole runs on the Ray cluster of the tests: equal for any number of workers, and equal when interrupted."""
+"""Whole runs on the Ray cluster of the tests: equal for any number of workers, and equal when interrupted.
+
+A run takes seconds to start. A run of one worker, stopped by Ctrl-C and resumed, is compared in tests/cli/test_cli.py.
+"""
 
 import contextlib
 import json
@@ -70,12 +73,6 @@ def test_mlflow_records_the_run(whole):
     assert {a.path for a in client.list_artifacts(facts["mlflow_run"])} == {"config.yaml", "results.md", "result.json"}
 
 
-def test_one_worker_gives_the_same_result(ray_cluster, whole, small, runs):
-    result = train(run_config(small, runs, "one worker", 1, train={"stream": "thread"}))
-    assert result.metrics == pytest.approx(whole[0].metrics, abs=5e-4)
-    assert result.loss == pytest.approx(whole[0].loss, rel=1e-5)
-
-
 def train_workers() -> list[int]:
     """Return the process ids of the Ray Train workers of the Ray that this process has started."""
     found = []
@@ -100,12 +97,12 @@ def test_a_run_that_lost_a_worker_resumes_on_more_workers(ray_cluster, whole, sm
             assert len(workers) == 2
             kill(max(workers), signal.SIGKILL)
 
-    config = run_config(small, runs, "killed")
+    config = run_config(small, runs, "killed", train={"stream": "thread"})
     with pytest.raises(WorkerLost, match="a worker was lost") as lost:
         train(config, on_event=kill_a_worker)
     assert lost.value.folder == str(config.run.dir) and not (Path(config.run.dir) / "result.json").exists()
     notes = []
-    resumed = changed(config, run={"resume": True}, train={"workers": 3, "stream": "thread"})
+    resumed = changed(config, run={"resume": True}, train={"workers": 3})
     result = train(resumed, on_event=notes.append)
     (text,) = [e["text"] for e in notes if e["kind"] == "note" and "resumed" in e["text"]]
     # The event of an epoch may precede the commit of its checkpoint; more epochs may pass before the worker is lost.
@@ -116,6 +113,7 @@ def test_a_run_that_lost_a_worker_resumes_on_more_workers(ray_cluster, whole, sm
     assert train(resumed) == result  # the run has ended: nothing runs again
 
 
+@pytest.mark.slow  # tests/training/test_run_folder.py damages checkpoints in every way without a run
 def test_with_a_truncated_newest_checkpoint_a_run_resumes_from_the_one_before(ray_cluster, whole, small, runs):
     folder, notes = runs / "truncated", []
     shutil.copytree(whole[0].folder, folder)

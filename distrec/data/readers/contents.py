@@ -14,7 +14,9 @@ _REFUSED = {
     b"PK\x03\x04": "a zip archive or an Excel sheet: unpack it, or save it as CSV",
     b"\xfd7zXZ": "compressed with xz: unpack it, or compress it with gzip or zstd",
     b"7z\xbc\xaf": "a 7z archive: unpack it",
-    b"PAR1": "a Parquet file: set data.format=parquet or auto",
+    b"PAR1": "a Parquet file: set data.format=parquet or auto, and unpack it if it is compressed as a whole",
+    b"[{": "JSON: convert it to CSV or Parquet",
+    b'{"': "JSON: convert it to CSV or Parquet",
     b"\xff\xfe\x00\x00": "UTF-32",
     b"\x00\x00\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
@@ -30,10 +32,11 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
         OSError: the file cannot be read or decompressed.
         UserError: the content is not text in UTF-8 or a superset of ASCII: UTF-16, an archive, binary data.
     """
-    with path.open("rb") as file:
+    with path.open("rb") as file:  # not by pyarrow, which cannot open names that are not UTF-8
         magic = file.read(4)
-    codec = next((name for start, name in _CODECS.items() if magic.startswith(start)), None)
-    with pa.input_stream(str(path), compression=codec) as stream:
+        file.seek(0)
+        codec = next((name for start, name in _CODECS.items() if magic.startswith(start)), None)
+        stream = file if codec is None else pa.input_stream(file, compression=codec)
         data = bytes(stream.read() if limit is None else stream.read(limit))
     if refused := next((text for start, text in _REFUSED.items() if data.startswith(start)), _unmarked(data[:_HEAD])):
         if refused.startswith("UTF"):

@@ -9,7 +9,7 @@ is slower.
 import csv
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,12 +22,12 @@ import pyarrow.csv
 from distrec.core.errors import UserError
 from distrec.core.status import advance
 from distrec.data.readers.bad_lines import BadLines
-from distrec.data.readers.values import is_number, is_time, parse_numbers, parse_times
+from distrec.data.readers.values import is_rating, is_time, parse_ratings, parse_times
 
 Columns = dict[str, pa.ChunkedArray]
 """Columns of one file by what they hold: user, item and, where configured, rating and time."""
 
-_PARSE: dict[str, Callable[[pa.ChunkedArray], pa.ChunkedArray]] = {"rating": parse_numbers, "time": parse_times}
+_PARSE: dict[str, Callable[[pa.ChunkedArray], pa.ChunkedArray]] = {"rating": parse_ratings, "time": parse_times}
 _STAND_INS = "\x1f\x1e\x1d\x1c\x02\x03\x04\x05"  # for separators of several bytes, which pyarrow does not accept
 
 
@@ -90,8 +90,9 @@ def read(data: bytes, dialect: Dialect, wanted: Mapping[str, str], bad: BadLines
         )
     plain, single = _single_byte(data, dialect)
     fast = _read_fast(plain, single, len(first.fields), index) if not dialect.header or first.number == 1 else None
-    if fast is None:
-        return _read_records(data, dialect, len(first.fields), index, bad)
+    header = [(first.fields if dialect.header else names)[index[key]].strip() for key in ("user", "item")]
+    if fast is None or _repeats(fast, header):
+        return _read_records(data, dialect, len(first.fields), index, bad, header)
     if single.separator != dialect.separator:
         for key in ("user", "item"):
             fast[key] = pc.replace_substring(fast[key], single.separator, dialect.separator)
@@ -126,7 +127,10 @@ def find_column(path: Path, names: list[str], wanted: str, advice: str = "") -> 
 def _column_advice(names: list[str], header: bool) -> str:
     other = [mark for mark in ",;|\t" if len(names) == 1 and mark in names[0]]
     if other:
-        return f"The header looks separated by {other[0]!r}: set data.separator='{other[0]}'"
+        typed = other[0].replace("\t", r"\t")
+        return f"The header looks separated by {other[0]!r}: set data.separator='{typed}'"
+    if len(names) == 1:
+        return "No separator of columns was recognised: set data.separator"
     if not header:
         return "It has no header: name its columns in order, data.columns=user,item,..., or give columns by number"
     return (
@@ -175,6 +179,12 @@ def _read_fast(data: bytes, dialect: Dialect, width: int, index: Mapping[str, in
     return None if any(pc.all(mask).as_py() is False for mask in valid) else columns
 
 
+def _repeats(columns: Columns, header: list[str]) -> bool:
+    """Return whether the names of the two columns stand in a line below, as in files that were concatenated."""
+    found = pc.and_(*(pc.equal(columns[key], name) for key, name in zip(("user", "item"), header, strict=True)))
+    return pc.any(found).as_py() is True
+
+
 def _plainly_quoted(data: bytes, separator: str) -> bool:
     """Return True if every pair of quotes encloses a whole field that contains no line end."""
     text = np.frombuffer(data, np.uint8)
@@ -190,14 +200,16 @@ def _plainly_quoted(data: bytes, separator: str) -> bool:
     return bool(whole and (np.searchsorted(breaks, opening) == np.searchsorted(breaks, closing)).all())
 
 
-def _read_records(data: bytes, dialect: Dialect, width: int, index: Mapping[str, int], bad: BadLines) -> Columns:
+def _read_records(
+    data: bytes, dialect: Dialect, width: int, index: Mapping[str, int], bad: BadLines, header: Sequence[str] = ()
+) -> Columns:
     values: dict[str, list[str]] = {key: [] for key in index}
     found = records(data, dialect)
     if dialect.header:
         next(found)
     for record in found:
         advance(1)
-        if reason := _malformed(record, width, index, dialect):
+        if reason := _malformed(record, width, index, dialect, header):
             if record.error and record.lines > 1:
                 # The lines inside the quote may be valid: skipping them as one bad line would hide the loss.
                 reason = f"a quote is not closed where its field ends ({reason})"
@@ -215,17 +227,19 @@ def _read_records(data: bytes, dialect: Dialect, width: int, index: Mapping[str,
         raise UserError(f"{bad.path}: cannot read its ratings or times: {error}") from None
 
 
-def _malformed(record: Record, width: int, index: Mapping[str, int], dialect: Dialect) -> str:
+def _malformed(record: Record, width: int, index: Mapping[str, int], dialect: Dialect, header: Sequence[str]) -> str:
     """Return the reason why a record is malformed, or an empty string."""
     if record.error:
         return record.error
     if len(record.fields) != width:
         other = "header" if dialect.header else "first line"
         return f"{len(record.fields)} column{'s' * (len(record.fields) != 1)} where the {other} has {width}"
+    if [record.fields[index[key]].strip() for key in ("user", "item")] == list(header) and not header[0].isdecimal():
+        return "a header in the middle of the data"
     for key, number in index.items():
         field = record.fields[number].strip()
         if key in _PARSE:
-            if not (is_number if key == "rating" else is_time)(field):
+            if not (is_rating if key == "rating" else is_time)(field):
                 return f"the {key} is not a number" + " or a date in ISO 8601" * (key == "time")
         elif not field:
             return f"empty {key} id"
@@ -247,7 +261,9 @@ def records(data: bytes, dialect: Dialect) -> Iterator[Record]:
             yield consumed[-1]
 
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
-    reader = csv.reader(lines(), delimiter=single.separator, quoting=quoting, strict=True)
+    # A quote may follow a blank after the separator: "ana", "green tea".
+    blanks = dialect.quoted and single.separator not in " \t"
+    reader = csv.reader(lines(), delimiter=single.separator, quoting=quoting, strict=True, skipinitialspace=blanks)
     number = 1
     while True:
         consumed.clear()

@@ -1,5 +1,6 @@
 """Formats of raw interactions: recognise the format of each part's files, call its reader, say what was read."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +17,15 @@ from distrec.data.readers.bad_lines import BadLines
 from distrec.data.readers.contents import plain_name, read_bytes
 from distrec.data.readers.delimited import Columns
 from distrec.data.readers.recognise import Layout, columns_of, recognise
-from distrec.data.readers.values import is_number
+from distrec.data.readers.values import is_number, is_rating
 
 _RATINGS = {
     *("rating", "ratings", "rate", "score", "scores", "star", "stars", "overall", "label", "labels", "target"),
     *("weight", "value", "preference", "feedback", "count", "counts", "plays", "playcount", "play_count"),
+    *("click", "clicks", "clicked", "like", "liked", "purchase", "purchased", "response", "hours"),
 }
+_EVENTS = {"event", "event_type", "action", "behavior", "behavior_type", "interaction_type"}  # texts such as view, buy
+_TRUTH = {"0", "1", "0.0", "1.0", "true", "false"}
 _TIME = 1e8  # larger numbers in a column without a name are times: seconds since 1970 passed it in 1973
 _NULL_LIKE = [
     "nan",
@@ -178,30 +182,39 @@ def _taken_for(part: PartFiles, config: DataConfig) -> str:
 
 
 def _unused_rating(part: PartFiles, config: DataConfig) -> str:
-    """Return a line on a column of ratings or labels that is not read, or an empty string."""
-    layout, used = part.layout, set(columns_of(part.layout.dialect, config).values())
-    names = tuple(parquet.names(part.files[0])) if layout.format == "parquet" else layout.names
-    candidates = [name for name in names if name.lower() in _RATINGS and name not in used]
-    if layout.dialect is not None and not layout.dialect.header and not candidates:
-        candidates = [
-            name for number, name in enumerate(names) if name == str(number + 1) and _is_rating(layout, number)
-        ]
-        candidates = [name for name in candidates if name not in used]
-    if not candidates:
-        return ""
-    name = candidates[0]
-    values = sorted({row[names.index(name)].strip() for row in layout.rows if len(row) == len(names)})[:3]
-    shown = f" ({', '.join(values)}, ...)" if values else ""
-    return (
-        f"column {name}{shown} is not used, every line counts as an interaction; "
-        f"data.rating_column={name} data.min_rating=... leaves out those below"
-    )
+    """Return a line on a column of ratings, labels or kinds of events that is not read, or an empty string."""
+    layout = part.layout
+    names = parquet.names(part.files[0]) if layout.format == "parquet" else list(layout.names)
+    wanted = columns_of(layout.dialect, config).values() if names else ()
+    used = {delimited.find_column(part.path, names, name) for name in wanted}
+    for number in sorted(set(range(len(names))) - used):
+        name, values = names[number], _values(layout, number)
+        if name == "":  # an index that pandas wrote
+            continue
+        if name.lower() in _EVENTS and not all(map(is_rating, values)):
+            advice = "write a file of those that should count"
+        elif name.lower() in _RATINGS or (_is_unnamed_rating if name == str(number + 1) else _is_label)(values):
+            advice = f"data.rating_column={shlex.quote(name)} data.min_rating=... leaves out those below"
+        else:
+            continue
+        shown = f" ({', '.join(sorted(values)[:3])}, ...)" if values else ""
+        return f"column {name}{shown} is not used, every line counts as an interaction; {advice}"
+    return ""
 
 
-def _is_rating(layout: Layout, number: int) -> bool:
-    """Return True if a column holds numbers that are no times."""
-    values = [row[number].strip() for row in layout.rows if len(row) == len(layout.names)]
+def _values(layout: Layout, number: int) -> set[str]:
+    """Return the values of a column in the first lines; none of a Parquet file."""
+    return {row[number].strip() for row in layout.rows if len(row) == len(layout.names)}
+
+
+def _is_unnamed_rating(values: set[str]) -> bool:
+    """Return True for numbers that are no times."""
     return all(is_number(value) and abs(float(value)) < _TIME for value in values) and bool(values)
+
+
+def _is_label(values: set[str]) -> bool:
+    """Return True for both of two truth values."""
+    return len(values) > 1 and {value.lower() for value in values} <= _TRUTH
 
 
 def _spanning(bad: Sequence[BadLines]) -> Iterator[str]:

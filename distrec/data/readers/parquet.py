@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from distrec.core.errors import UserError
 from distrec.data.readers.bad_lines import BadLines
 from distrec.data.readers.delimited import Columns, find_column
-from distrec.data.readers.values import is_text, parse_numbers, parse_times
+from distrec.data.readers.values import is_rating, is_text, is_time, parse_ratings, parse_times
 
 
 def names(path: Path) -> list[str]:
@@ -54,7 +54,7 @@ def read(path: Path, wanted: Mapping[str, str], nulls: tuple[str, ...], bad: Bad
         return parsed
     for row in pc.indices_nonzero(pc.invert(good)).to_pylist():
         key = next(key for key, mask in valid.items() if not mask[row].as_py())
-        what = f"{key} id is missing, empty or not UTF-8" if key in ("user", "item") else f"{key} is missing"
+        what = f"{key} id is missing, empty or not UTF-8" if key in ("user", "item") else f"{key} is missing or invalid"
         bad.report(row + 1, f"the {what}", ", ".join(_shown(column[row].as_py()) for column in raw.values()))
     return {key: column.filter(good) for key, column in parsed.items()}
 
@@ -68,8 +68,17 @@ def _parsed(path: Path, key: str, name: str, column: pa.ChunkedArray, nulls: tup
     if key in ("user", "item"):
         ids = _ids(path, name, column)
         return ids if pa.types.is_integer(ids.type) else pc.if_else(pc.is_in(ids, pa.array(nulls, ids.type)), None, ids)
+    parse, valid = (parse_ratings, is_rating) if key == "rating" else (parse_times, is_time)
+    text = _utf8(column) if is_text(column.type) else None
     try:
-        values = (parse_numbers if key == "rating" else parse_times)(_utf8(column) if is_text(column.type) else column)
+        try:
+            values = parse(column if text is None else text)
+        except pa.ArrowException:
+            if text is None:
+                raise
+            words = pc.unique(text).drop_null()
+            words = words.filter(pa.array(map(valid, words.to_pylist()), pa.bool_()))
+            values = parse(pc.if_else(pc.is_in(text, words), text, None))
         return pc.if_else(pc.is_finite(values), values, None)
     except pa.ArrowException as error:
         raise UserError(f"{path}: column {name!r} cannot be read as {key}s: {error}") from None
@@ -89,16 +98,32 @@ def _ids(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
             return column.cast(pa.int64())
         except pa.ArrowInvalid:  # uint64 beyond 63 bits
             return column.cast(pa.string())
-    if pa.types.is_floating(dtype):  # pandas stores integers with missing values as floats
-        known = pc.if_else(pc.is_nan(column), None, column)
-        try:
-            return known.cast(pa.int64())
-        except pa.ArrowInvalid:
-            raise UserError(f"{path}: column {name!r} holds fractions; ids are integers or strings") from None
+    if pa.types.is_floating(dtype) or pa.types.is_decimal(dtype):
+        return _integers(path, name, column)
     if is_text(dtype):
         text = pc.utf8_trim_whitespace(_utf8(column))
         return pc.if_else(pc.equal(text, ""), None, text)
     raise UserError(f"{path}: column {name!r} holds {dtype}; ids are integers or strings")
+
+
+def _integers(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Cast fractions to int64, NaN to null: pandas stores integers with missing values as floats.
+
+    Raises:
+        UserError: fractions that are no integers, or so large that different integers may have become one.
+    """
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+        limit = 2 ** {16: 11, 32: 24, 64: 53}[column.type.bit_width]
+        if pc.any(pc.greater(pc.abs(column.cast(pa.float64())), limit)).as_py():
+            raise UserError(
+                f"{path}: column {name!r} holds {column.type} numbers beyond {limit:,}, where different ids are "
+                "rounded to one; write the ids as integers or strings"
+            )
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        raise UserError(f"{path}: column {name!r} holds fractions; ids are integers or strings") from None
 
 
 def _utf8(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -105,7 +105,7 @@ def _lists_or_columns(path: Path, sample: bytes, suffix: str, config: DataConfig
     tokens = [line.split() for line in lines]
     header = len(lines) > 1 and len(tokens[0]) > 1 and not any(is_number(_text(token)) for token in tokens[0])
     valid = [lightgcn.is_list(line) for line in lines]
-    if sum(valid) < len(lines) / 2 or header and len(tokens[0]) == len(tokens[1]):
+    if _TYPED.match(_text(lines[0])) or sum(valid) < len(lines) / 2 or header and len(tokens[0]) == len(tokens[1]):
         return [_delimited(path, sample, config)]
     lists = Layout("lightgcn", lines=len(lines), pairs=sum(map(len, tokens)) - len(lines))
     counts = Counter(len(line) for line, good in zip(tokens, valid, strict=True) if good)
