@@ -147,26 +147,35 @@ class Trainer:
         """Apply the gradients of rows and parameters."""
         grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
         item_counts_R1 = grads.pop(_OCCURRENCES, None)
-        dense, clip_norm = self.dense.gradient(), self.config.optim.clip_norm
-        if clip_norm is not None:
-            norm2 = sum((grad.square().sum(dtype=torch.float64) for grad in grads.values()), torch.tensor(0.0))
-            norm2 = self.exchange.all_add(norm2.to(self.device).view(1))[0]
-            norm2 = norm2 if dense is None else norm2 + dense.square().sum()
-            factor = (clip_norm / (norm2.sqrt() + 1e-6)).clamp(max=1.0).float()
-            for grad in (*grads.values(), *(() if dense is None else (dense,))):
-                grad.mul_(factor)
+        dense = self.dense.gradient()
+        if self.config.optim.clip_norm is not None:
+            self._clip(list(grads.values()), dense, self.config.optim.clip_norm)
         if item_counts_R1 is not None:
-            users, index_B = rows[USERS], self._device_arrays(batch)["user_index_B"].long()
-            index_B = self._device_arrays(batch)["users_U"].long()[index_B] if self._all_users else index_B
-            counts = {ITEMS: item_counts_R1, USERS: torch.bincount(index_B, minlength=len(users))[:, None]}
-            for name, grad in grads.items():
-                strength = self.config.optim.decay.strength_of(name, self.tables[name].decay)
-                counts_R1 = counts[self.sharded.specs[name].entity]
-                grad.addcmul_(leaves[name].detach(), counts_R1.float(), value=strength / batch.pairs)
+            self._decay_by_occurrence(batch, leaves, grads, item_counts_R1)
         for name, optimizer in self.optimizers.items():
             optimizer.step(rows[self.sharded.specs[name].entity], grads[name])
         if dense is not None:
             self.dense.step(dense)
+
+    def _clip(self, grads: list[Tensor], dense: Tensor | None, clip_norm: float) -> None:
+        """Scale the gradients of all workers down to a norm, as `torch.nn.utils.clip_grad_norm_`."""
+        norm2 = torch.stack([grad.square().sum(dtype=torch.float64) for grad in grads]).sum()
+        norm2 = self.exchange.all_add(norm2.view(1))[0]
+        if dense is not None:
+            grads, norm2 = [*grads, dense], norm2 + dense.square().sum()
+        factor = (clip_norm / (norm2.sqrt() + 1e-6)).clamp(max=1.0).float()
+        for grad in grads:
+            grad.mul_(factor)
+
+    def _decay_by_occurrence(self, batch: Batch, leaves: Leaves, grads: Leaves, item_counts_R1: Tensor) -> None:
+        """Add the gradient of strength / (2 B) |row|^2 for each occurrence of a row in the pairs of all workers."""
+        arrays, users = self._device_arrays(batch), len(leaves[USERS])
+        index_B = arrays["user_index_B"].long()
+        index_B = arrays["users_U"].long()[index_B] if self._all_users else index_B
+        counts = {ITEMS: item_counts_R1, USERS: torch.bincount(index_B, minlength=users)[:, None].float()}
+        for name, grad in grads.items():
+            strength = self.config.optim.decay.strength_of(name, self.tables[name].decay)
+            grad.addcmul_(leaves[name].detach(), counts[self.sharded.specs[name].entity], value=strength / batch.pairs)
 
     def _rows(self, batch: Batch, following: Batch | None) -> tuple[dict[str, Tensor], LookupPlan | None]:
         """Return local indices of the rows of each entity that the step reads, and the plan of its look-up, if any."""
