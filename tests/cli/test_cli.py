@@ -55,7 +55,7 @@ def test_help_teaches(capsys):
     out = run(capsys, "keys")[1]
     assert "optim.decay.strength=0.0" in out and "auto | cpu | cuda" in out and "eval.k=[20]" in out
     lines = [line.rstrip() for line in run(capsys, "keys", "loss")[1].splitlines()]
-    assert lines[0].startswith("loss.name=ssm   bpr | ") and all(
+    assert lines[0].startswith("loss.name=ssm   bce | bpr | ") and all(
         line.lstrip() == line or line[:4] == " " * 4 for line in lines
     )
     first, after = lines.index("    loss.name=bpr"), lines.index("    loss.name=ssm")

@@ -54,11 +54,13 @@ def test_a_table_may_have_its_own_strength_within_the_same_bounds():
 
 
 def test_dumps_hold_the_hyperparameters_of_the_rule_and_schedule_only():
-    common = {"rule", "lr", "decay.scope", "decay.coupling", "decay.strength", "decay.tables", "idle", "kernels"}
+    common = {"rule", "lr", "decay.scope", "decay.coupling", "decay.strength", "decay.tables", "clip_norm", "idle"}
+    common |= {"kernels"}
     for rule, schedule, own in (
         ("sgd", "constant", set()),
         ("momentum", "linear", {"momentum", "schedule.final_fraction"}),
         ("adagrad", "cosine", {"eps", "schedule.final_fraction"}),
+        ("sgd", "plateau", {"schedule.final_fraction", "schedule.factor", "schedule.patience"}),
         ("adam", "step", {"beta1", "beta2", "eps", "schedule.every_steps", "schedule.factor"}),
     ):
         chosen = parse(OptimConfig, {"rule": rule, "schedule": {"name": schedule}})
