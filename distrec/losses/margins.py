@@ -10,17 +10,39 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from distrec.losses.base import Loss, LossInputs, losses
-from distrec.losses.row_sums import hinge_, mean_of_negatives
+from distrec.losses.row_sums import RowFunction, hinge_, mean_of_negatives, sum_of_negatives
 
 _DISTANCES = ("positive_B", "negative_BN", "unmasked_B", "user_norm2_B", "positive_norm2_B", "negative_norm2_BN")
 _SMALLEST = 1e-12  # squared distances are clamped to this where a root is taken: it has no derivative at 0
 
 
-def squared_distances(step: LossInputs) -> tuple[Tensor, Tensor]:
-    """Return squared Euclidean distances of the user to the positive, (B,), and to the negatives, (B, N)."""
-    positive_B = step.user_norm2_B + step.positive_norm2_B - 2 * step.positive_B
-    negative_BN = step.user_norm2_B[:, None] + step.negative_norm2_BN - 2 * step.negative_BN
-    return positive_B.clamp(min=0), negative_BN.clamp(min=0)
+def squared_distance(step: LossInputs) -> Tensor:
+    """Return the squared Euclidean distance of the user to the positive, (B,)."""
+    return (step.user_norm2_B + step.positive_norm2_B - 2 * step.positive_B).clamp(min=0)
+
+
+def half_squares(step: LossInputs) -> tuple[Tensor, Tensor]:
+    """Return x_BN and c_B such that c - x is half of the squared distance of the user to each negative."""
+    half_BN, half_B = step.negative_norm2_BN / 2, step.user_norm2_B / 2
+    if half_BN.numel() == 1:  # items of unit length: the scores are x
+        return step.negative_BN, half_B + half_BN[0]
+    return step.negative_BN - half_BN, half_B
+
+
+def inside_(margin: float, power: Literal[1, 2]) -> RowFunction:
+    """Return f(x) = ([m - d]+)^p of the distance d = sqrt(-2 x)."""
+
+    def function(x_bN: Tensor) -> Tensor:
+        squared_bN = x_bN * -2
+        distance_bN = squared_bN.clamp(min=_SMALLEST).sqrt_()
+        within_bN = (margin - distance_bN).clamp_(min=0)
+        sum_b = within_bN.pow(power).sum(1)
+        # d falls with x at rate 1 / d, and not at all where it is clamped.
+        torch.div(within_bN.sign() if power == 1 else 2 * within_bN, distance_bN, out=x_bN)
+        x_bN.masked_fill_(squared_bN < _SMALLEST, 0.0)
+        return sum_b
+
+    return function
 
 
 @losses.register("hinge")
@@ -121,9 +143,7 @@ class Contrastive(Loss):
     reads = _DISTANCES
 
     def per_pair(self, step: LossInputs) -> Tensor:
-        positive_B, negative_BN = squared_distances(step)
-        inside_BN = (self.margin - negative_BN.clamp(min=_SMALLEST).sqrt()).clamp(min=0)
-        return (positive_B + inside_BN.square().sum(1)) / 2
+        return (squared_distance(step) + sum_of_negatives(inside_(self.margin, 2), *half_squares(step))) / 2
 
 
 @losses.register("triplet")
@@ -136,8 +156,9 @@ class Triplet(Loss):
     reads = _DISTANCES
 
     def per_pair(self, step: LossInputs) -> Tensor:
-        positive_B, negative_BN = squared_distances(step)
-        return mean_of_negatives(hinge_, -negative_BN, step.unmasked_B, -positive_B - self.margin)
+        x_BN, half_B = half_squares(step)
+        half_B = half_B - (squared_distance(step) + self.margin) / 2
+        return 2 * mean_of_negatives(hinge_, x_BN, step.unmasked_B, half_B)
 
 
 @losses.register("generalized_contrastive")
@@ -158,13 +179,16 @@ class GeneralizedContrastive(Loss):
     reads = _DISTANCES
 
     def per_pair(self, step: LossInputs) -> Tensor:
-        squared_B, squared_BN = squared_distances(step)
-        positive_B, negative_BN = (squared.clamp(min=_SMALLEST).sqrt() for squared in (squared_B, squared_BN))
-        of_positive = {"zero": positive_B * 0, "1-s": 1 - step.positive_B, "d": positive_B, "d^2": squared_B}
-        of_negatives = {
-            "s-m": step.negative_BN - self.margin,
-            "m-d": self.margin - negative_BN,
-            "d+m": positive_B[:, None] - negative_BN + self.margin,
-        }
-        negatives_B = mean_of_negatives(hinge_, of_negatives[self.negative], step.unmasked_B)
+        squared_B, scores_BN = squared_distance(step), step.negative_BN
+        distance_B = squared_B.clamp(min=_SMALLEST).sqrt()
+        of_positive = {"zero": distance_B * 0, "1-s": 1 - step.positive_B, "d": distance_B, "d^2": squared_B}
+        if self.negative == "s-m":
+            negatives_B = mean_of_negatives(hinge_, scores_BN, step.unmasked_B, self.margin)
+        else:
+            x_BN, half_B = half_squares(step)
+            if self.negative == "m-d":
+                negatives_B = mean_of_negatives(inside_(self.margin, 1), x_BN, step.unmasked_B, half_B)
+            else:
+                distance_BN = (2 * (half_B[:, None] - x_BN)).clamp(min=_SMALLEST).sqrt()
+                negatives_B = mean_of_negatives(hinge_, -distance_BN, step.unmasked_B, -distance_B - self.margin)
         return self.positive_weight * of_positive[self.positive] + self.negative_weight * negatives_B

@@ -19,21 +19,25 @@ RowFunction = Callable[[Tensor], Tensor]
 is -inf, where f and f' must be 0."""
 
 
-def mean_of_negatives(
-    function: RowFunction, negative_BN: Tensor, unmasked_B: Tensor, shift_B: Tensor | float = 0.0
-) -> Tensor:
-    """Return the mean of f(s_uj - c_u) over the negatives j of each pair that are not masked, (B,); 0 if all are.
+def sum_of_negatives(function: RowFunction, negative_BN: Tensor, shift_B: Tensor | float = 0.0) -> Tensor:
+    """Return the sum of f(s_uj - c_u) over the negatives j of each pair, (B,).
 
     Args:
         function: f, with its sums and its derivative.
         negative_BN: scores s_uj.
-        unmasked_B: number of the pair's negatives that are not masked.
         shift_B: c_u, with a gradient if it is a tensor.
     """
     if not isinstance(shift_B, Tensor):
         shift_B = negative_BN.new_full((len(negative_BN),), shift_B)
     sum_B: Tensor = _RowSum.apply(negative_BN, shift_B, function)  # type: ignore[no-untyped-call]
-    return sum_B / unmasked_B.clamp(min=1)
+    return sum_B
+
+
+def mean_of_negatives(
+    function: RowFunction, negative_BN: Tensor, unmasked_B: Tensor, shift_B: Tensor | float = 0.0
+) -> Tensor:
+    """Return `sum_of_negatives` over the number of the pair's negatives that are not masked, (B,); 0 if all are."""
+    return sum_of_negatives(function, negative_BN, shift_B) / unmasked_B.clamp(min=1)
 
 
 def hinge_(x_bN: Tensor) -> Tensor:
