@@ -124,6 +124,15 @@ class Model(torch.nn.Module):
         """Return representations of the users, (U, D), and of the items, (R, D), of the inputs."""
         return self.users(inputs.users[USERS]), self.items(inputs.items[ITEMS])
 
+    def encode_rows(self, inputs: ModelInputs, users_U: Tensor, items_R: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return `encode` of some of the users and items of the inputs, by their index among these; None: all items.
+
+        It is called of a model that reads the graph, whose inputs are all rows of this worker. A model that needs less
+        time for some than for all implements it.
+        """
+        users_VD, items_VD = self.encode(inputs)
+        return users_VD.index_select(0, users_U), items_VD if items_R is None else items_VD.index_select(0, items_R)
+
 
 class Scorer:
     """The scores that rank items for users. All workers make the same calls in the same order."""
@@ -200,6 +209,9 @@ class SolverConfig(ModelConfig):
     """Base of the configurations of solvers, whose learner is no gradient descent."""
 
     ignores = ("loss", "sampling", "optim")
+
+    one_epoch: ClassVar[bool] = False
+    """Whether training is done after one epoch, whatever `train.epochs` is."""
 
     def learner(self, dataset: "Dataset", seed: int, device: torch.device) -> Learner:
         """Return the learner of one worker."""

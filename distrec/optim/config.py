@@ -100,7 +100,7 @@ class OptimConfig(Section):
 
     idle: Literal["lazy", "sweep"] = "lazy"
     """When rows outside the batch are updated (decay, momentum): lazy, when they are next read, with the same result
-    at less cost; sweep, at each step, for models that read the whole table at each step."""
+    at less cost; sweep, at each step. A model that reads the whole graph updates all rows at each step in any case."""
 
     kernels: Literal["auto", "reference", "numba", "triton"] = "auto"
     """Implementation of a step: numba, compiled loops for CPUs; triton, compiled programs for GPUs; reference, plain

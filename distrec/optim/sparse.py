@@ -22,7 +22,7 @@ _RESOLUTION = 6e-8  # relative: smaller changes may round to none in float32
 class SparseOptimizer:
     """Updates one shard of one table. `dense_reference.DenseReference` is the same as a sweep over all rows."""
 
-    def __init__(self, table: Table, config: OptimConfig, total_steps: int) -> None:
+    def __init__(self, table: Table, config: OptimConfig, total_steps: int, all_rows: bool = False) -> None:
         """Allocate the accumulators on the table's device.
 
         Sets `table.deferred` if idle rows change: from then on, read rows through the table, not from `stored_VD`.
@@ -31,6 +31,7 @@ class SparseOptimizer:
             table: the shard.
             config: rule, decay, schedule and kernels.
             total_steps: steps of the whole run, for the schedule.
+            all_rows: every step touches all rows, so that none is updated later.
 
         Raises:
             UserError: the kernels do not run on the table's device.
@@ -49,7 +50,7 @@ class SparseOptimizer:
         rule = RULES[config.rule]
         self._rule = rule(table.stored_VD, **{name: getattr(config, name) for name in rule.hyperparameters})
         self._strength = config.decay.strength_of(table.name, table.decay)
-        self._deferred = self._make_deferred()
+        self._deferred = None if all_rows else self._make_deferred()
         self._sweep = self._deferred is not None and config.idle == "sweep"
         assert table.deferred is None, f"table {table.name} already has an optimizer"
         table.deferred = self._deferred

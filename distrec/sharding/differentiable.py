@@ -16,6 +16,7 @@ from torch import Tensor
 from distrec.sharding.collectives import Exchange, LookupPlan
 
 Collective = Callable[[Tensor], Tensor]
+LinearMap = Callable[..., tuple[Tensor, ...]]
 
 
 class StepExchange:
@@ -39,7 +40,7 @@ class StepExchange:
         self._exchange, self._metered = exchange, metered
         self._token: Tensor | None = None
 
-    def fetch(self, plan: LookupPlan, *values: Tensor) -> tuple[Tensor, ...]:
+    def fetch(self, plan: LookupPlan, *values: Tensor, exact: bool = False) -> tuple[Tensor, ...]:
         """Return the requested rows from their owners, (U, D_k), in the order of the request.
 
         The backward pass returns the gradients to the owners, and sums them there in the order of the ranks. Gradients
@@ -48,10 +49,12 @@ class StepExchange:
         Args:
             plan: plan of this look-up.
             values: this worker's values for `plan.rows_R`, (R, D_k): they travel as adjoining columns.
+            exact: do not round the rows in any case.
         """
-        if self._exchange.workers == 1 and not self._exchange.send_bfloat16:
+        if self._exchange.workers == 1 and (exact or not self._exchange.send_bfloat16):
             return values
-        fetch, transpose = partial(self._exchange.fetch, plan), partial(self._exchange.sum_gradients, plan)
+        fetch = partial(self._exchange.fetch, plan, exact=exact)
+        transpose = partial(self._exchange.sum_gradients, plan)
         return self._columns(values, fetch, transpose)
 
     def sum_at_owners(self, plan: LookupPlan, *values: Tensor) -> tuple[Tensor, ...]:
@@ -93,6 +96,13 @@ class StepExchange:
             return tensor
         return self._record(tensor, self._exchange.all_add, self._exchange.all_add)
 
+    def linear_map(self, forward: LinearMap, transposed: LinearMap, *values: Tensor) -> tuple[Tensor, ...]:
+        """Return `forward(*values)`, a linear map that makes collective calls of its own through this object.
+
+        The backward pass is `transposed`, applied to the gradients. Both run without recording what they compute.
+        """
+        return self._record_map(forward, transposed, values)
+
     def attach(self, share: Tensor) -> Tensor:
         """Return this worker's share of the loss plus the token. To be called after the last collective."""
         token, self._token = self._token, None  # the graph refers to this object: a cycle would keep its buffers
@@ -107,31 +117,33 @@ class StepExchange:
 
     def _record(self, value: Tensor, collective: Collective, transpose: Collective) -> Tensor:
         """Return the result of a collective, recorded after the last one."""
-        if not torch.is_grad_enabled():
-            return self._run(collective, value)
-        if self._token is None:
-            self._token = torch.zeros((), device=self._exchange.device, requires_grad=True)
-        collective, transpose = partial(self._run, collective), partial(self._run, transpose)
-        result: Tensor
-        self._token, result = _Collective.apply(self._token, value, collective, transpose)  # type: ignore[no-untyped-call]
+        (result,) = self._record_map(partial(self._run, collective), partial(self._run, transpose), (value,))
         return result
 
-    def _run(self, collective: Collective, value: Tensor) -> Tensor:
+    def _record_map(self, forward: LinearMap, transposed: LinearMap, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not torch.is_grad_enabled():
+            return forward(*values)
+        if self._token is None:
+            self._token = torch.zeros((), device=self._exchange.device, requires_grad=True)
+        self._token, *results = _LinearMap.apply(forward, transposed, self._token, *values)  # type: ignore[no-untyped-call]
+        return tuple(results)
+
+    def _run(self, collective: Collective, value: Tensor) -> tuple[Tensor]:
         with self._metered():
-            return collective(value)
+            return (collective(value),)
 
 
-class _Collective(torch.autograd.Function):
-    """A linear collective, (token, value) -> (token, result). Gradients that autograd lacks are zeros."""
+class _LinearMap(torch.autograd.Function):
+    """A linear map with collective calls: (token, values) -> (token, results). Gradients that autograd lacks are 0."""
 
     @staticmethod
     def forward(
-        ctx: Any, token: Tensor, value: Tensor, collective: Collective, transpose: Collective
-    ) -> tuple[Tensor, Tensor]:
-        ctx.transpose = transpose
-        return token.clone(), collective(value)
+        ctx: Any, forward: LinearMap, transposed: LinearMap, token: Tensor, *values: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.transposed = transposed
+        return token.clone(), *forward(*values)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_token: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        return grad_token, ctx.transpose(grad), None, None
+    def backward(ctx: Any, grad_token: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, grad_token, *ctx.transposed(*grads)

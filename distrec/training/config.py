@@ -12,7 +12,7 @@ from distrec.data.config import DataConfig
 from distrec.evaluation.config import EvalConfig
 from distrec.evaluation.metrics import METRICS
 from distrec.losses import Loss, losses
-from distrec.models import EmbeddingConfig, ModelConfig, models
+from distrec.models import EmbeddingConfig, ModelConfig, SolverConfig, models
 from distrec.optim.config import OptimConfig
 from distrec.optim.dense import DENSE
 from distrec.sampling.batch import BatchNeeds
@@ -163,6 +163,11 @@ class Config(Section):
                 f"loss.name={loss.name} corrects for the sampling probability q of negatives (log_q), which the "
                 "hardest of a pool do not have: set sampling.hardest=0"
             )
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run: `train.epochs`, or 1 for a solver that is done after one."""
+        return 1 if isinstance(self.model, SolverConfig) and self.model.one_epoch else self.train.epochs
 
     @property
     def watched(self) -> str | None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from distrec.core.errors import UserError
+from distrec.core.memory import first_line, free_memory
 from distrec.core.status import stage
 from distrec.data.config import PLANTED
 from distrec.tracking import open_tracker
@@ -60,7 +61,7 @@ def _resources(config: Config) -> Iterator[Finding]:
     cuda = f", CUDA {torch.version.cuda}" if torch.version.cuda else ", torch is built without CUDA"
     need = f"; train.device=cuda needs {workers}" if lacking else ""
     yield Finding("GPUs", (", ".join(gpus) or "none: runs use the CPU") + cuda + need, not lacking)
-    memory = _memory()
+    memory = free_memory(torch.device("cpu"))
     if memory is not None:
         text = (
             f"{memory / 2**30:.1f} GiB free; Ray and {workers} workers need some {(1 + workers) / 2:.1f} for small data"
@@ -75,26 +76,8 @@ def _resources(config: Config) -> Iterator[Finding]:
 def _cores() -> float:
     """Return the cores that this process may use: its affinity, and the quota of its container."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _first_line("/sys/fs/cgroup/cpu.max").partition(" ")
+    quota, _, period = first_line("/sys/fs/cgroup/cpu.max").partition(" ")
     return min(allowed, int(quota) / int(period)) if quota.isdecimal() else allowed
-
-
-def _memory() -> int | None:
-    """Return the bytes of memory that are free, within the limit of the container; None if not known."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    limit, used = _first_line("/sys/fs/cgroup/memory.max"), _first_line("/sys/fs/cgroup/memory.current")
-    return min(free, int(limit) - int(used)) if limit.isdecimal() and used.isdecimal() else free
-
-
-def _first_line(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
 
 
 def _writable(what: str, folder: Path, needed: bool = True) -> Finding:

@@ -97,7 +97,7 @@ def evaluate(
         sums.left_out,
         *untrained,
         len(meta["history"]),
-        config.train.epochs,
+        config.epochs,
         best is not None,
         folder.result() is not None,
     )

@@ -99,8 +99,8 @@ class Loop:
     def _ends(self) -> bool:
         """Return whether training is over: after the last epoch, or `train.patience` evaluations without progress."""
         train, best = self.config.train, self._best()
-        if best is None or not train.patience or len(self.history) >= train.epochs:
-            return len(self.history) >= train.epochs
+        if best is None or not train.patience or len(self.history) >= self.config.epochs:
+            return len(self.history) >= self.config.epochs
         since = [record for record in self.history[best:] if self._watched(record) is not None]
         return len(since) >= train.patience
 
@@ -134,14 +134,14 @@ class Loop:
         stage("waiting for the first batch")
         batches = chain([first], batches) if (first := next(batches, None)) else batches
         first_batch_s = time.perf_counter() - start  # the time of the first epoch excludes the start of the stream
-        for epoch in range(len(self.history), self.config.train.epochs):
+        for epoch in range(len(self.history), self.config.epochs):
             self.epoch_start = time.perf_counter()
             stage("")
             loss_sum = self.learner.train_epoch(epoch, 0, batches, self._emit_step)
             self._end_epoch(epoch, time.perf_counter() - self.epoch_start, loss_sum)
             if self._ends():
                 break
-        if len(self.history) < self.config.train.epochs:
+        if len(self.history) < self.config.epochs:
             self._note(
                 f"stopping after epoch {len(self.history)}: {self.config.watched} was best after epoch {self._best()}"
             )
@@ -164,7 +164,7 @@ class Loop:
         return evaluate_part(self.learner.scorer, self.job.dataset, part, config, self.learner.exchange, share)
 
     def _end_epoch(self, epoch: int, seconds: float, loss_sum: float) -> None:
-        pairs, epochs = self.job.dataset.manifest.train, self.config.train.epochs
+        pairs, epochs = self.job.dataset.manifest.train, self.config.epochs
         loss = self.learner.exchange.all_sum([loss_sum])[0] / pairs
         if not math.isfinite(loss):
             raise UserError(f"the loss of epoch {epoch + 1} is {loss}: lower optim.lr, or raise loss.temperature")
@@ -190,7 +190,7 @@ class Loop:
         if now - self.last_step_event < _STEP_EVENT_S or source is None:
             return
         self.last_step_event = now
-        pairs, epochs = self.job.dataset.manifest.train * done / source.steps, self.config.train.epochs
+        pairs, epochs = self.job.dataset.manifest.train * done / source.steps, self.config.epochs
         event = {"kind": "step", "epoch": len(self.history) + 1, "epochs": epochs, "step": done, "steps": source.steps}
         event["loss"] = loss_sum.item() * self.learner.exchange.workers / pairs
         self.host.emit({**event, "interactions_per_s": pairs / (now - self.epoch_start)})

@@ -94,8 +94,9 @@ class ShardedModel(Scorer):
         exchange = StepExchange(self.exchange)
         if self.graph is not None:
             rows = {name: self.tables[name].read_all() for name in self.names_of(USERS)}
-            users_VD, items_VD = self.model.encode(ModelInputs(rows, items, graph=self.graph.within(exchange)))
-            return users_VD.index_select(0, *to_device([users], self.device)), items_VD
+            inputs = ModelInputs(rows, items, graph=self.graph.within(exchange))
+            (users_U,) = to_device([users], self.device)
+            return self.model.encode_rows(inputs, users_U, None)
         chunks = [users]
         if "history" in self.reads:  # exchanged: all workers take the same number of chunks
             longest = int(self.exchange.all_max(torch.tensor([len(users)], device=self.device)))

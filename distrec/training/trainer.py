@@ -54,14 +54,17 @@ class Trainer:
         self.model, self.tables, self.exchange = self.sharded.model, self.sharded.tables, self.sharded.exchange
         self.source = self.sharded.source
         steps = config.train.epochs * self.source.steps
-        self.optimizers = {name: SparseOptimizer(table, config.optim, steps) for name, table in self.tables.items()}
+        self._whole_graph = self.sharded.graph is not None
+        self.optimizers = {
+            name: SparseOptimizer(table, config.optim, steps, all_rows=self._whole_graph)
+            for name, table in self.tables.items()
+        }
         self.dense = DenseOptimizer(self.model, config.optim, steps, self.exchange)
         self.meters = StepMeters()
         reads = config.loss.needs()
-        self._all_users = self.sharded.graph is not None
-        self._all_items = self._all_users or "catalogue" in reads
-        item_tables = self.sharded.names_of(ITEMS, of_loss=True)
-        self._fetches = fetches_items(reads, item_tables) or "history" in self.sharded.reads
+        self._all_items = self._whole_graph or "catalogue" in reads
+        self._loss_fetches = fetches_items(reads, self.sharded.names_of(ITEMS, of_loss=True))
+        self._fetches = self._loss_fetches or "history" in self.sharded.reads
         self._degree_V: Tensor | None = None
         if "degree_B" in reads:
             (self._degree_V,) = to_device([self._owned_degrees()], device)
@@ -85,7 +88,9 @@ class Trainer:
         """Return how rows outside the batch are updated, by table, and what of their decay float32 cannot resolve."""
         how = {name: optimizer.idle_rows for name, optimizer in self.optimizers.items()}
         texts = [f"{name} outside the batch {text}" for name, text in how.items()]
-        if len(set(how.values())) == 1:
+        if self._whole_graph:
+            texts = ["each step reads the whole graph, and updates all rows in one sweep, full decay included"]
+        elif len(set(how.values())) == 1:
             texts = [f"rows outside the batch {how[ITEMS]}"]
         texts += [note for optimizer in self.optimizers.values() if (note := optimizer.precision_note)]
         return f"optimizer: {'; '.join(texts)}"
@@ -128,10 +133,7 @@ class Trainer:
             return torch.zeros((), device=self.device)
         with self.meters.part("look_up"):
             rows, plan = self._rows(batch, following)
-            leaves = {
-                name: table.read(rows[self.sharded.specs[name].entity]).requires_grad_()
-                for name, table in self.tables.items()
-            }
+            leaves = self._leaves(rows)
             if self._counts:
                 leaves[_OCCURRENCES] = torch.zeros(len(rows[ITEMS]), 1, device=self.device, requires_grad=True)
         with self.meters.part("compute"):
@@ -142,6 +144,16 @@ class Trainer:
             with self.meters.part("look_up"):
                 self._device_arrays(following)  # a GPU computes this step meanwhile
         return share
+
+    def _leaves(self, rows: dict[str, Tensor]) -> Leaves:
+        """Return the rows of each table that the step reads; of a whole table no copy."""
+        entities = {name: spec.entity for name, spec in self.sharded.specs.items()}
+        return {
+            name: (table.read_all() if self._whole_graph else table.read(rows[entities[name]]))
+            .detach()
+            .requires_grad_()
+            for name, table in self.tables.items()
+        }
 
     def _update(self, batch: Batch, rows: dict[str, Tensor], leaves: Leaves) -> None:
         """Apply the gradients of rows and parameters."""
@@ -171,7 +183,7 @@ class Trainer:
         """Add the gradient of strength / (2 B) |row|^2 for each occurrence of a row in the pairs of all workers."""
         arrays, users = self._device_arrays(batch), len(leaves[USERS])
         index_B = arrays["user_index_B"].long()
-        index_B = arrays["users_U"].long()[index_B] if self._all_users else index_B
+        index_B = arrays["users_U"].long()[index_B] if self._whole_graph else index_B
         counts = {ITEMS: item_counts_R1, USERS: torch.bincount(index_B, minlength=users)[:, None].float()}
         for name, grad in grads.items():
             strength = self.config.optim.decay.strength_of(name, self.tables[name].decay)
@@ -179,7 +191,7 @@ class Trainer:
 
     def _rows(self, batch: Batch, following: Batch | None) -> tuple[dict[str, Tensor], LookupPlan | None]:
         """Return local indices of the rows of each entity that the step reads, and the plan of its look-up, if any."""
-        users = self.sharded.all_rows(USERS) if self._all_users else self._device_arrays(batch)["users_U"].long()
+        users = self.sharded.all_rows(USERS) if self._whole_graph else self._device_arrays(batch)["users_U"].long()
         plan, items = None, users.new_empty(0)
         if self._fetches:
             plan = self._lookup_plan(batch)
@@ -237,13 +249,17 @@ class Trainer:
             strict=True,
         ):
             names = names_of(entity, of_loss=True) + (names_of(entity) if raw in reads else [])
-            values[entity] = {REPRESENTATION: rows_XD} | {name: leaves[name] for name in names}
-        if self._counts:
-            values[ITEMS][_OCCURRENCES] = leaves[_OCCURRENCES]
-        if self._all_users:
-            values[USERS] = {k: rows.index_select(0, arrays["users_U"].long()) for k, rows in values[USERS].items()}
-        if plan is not None:  # the owner of an item computes its representation once for all workers that request it
-            fetched = exchange.fetch(plan, *(self._requested(rows, plan) for rows in values[ITEMS].values()))
+            names += [_OCCURRENCES] if self._counts and entity == ITEMS else []
+            rows = {name: leaves[name] for name in names}
+            if self._whole_graph and entity == USERS:
+                rows = {name: leaf.index_select(0, arrays["users_U"].long()) for name, leaf in rows.items()}
+            elif plan is not None and entity == ITEMS and self._loss_fetches:
+                rows = {name: self._requested(leaf, plan) for name, leaf in rows.items()}
+                rows_XD = rows_XD if self._whole_graph else self._requested(rows_XD, plan)
+            values[entity] = {REPRESENTATION: rows_XD} | rows
+        if plan is not None and self._loss_fetches:
+            # The owner of an item computes its representation once for all workers that request it.
+            fetched = exchange.fetch(plan, *values[ITEMS].values())
             values[ITEMS] = dict(zip(values[ITEMS], fetched, strict=True))
         return values[USERS], values[ITEMS]
 
@@ -277,7 +293,10 @@ class Trainer:
     def _encode(
         self, arrays: dict[str, Tensor], plan: LookupPlan | None, leaves: Leaves, exchange: StepExchange
     ) -> tuple[Tensor, Tensor]:
-        """Return representations of the users and items whose rows were read, of unit length under cosine."""
+        """Return representations of the users and items whose rows were read, of unit length under cosine.
+
+        Of a model that reads the graph, those of the users of the batch and of the items that workers request.
+        """
         sharded, history = self.sharded, None
         if "history" in sharded.reads:
             assert plan is not None
@@ -285,8 +304,13 @@ class Trainer:
             history = History(index_UH, lambda rows: exchange.fetch(plan, self._requested(rows, plan))[0])
         users, items = ({name: leaves[name] for name in sharded.names_of(entity)} for entity in (USERS, ITEMS))
         graph = None if sharded.graph is None else sharded.graph.within(exchange)
+        inputs = ModelInputs(users, items, history, graph)
         self.model.train()
-        users_XD, items_XD = self.model.encode(ModelInputs(users, items, history, graph))
+        if graph is None:
+            users_XD, items_XD = self.model.encode(inputs)
+        else:
+            items_R = plan.rows_R if plan is not None and self._loss_fetches else None
+            users_XD, items_XD = self.model.encode_rows(inputs, arrays["users_U"].long(), items_R)
         if sharded.similarity == "cosine":
             return l2_normalize(users_XD), l2_normalize(items_XD)
         return users_XD, items_XD

@@ -82,18 +82,20 @@ def _scatter(width):
     return add
 
 
-_gather_64, _gather_16 = _gather(64), _gather(16)
+_gather_64, _gather_32, _gather_16 = _gather(64), _gather(32), _gather(16)
 _scatter_64, _scatter_32, _scatter_16 = _scatter(64), _scatter(32), _scatter(16)
 
 
 @njit(forceinline=True)
-def add_weighted(out_RD, r, rows_XD, index_P, weight_P, start, stop):
-    """Add weight_P[p] * rows_XD[index_P[p]] to out_RD[r], for p from start to stop in this order."""
+def add_weighted(out_RD, r, rows_XD, index_P, weight_P, start, stop, d=0):
+    """Add weight_P[p] * rows_XD[index_P[p]] to out_RD[r], columns d on, for p from start to stop in this order."""
     dim = out_RD.shape[1]
-    d = 0
     while d + 64 <= dim:
         _gather_64(out_RD, r, rows_XD, index_P, weight_P, start, stop, d)
         d += 64
+    while d + 32 <= dim:
+        _gather_32(out_RD, r, rows_XD, index_P, weight_P, start, stop, d)
+        d += 32
     while d + 16 <= dim:
         _gather_16(out_RD, r, rows_XD, index_P, weight_P, start, stop, d)
         d += 16
