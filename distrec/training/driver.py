@@ -99,7 +99,7 @@ def _train(
         workers = f"{config.train.workers} worker{'s' * (config.train.workers > 1)}"
         note(f"train: starting {workers} for {dataset.manifest.train:,} interactions an epoch (takes some 20 s)")
         with _finishing(tracker, folder):
-            with _sigterm_as_sigint():
+            with stopped_by_sigterm():
                 outcome = _fit(config, dataset, folder, lambda event: _record(event, tracker, emit))
             result = _result(config, dataset, folder, outcome, time.perf_counter() - start)
             tracker.log_metrics(result.metrics, result.epochs)
@@ -123,12 +123,13 @@ def _finishing(tracker: Tracker, folder: RunFolder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm_as_sigint() -> Iterator[None]:
-    """Handle SIGTERM, sent by schedulers (Slurm, Docker), like Ctrl-C. Replaces the handler that Ray installs."""
+def stopped_by_sigterm() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM, as sent by Slurm and Docker. Replaces the handler that Ray installs."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    # Not by raising SIGINT, which is ignored where a script started the run in the background.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

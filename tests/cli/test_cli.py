@@ -18,7 +18,7 @@ from distrec.cli.main import _resume_hint, main
 from distrec.core.errors import UserError
 from distrec.losses import losses
 from distrec.training.config import Config
-from distrec.training.driver import train
+from distrec.training.driver import stopped_by_sigterm, train
 from distrec.training.run_folder import RunFolder
 from tests.conftest import EPOCHS, SMALL, changed
 
@@ -190,6 +190,16 @@ def processes_of(session: int) -> list[str]:
 def printed_metrics(text: str) -> dict[str, str]:
     """Return the metrics of the test part in a printed table."""
     return dict(re.findall(r"(test/\w+@20)\s+\|\s+(0\.\d{4})", text))
+
+
+def test_sigterm_stops_a_run_that_a_script_started_in_the_background():
+    """There SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), stopped_by_sigterm():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.timeout(280)
