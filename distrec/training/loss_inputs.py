@@ -46,8 +46,9 @@ class LossInputBuilder:
     """The same of the items of its pairs; of all its own items, if nothing is fetched."""
     exchange: StepExchange
     group: Exchange
-    unit_items: bool = False
-    """Whether the representations of items are of unit length."""
+    unit: bool = False
+    """Whether representations are of unit length, but for those of `users_of_pairs`. Their norms are constants: the
+    gradient of one would be along the row."""
     users_of_pairs: bool = False
     """Whether the representations in `users` are of the user of each pair, (B, D), as dropout makes them."""
 
@@ -71,7 +72,10 @@ class LossInputBuilder:
             rows_UD = values[REPRESENTATION]
             fields["tables"] |= {k: rows.index_select(0, index_B) for k, rows in values.items() if k in own_tables}
             if f"{name}_norm2_B" in reads:
-                fields[f"{name}_norm2_B"] = rows_UD.square().sum(1).index_select(0, row_B)
+                if self.unit and not (name == "user" and self.users_of_pairs):
+                    fields[f"{name}_norm2_B"] = rows_UD.new_ones(len(row_B))
+                else:
+                    fields[f"{name}_norm2_B"] = rows_UD.square().sum(1).index_select(0, row_B)
             if f"{name}_rows_BD" in reads:
                 columns = [rows for k, rows in values.items() if k not in own_tables and k != REPRESENTATION]
                 fields[f"{name}_rows_BD"] = torch.cat(columns, 1).index_select(0, index_B)
@@ -135,7 +139,7 @@ class LossInputBuilder:
         if len(arrays["log_q"]):
             fields["log_q_BN"] = arrays["log_q"].view(-1, n)
         if with_norms:
-            if self.unit_items:  # a constant: the gradient of the norm would be along the row
+            if self.unit:
                 fields["negative_norm2_BN"] = items_UD.new_ones(1, 1)
             else:
                 norm2_U = items_UD.square().sum(1)
