@@ -46,7 +46,7 @@ class LossInputBuilder:
     """The same of the items of its pairs; of all its own items, if nothing is fetched."""
     exchange: StepExchange
     group: Exchange
-    unit_rows: bool = False
+    normalized: bool = False
     """Whether representations are of unit length, but for those of `users_of_pairs`. Their norms are constants: the
     gradient of one would be along the row."""
     users_of_pairs: bool = False
@@ -72,7 +72,7 @@ class LossInputBuilder:
             rows_UD = values[REPRESENTATION]
             fields["tables"] |= {k: rows.index_select(0, index_B) for k, rows in values.items() if k in own_tables}
             if f"{name}_norm2_B" in reads:
-                if self.unit_rows and not (name == "user" and self.users_of_pairs):
+                if self.normalized and not (name == "user" and self.users_of_pairs):
                     fields[f"{name}_norm2_B"] = rows_UD.new_ones(len(row_B))
                 else:
                     fields[f"{name}_norm2_B"] = rows_UD.square().sum(1).index_select(0, row_B)
@@ -139,7 +139,7 @@ class LossInputBuilder:
         if len(arrays["log_q"]):
             fields["log_q_BN"] = arrays["log_q"].view(-1, n)
         if with_norms:
-            if self.unit_rows:
+            if self.normalized:
                 fields["negative_norm2_BN"] = items_UD.new_ones(1, 1)
             else:
                 norm2_U = items_UD.square().sum(1)

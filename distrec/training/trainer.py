@@ -285,7 +285,7 @@ class Trainer:
             items,
             exchange,
             self.exchange,
-            unit_rows=self.sharded.similarity == "cosine",
+            normalized=self.sharded.similarity == "cosine",
             users_of_pairs=model.user_dropout > 0,
         )
         return builder.build(self.config.loss.needs(), self.sharded.own_tables, **others)
