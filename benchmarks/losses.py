@@ -14,7 +14,6 @@ Without Ray, one worker. DISTREC_DATA names the folder that holds gowalla/; with
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 from measure.data import source_settings
+from measure.steps import median_step
 from report import Row, bar_row, hardware, report
 
 from distrec.data.dataset import Part
@@ -38,7 +38,8 @@ from distrec.training.loop import make_learner
 from distrec.training.trainer import Trainer
 
 _DRAWN, _WARM_UP, _STEPS = 8, 3, 8
-_ALL = ["sampling.negatives=800", "sampling.reject=false", "train.workers=1", "model.init.name=xavier_uniform"]
+_ALL = ["sampling.negatives=800", "sampling.reject=false", "train.workers=1", "train.batch_size=2048"]
+_ALL += ["model.init.name=xavier_uniform"]
 # Settings beside the loss's name and _ALL; the published ones for Gowalla (README of this folder has the sources).
 SETTINGS: dict[str, list[str]] = {
     "bpr": ["model.similarity=dot", "sampling.negatives=1", "sampling.shared=false", "sampling.reject=true"],
@@ -92,23 +93,10 @@ def learner(name: str, settings: list[str], folder: Path) -> Trainer:
 
 
 def steps(trainer: Trainer) -> Callable[[], float]:
-    """Return a function that takes a few steps on batches drawn in advance, and returns their median seconds."""
-    batches = itertools.cycle(trainer.source.batches(0, 0, _DRAWN))
-    following = next(batches)
-
-    def step() -> float:
-        nonlocal following
-        batch, following = following, next(batches)
-        start_s = time.perf_counter()
-        trainer.step(batch, following)
-        return time.perf_counter() - start_s
-
-    for _ in range(_WARM_UP):
-        step()
-    return lambda: statistics.median(step() for _ in range(_STEPS))
+    return median_step(trainer, _DRAWN, _WARM_UP, _STEPS)
 
 
-def four_products(trainer: Trainer, batch_size: int) -> Callable[[], float]:
+def four_products(batch_size: int) -> Callable[[], float]:
     """Return a function that returns the seconds of the matrix products of `directau`: x x^T and p x, both sides."""
     rows_BD = torch.randn(batch_size, 64)
 
@@ -132,7 +120,7 @@ def cost(rounds: int, only: set[str], folder: Path) -> list[Row]:
         found.append(bar_row(f"{name}: step over that of ssm", [a / b for a, b in pairs], "x", most=1.15))
     if not only or "directau" in only:
         trainer = learner("directau", ["train.batch_size=4096"], folder)
-        loss, products = steps(trainer), four_products(trainer, 4096)
+        loss, products = steps(trainer), four_products(4096)
         computed = []
         for _ in range(rounds):
             trainer.timing()
@@ -147,7 +135,7 @@ def train(name: str, seconds: float, folder: Path) -> dict[str, Any]:
 
     Evaluations are at a tenth of the time and then every tenth.
     """
-    trainer = learner(name, ["data.valid_fraction=0.1", "train.batch_size=2048", *SETTINGS.get(name, [])], folder)
+    trainer = learner(name, ["data.valid_fraction=0.1"], folder)
     config, source, spent, epoch, curve = trainer.config, trainer.source, 0.0, 0, []
     batches = stream(source, 0, 10**6, source.bytes_per_step, config.train.look_ahead_mib, "thread")
     while spent < seconds:

@@ -7,8 +7,6 @@ Supports the module layouts of version 0.1.0 and later: names that have moved ar
 """
 
 import importlib
-import itertools
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from serve import serve
+
+sys.path.append(str(Path(__file__).parents[1]))
+from measure.steps import median_step
 
 _WARM_UP, _BATCHES = 10, 16
 _BUCKETS = 64
@@ -62,19 +63,8 @@ def steps(config: Any, dataset: Any, count: int) -> Callable[[], dict[str, Any]]
     """Return a function that measures the median step of `count`, over a few batches computed in advance."""
     trainer_class = import_first("distrec.training.trainer:Trainer", "distrec.train.trainer:Trainer")
     trainer = trainer_class(config, dataset, torch.device("cpu"))
-    batches = itertools.cycle(trainer.source.batches(0, 0, min(_BATCHES, trainer.source.steps)))
-    following = next(batches)
-
-    def step() -> float:
-        nonlocal following
-        batch, following = following, next(batches)
-        start_s = time.perf_counter()
-        trainer.step(batch, following)
-        return time.perf_counter() - start_s
-
-    for _ in range(_WARM_UP):
-        step()
-    return lambda: {"seconds": statistics.median(step() for _ in range(count))}
+    measure = median_step(trainer, _BATCHES, _WARM_UP, count)
+    return lambda: {"seconds": measure()}
 
 
 def ranking(dataset: Any, k: int, dim: int) -> Callable[[], dict[str, Any]]:

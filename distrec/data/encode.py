@@ -110,7 +110,7 @@ def k_core(parts: EncodedParts, min_user: int, min_item: int) -> EncodedParts:
 
 
 def hold_out_parts(parts: EncodedParts, shares: Mapping[Part, float], method: str, seed: int) -> EncodedParts:
-    """Move training interactions to empty parts, one after the other; `shares` of what is left (see `Split`)."""
+    """Move training interactions to empty parts, in turn; `shares` of what is left (see `Split`)."""
     if not shares:
         return parts
     hashes = hash_ids(parts.user_ids), hash_ids(parts.item_ids)

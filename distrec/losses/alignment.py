@@ -20,7 +20,8 @@ _TILE = 2**22  # similarities held at a time: 16 MiB in float32
 class PairSum(torch.autograd.Function):
     """sum over own rows a and all rows b != a of c_a c_b e^{-2 |x_a - x_b|^2}, c the counts of the rows.
 
-    The gradient is computed with the value, tile by tile: each similarity once.
+    The gradient is that of the sum over all workers, at own rows: workers own different rows, and the terms (a, b) and
+    (b, a) have the same gradient. It is computed with the value, tile by tile: each similarity once.
     """
 
     @staticmethod
@@ -37,8 +38,7 @@ class PairSum(torch.autograd.Function):
             weight_TB[torch.arange(last - first), torch.arange(first, last)] = 0
             sums_T = weight_TB.sum(1)
             total += sums_T.sum(dtype=torch.float64)
-            grad_BD[first:last] += 4 * (weight_TB @ rows_BD)
-            grad_BD.addmm_(weight_TB.T, rows_TD, alpha=4)
+            grad_BD[first:last] = 8 * (weight_TB @ rows_BD)
         ctx.grad_BD = grad_BD
         return total.to(rows_BD.dtype)
 

@@ -52,8 +52,8 @@ class EmbeddingConfig(ModelConfig):
     init: Annotated[Init, OneOf(initializers)] = Field(default_factory=lambda: initializers["normal"]())
     """Initial rows."""
     user_dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the values of the user's representation that training drops, drawn anew for each pair; under cosine of
-    the vector of unit length."""
+    """Dropout probability of the values of the user's representation in training, with a mask for each pair; under
+    cosine of the vector of unit length."""
     user_dropout_before_norm: bool = False
     """Under cosine: scale the user's vector to unit length again after dropout."""
     bfloat16: bool = False

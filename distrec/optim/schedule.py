@@ -33,8 +33,8 @@ def learning_rate(schedule: ScheduleConfig, lr: float, t: int, total_steps: int)
 def plateau_factor(schedule: ScheduleConfig, values: Sequence[float]) -> float:
     """Return the factor of the learning rate after these evaluations, 1 for other schedules than `plateau`.
 
-    As torch's `ReduceLROnPlateau(mode="max")`: a value counts as better from 1e-4 of the best on; the number of
-    evaluations without a better one starts anew when the factor is lowered.
+    As torch's `ReduceLROnPlateau(mode="max")`: a value counts as better from 1e-4 of the best on; the count of
+    evaluations without a better one restarts when the factor is lowered.
 
     Args:
         schedule: the shape.

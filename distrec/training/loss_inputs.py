@@ -63,7 +63,7 @@ class LossInputBuilder:
         user_B = self.arrays["user_index_B"].long()
         fields: dict[str, Any] = {"user_B": user_B, "tables": {}}
         if not _SCORES.isdisjoint(reads):
-            fields |= self._scores("negative_norm2_BN" in reads)
+            fields |= self._scores(reads)
         positive_B = self.arrays["positive_index_B"].long()
         for name, values, index_B, row_B in (
             ("user", self.users, user_B, self._row_of_user_B.long()),
@@ -108,7 +108,7 @@ class LossInputBuilder:
             return self.batch.pairs - 1
         return self.sampling.negatives
 
-    def _scores(self, with_norms: bool) -> dict[str, Any]:
+    def _scores(self, reads: Collection[str]) -> dict[str, Any]:
         """Return the scores, known positives among the negatives at -inf; log q; norms of the negatives."""
         arrays, pairs, shared = self.arrays, len(self.batch.user_index_B), self.sampling.shared
         users_UD, items_UD, user_index_B = (
@@ -134,11 +134,13 @@ class LossInputBuilder:
             masked = torch.zeros(pairs * n, dtype=torch.bool, device=negative_BN.device)
             masked[arrays["masked"]] = True
             negative_BN = negative_BN.masked_fill(masked.view(pairs, n), -torch.inf)
-        unmasked_B = n - torch.bincount(arrays["masked"] // max(1, n), minlength=pairs).to(positive_B.dtype)
-        fields: dict[str, Any] = {"positive_B": positive_B, "extra_BM": extra_BM, "unmasked_B": unmasked_B}
+        fields: dict[str, Any] = {"positive_B": positive_B, "extra_BM": extra_BM}
+        if "unmasked_B" in reads:
+            masked_B = torch.bincount(arrays["masked"] // max(1, n), minlength=pairs)
+            fields["unmasked_B"] = (n - masked_B).clamp(max=self.sampling.hardest or n).to(positive_B.dtype)
         if len(arrays["log_q"]):
             fields["log_q_BN"] = arrays["log_q"].view(-1, n)
-        if with_norms:
+        if "negative_norm2_BN" in reads:
             if self.normalized:
                 fields["negative_norm2_BN"] = items_UD.new_ones(1, 1)
             else:
@@ -146,8 +148,7 @@ class LossInputBuilder:
                 fields["negative_norm2_BN"] = norm2_U.index_select(0, negative_index).view(-1, n)
         if self.sampling.hardest:
             negative_BN, column_BN = negative_BN.topk(min(n, self.sampling.hardest), dim=1, sorted=False)
-            fields["unmasked_B"] = unmasked_B.clamp(max=self.sampling.hardest)
-            if with_norms:
+            if "negative_norm2_BN" in reads:
                 fields["negative_norm2_BN"] = fields["negative_norm2_BN"].expand(pairs, n).gather(1, column_BN)
         return fields | {"negative_BN": negative_BN}
 

@@ -54,8 +54,17 @@ def test_a_table_may_have_its_own_strength_within_the_same_bounds():
 
 
 def test_dumps_hold_the_hyperparameters_of_the_rule_and_schedule_only():
-    common = {"rule", "lr", "decay.scope", "decay.coupling", "decay.strength", "decay.tables", "clip_norm", "idle"}
-    common |= {"kernels"}
+    common = {
+        "rule",
+        "lr",
+        "decay.scope",
+        "decay.coupling",
+        "decay.strength",
+        "decay.tables",
+        "clip_norm",
+        "idle",
+        "kernels",
+    }
     for rule, schedule, own in (
         ("sgd", "constant", set()),
         ("momentum", "linear", {"momentum", "schedule.final_fraction"}),
