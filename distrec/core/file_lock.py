@@ -3,6 +3,7 @@
 Windows and file systems without locks (some of clusters) do not keep processes apart.
 """
 
+import contextlib
 import errno
 import os
 import socket
@@ -17,6 +18,7 @@ except ImportError:  # on Windows
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _POLL_S, _NOTE_S = 0.1, 30.0  # interval of attempts, and of notes about the wait
+_NAME_ATTEMPTS = 20
 
 
 class FileLock:
@@ -61,10 +63,12 @@ class FileLock:
 
     def holder(self) -> str:
         """Return who has the lock: `process 123 on host`."""
-        try:
-            return self.path.read_text() or "another process"
-        except OSError:
-            return "another process"
+        with contextlib.suppress(OSError):
+            for _ in range(_NAME_ATTEMPTS):
+                if name := self.path.read_text():
+                    return name
+                time.sleep(_POLL_S)  # the holder has locked the file and is about to write its name
+        return "another process"
 
 
 def _lock(file: int) -> None:
