@@ -131,8 +131,13 @@ def changed(config: Config, **sections: dict) -> Config:
         if "name" in given.get(key, {}):
             known = {"name", *family[section[key]["name"]].model_fields, *given[key]}
             section[key] = {option: value for option, value in section[key].items() if option in known}
-    ignored = set(models[tree["model"]["name"]].ignores) - sections.keys()
-    return parse(Config, {name: section for name, section in tree.items() if name not in ignored})
+    for ignored in models[tree["model"]["name"]].ignores:
+        section, _, key = ignored.partition(".")
+        if key and key not in sections.get(section, {}):
+            tree[section].pop(key, None)
+        elif not key and section not in sections:
+            tree.pop(section, None)
+    return parse(Config, tree)
 
 
 def update(tree: dict[str, Any], values: dict[str, Any]) -> None:

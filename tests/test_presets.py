@@ -41,12 +41,13 @@ def test_a_run_file_of_a_paper_is_named_after_its_table(file):
     paper, data = match.groups()
     assert config.data.source.split("/")[0] == data
     assert header(file)[0].upper().startswith(f"# {paper.upper()} PAPER, TABLE {file.stem.split('table')[1][0]}")
-    assert config.optim.rule == "adam" and config.run.seed == (123 if paper == "prism" else 0)
-    decay = config.optim.decay
-    assert decay.scope == "none" or decay.coupling == "l2"
+    assert config.run.seed == (123 if paper == "prism" else 0)
+    if "optim" not in config.unused():
+        decay = config.optim.decay
+        assert config.optim.rule == "adam" and (decay.scope == "none" or decay.coupling == "l2")
 
 
 def test_run_files_differ():
     """Files of one paper and data set with equal keys would be one row twice."""
     trees = [yaml.safe_dump(yaml.safe_load(file.read_text())) for file in PAPERS]
-    assert len(PAPERS) == 54 and len(set(trees)) == len(trees)
+    assert len(PAPERS) == 78 and len(set(trees)) == len(trees)

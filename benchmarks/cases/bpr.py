@@ -21,7 +21,7 @@ def train(bench: Bench) -> Training:
 def measure(bench: Bench) -> list[Row]:
     """Interleave epochs of RecBole, epochs of implicit, and a training."""
     found: dict[str, list[list[float]]] = {"distrec": [], "RecBole": [], "implicit": []}  # by round, then by epoch
-    with bench.rival("recbole_bpr.py") as recbole, bench.rival("implicit_bpr.py") as implicit:
+    with bench.rival("recbole_training.py", "BPR", "8192") as recbole, bench.rival("implicit_bpr.py") as implicit:
         recbole.seconds(), implicit.seconds()  # warm-up
         for _ in range(bench.rounds):
             for name, rival in (("RecBole", recbole), ("implicit", implicit)):

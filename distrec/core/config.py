@@ -36,7 +36,10 @@ class Section(BaseModel):
     )
 
     def unused(self) -> set[str]:
-        """Return the names of the fields that have no effect beside the other values; dumps leave them out."""
+        """Return the fields, also dotted ones of nested sections, that do nothing beside the other values.
+
+        Dumps leave them out.
+        """
         return set()
 
     @model_validator(mode="before")
@@ -56,7 +59,16 @@ class Section(BaseModel):
     @model_serializer(mode="wrap")
     def _serialize(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         name, unused = {"name": self.name} if isinstance(self, Part) else {}, self.unused()
-        return name | {key: value for key, value in serialize(self).items() if key not in unused}
+        return name | _without(serialize(self), unused)
+
+
+def _without(tree: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    """Return a tree of plain values without some dotted keys."""
+    kept = {name: value for name, value in tree.items() if name not in keys}
+    for section, _, key in (dotted.partition(".") for dotted in keys if "." in dotted):
+        if section in kept:
+            kept[section] = _without(kept[section], {key})
+    return kept
 
 
 class Part(Section):

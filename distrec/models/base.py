@@ -31,7 +31,7 @@ class ModelConfig(Part):
     """Base of the configurations of models and solvers; it has the options of the part."""
 
     ignores: ClassVar[tuple[str, ...]] = ()
-    """Sections of the configuration that do nothing beside this part."""
+    """Sections of the configuration, and dotted keys, that do nothing beside this part."""
 
     def tables(self) -> tuple[TableSpec, ...]:
         """Return the tables that gradient descent trains, shards and saves."""
@@ -208,8 +208,10 @@ class Learner(Protocol):
 class SolverConfig(ModelConfig):
     """Base of the configurations of solvers, whose learner is no gradient descent."""
 
-    ignores = ("loss", "sampling", "optim")
-
+    ignores = (
+        *("loss", "sampling", "optim", "train.batch_size", "train.send_bfloat16"),
+        *("train.stream", "train.stream_actors", "train.look_ahead_mib"),
+    )
     one_epoch: ClassVar[bool] = False
     """Whether training is done after one epoch, whatever `train.epochs` is."""
 

@@ -104,12 +104,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         model, train = self.model, self.train
-        if given := [key for name in model.ignores if name in self.model_fields_set for key in _given(self, name)]:
+        if given := [key for name in model.ignores for key in _given(self, name)]:
             does = "does nothing; remove it" if len(given) == 1 else "do nothing; remove them"
             raise ValueError(f"model.name={model.name} is no gradient descent: {', '.join(given)} {does}")
         if self.watched and not self.eval.every:
             raise ValueError("train.patience and train.watch need evaluations: set eval.every to 1 or more")
-        if train.batch_size < train.workers:
+        if "train.batch_size" not in model.ignores and train.batch_size < train.workers:
             raise ValueError(f"train.batch_size={train.batch_size} is less than train.workers={train.workers}")
         if "loss" not in model.ignores:
             self._check_loss()
@@ -213,7 +213,12 @@ class Config(Section):
 
 
 def _given(section: Section, name: str) -> list[str]:
-    """Return the dotted keys that were given explicitly in a field of a section."""
+    """Return the dotted keys that were given explicitly in a field, or dotted field, of a section."""
+    first, _, rest = name.partition(".")
+    if first not in section.model_fields_set:
+        return []
+    if rest:
+        return [f"{first}.{key}" for key in _given(getattr(section, first), rest)]
     value = getattr(section, name)
     if not isinstance(value, Section):
         return [name]
