@@ -34,12 +34,18 @@ from distrec.training.config import load_config
 from distrec.training.planning.cost_model import STREAM, Terms, counts, predicted
 from distrec.training.planning.estimate import Plan
 from distrec.training.planning.sizes import Sizes
-from distrec.training.planning.worker_memory import bytes_at
 
-SHAPES = [(6_000, 4_000, 200_000), (30_000, 40_000, 800_000), (300_000, 200_000, 2_000_000), (1_500_000, 1_000_000, 4_000_000)]
+SHAPES = [
+    (6_000, 4_000, 200_000),
+    (30_000, 40_000, 800_000),
+    (300_000, 200_000, 2_000_000),
+    (1_500_000, 1_000_000, 4_000_000),
+]
 KINDS = ("own", "own", "shared", "shared", "bpr", "softmax", "lightgcn")
 _HELD_OUT = 4  # one point in so many
 _MOST = 1e8  # multiply-adds of a step with items of its own; of matrix products 30 times as many
+Counted = tuple[Terms, dict[str, Any]]
+"""Counts of a step, and its measured figures."""
 # Of a machine whose parts are not known, as a GPU computes beside its host: the step is fitted as a whole.
 _WHOLE = {"compute": ("step", "multiply-adds, own items", "multiply-adds, matrix products"), "look_up": ("values",)}
 
@@ -57,9 +63,17 @@ def draw_points(number: int, seed: int, quick: bool) -> list[Point]:
             "shared": [f"sampling.negatives={n}"],
             "bpr": ["loss.name=bpr", "model.similarity=dot", "sampling.shared=false", "sampling.negatives=1"],
             "softmax": ["loss.name=softmax"],
-            "lightgcn": ["model.name=lightgcn", "model.layers=2", "loss.name=bpr", "sampling.negatives=1", "sampling.shared=false"],
+            "lightgcn": [
+                "model.name=lightgcn",
+                "model.layers=2",
+                "loss.name=bpr",
+                "sampling.negatives=1",
+                "sampling.shared=false",
+            ],
         }[kind]
-        point = Point(shape, workers, (*settings, f"model.dim={dim}", f"train.batch_size={batch}", f"optim.rule={rule}"))
+        point = Point(
+            shape, workers, (*settings, f"model.dim={dim}", f"train.batch_size={batch}", f"optim.rule={rule}")
+        )
         work = counts_of(point)["compute"]
         heavy = work["multiply-adds, own items"] + work["multiply-adds, matrix products"] / 30 + work["edges"] / 4
         large = shape[0] + shape[1] > 1e5 and kind in ("softmax", "lightgcn")
@@ -81,47 +95,59 @@ def counts_of(point: Point) -> Terms:
 def run(file: Path, number: int, seed: int, quick: bool) -> None:
     """Measure points, and write them after each one."""
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "a core for each worker, one thread"
-    machine = f"{hardware()}, {where}; {', '.join(f'{k} {v}' for k, v in versions().items())}; {date.today()}"
-    found: list[dict[str, Any]] = []
+    known = versions()
+    machine = f"{hardware()}, {where}; torch {known['torch']}, numba {known['numba']}; {date.today()}"
+    gpu_gib = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
+    tree = {"machine": machine, "versions": known, "gpu_gib": gpu_gib, "points": (found := [])}
     with temporary() as folder:
         for k, point in enumerate(draw_points(number, seed, quick)):
             figures = measure(point, prepare_shape(point.shape, Path(folder)))
             config, sizes = _config_and_sizes(point)
             plan = Plan(config, sizes)
-            figures["planned_rss"] = bytes_at(plan.memory, "device")
+            figures["planned_memory"] = _memory_of_steps(plan)
             figures["planned_bytes"] = sum(c.bytes for c in plan.traffic)
             found.append({"shape": point.shape, "workers": point.workers, "settings": point.settings, **figures})
             print(f"{k + 1}/{number} {1e3 * figures['step_s']:8.1f} ms  {point}", flush=True)
-            file.write_text(json.dumps({"machine": machine, "points": found}, indent=1) + "\n")
+            file.write_text(json.dumps(tree, indent=1) + "\n")
 
 
-def read(file: Path) -> tuple[str, list[tuple[Terms, dict[str, Any]]]]:
-    """Return the description of the machine, and the counts and figures of each point."""
+def _memory_of_steps(plan: Plan) -> float:
+    """Return the planned memory of a process that takes steps, and neither evaluates nor has a stream beside it."""
+    left_out = ("evaluation", "its interactions", "batches ahead")
+    return sum(part.bytes for part in plan.memory if part.place in ("device", "host") and part.name not in left_out)
+
+
+def read(file: Path) -> tuple[dict[str, Any], list[Counted]]:
+    """Return the content of a file, and the counts and figures of each point."""
     tree = json.loads(file.read_text())
     points = [Point(tuple(p["shape"]), p["workers"], tuple(p["settings"])) for p in tree["points"]]
-    return tree["machine"], [(counts_of(point), row) for point, row in zip(points, tree["points"], strict=True)]
+    return tree, [(counts_of(point), row) for point, row in zip(points, tree["points"], strict=True)]
 
 
-def fit(points: Sequence[tuple[Terms, dict[str, Any]]]) -> Terms:
+def fit(points: Sequence[Counted]) -> Terms:
     """Return the constants by non-negative least squares of relative errors."""
     if "parts" not in points[0][1]:
         return _fit_whole(points)
     constants: Terms = {}
     for part, terms in points[0][0].items():
         seconds = [row["stream_s"] if part == STREAM else row["parts"][part] for _, row in points]
-        constants[part] = _solve([[counted[part][term] for term in terms] for counted, _ in points], seconds, list(terms))
+        constants[part] = _solve(
+            [[counted[part][term] for term in terms] for counted, _ in points], seconds, list(terms)
+        )
     return constants
 
 
-def _fit_whole(points: Sequence[tuple[Terms, dict[str, Any]]]) -> Terms:
+def _fit_whole(points: Sequence[Counted]) -> Terms:
     names = [(part, term) for part, terms in _WHOLE.items() for term in terms]
     rows = [[counted[part][term] for part, term in names] for counted, _ in points]
+    drawn = [(counted[STREAM], row) for counted, row in points if "stream_s" in row]
     solved = _solve(rows, [row["step_s"] for _, row in points], [f"{part}/{term}" for part, term in names])
     constants: Terms = {part: {} for part in _WHOLE}
     for name, value in solved.items():
         part, _, term = name.partition("/")
         constants[part][term] = value
-    return constants
+    stream = _solve([[counted["draws"]] for counted, _ in drawn], [row["stream_s"] for _, row in drawn], ["draws"])
+    return constants | ({STREAM: stream} if stream else {})
 
 
 def _solve(rows: Sequence[Sequence[float]], seconds: Sequence[float], names: Sequence[str]) -> dict[str, float]:
@@ -135,7 +161,7 @@ def _solve(rows: Sequence[Sequence[float]], seconds: Sequence[float], names: Seq
     return {name: float(f"{value:.4g}") for name, value in zip(names, found / scale, strict=True) if value > 0}
 
 
-def errors(constants: Terms, points: Sequence[tuple[Terms, dict[str, Any]]]) -> list[float]:
+def errors(constants: Terms, points: Sequence[Counted]) -> list[float]:
     """Return the relative errors of the predicted steps, without what a step waits for batches."""
     found = []
     for counted, row in points:
@@ -145,46 +171,64 @@ def errors(constants: Terms, points: Sequence[tuple[Terms, dict[str, Any]]]) -> 
     return found
 
 
-def held_out_errors(points: Sequence[tuple[Terms, dict[str, Any]]]) -> list[float]:
-    """Return the errors on the points held out; of fewer than 12 points, of each when it alone is held out."""
+def held_out_errors(points: Sequence[Counted]) -> list[float]:
+    """Return the errors on the points held out; none if there are too few to hold any out."""
     if len(points) < 3 * _HELD_OUT:
-        return [errors(fit([*points[:k], *points[k + 1 :]]), [points[k]])[0] for k in range(len(points))]
+        return []
     kept = [point for k, point in enumerate(points) if k % _HELD_OUT]
     return errors(fit(kept), points[::_HELD_OUT])
 
 
 def report_fit(file: Path, costs: Path | None, name: str) -> None:
     """Print the constants and errors of a fit; add them to a file of costs, if one is given."""
-    machine, points = read(file)
-    held_out, constants = [abs(error) for error in held_out_errors(points)], fit(points)
+    tree, points = read(file)
+    constants, found = fit(points), {}
     for part, terms in constants.items():
         print(f"{part:10} " + ", ".join(f"{term} {value:.3g} s" for term, value in terms.items()))
-    seen = [abs(error) for error in errors(constants, points)]
-    print(f"fit: median error {statistics.median(seen):.1%}, largest {max(seen):.1%} of {len(seen)} steps")
-    print(f"held out: median {statistics.median(held_out):.1%}, largest {max(held_out):.1%} of {len(held_out)} steps")
-    print(f"within 25 %: {statistics.mean(error <= 0.25 for error in held_out):.0%} of the steps held out")
+    for what, values in (("fit", errors(constants, points)), ("held out", held_out_errors(points))):
+        size = [abs(error) for error in values]
+        if size:
+            found[what] = {"points": len(size), "median": statistics.median(size), "largest": max(size)}
+            within = statistics.mean(error <= 0.25 for error in size)
+            print(f"{what}: {_percent(found[what])}; {within:.0%} of {len(size)} steps within 25 %")
     if costs:
-        tree = json.loads(costs.read_text()) if costs.exists() else {}
-        whole = "parts" not in points[0][1]
-        error = {"points": len(held_out), "median": round(statistics.median(held_out), 4), "largest": round(max(held_out), 4)}
-        kept = {key: value for key, value in tree.get(name, {}).items() if key in ("memory_gib", "exchange_measured")}
-        entry = {"origin": machine, "device": "gpu" if whole else "cpu", **kept, "constants": constants, "held_out": error}
-        costs.write_text(json.dumps(tree | {name: entry}, indent=1) + "\n")
+        entry = {"origin": tree["machine"], "device": "cpu" if "parts" in points[0][1] else "gpu"}
+        entry |= {"memory_gib": tree.get("gpu_gib"), "exchange_measured": any(row["workers"] > 1 for _, row in points)}
+        entry |= {"constants": constants, "held_out": found.get("held out")}
+        known = json.loads(costs.read_text()) if costs.exists() else {}
+        costs.write_text(json.dumps(known | {name: entry}, indent=1) + "\n")
+
+
+def _percent(error: dict[str, float]) -> str:
+    return f"error {error['median']:.1%} (median), {error['largest']:.1%} (largest)"
 
 
 def report_table(file: Path) -> None:
     """Print the points as a Markdown table, with what is planned of traffic and memory over what was measured."""
-    machine, points = read(file)
+    tree, points = read(file)
     constants, rows = fit(points), []
-    for (counted, row), error in zip(points, errors(constants, points), strict=True):
+    for (_, row), error in zip(points, errors(constants, points), strict=True):
         parts = {f"{part}, ms": 1e3 * value for part, value in row.get("parts", {}).items()}
-        wire = {"sent, MB": row["sent_bytes"] / 1e6, "plan / sent": row["planned_bytes"] / row["sent_bytes"] if row["sent_bytes"] else None}
-        memory = {"memory, MiB": row["rss"] / 2**20, "plan / memory": row["planned_rss"] / row["rss"]}
+        wire = {
+            "sent, MB": row["sent_bytes"] / 1e6,
+            "plan / sent": row["planned_bytes"] / row["sent_bytes"] if row["sent_bytes"] else None,
+        }
+        memory = {"memory, MiB": row["memory"] / 2**20, "plan / memory": row["planned_memory"] / row["memory"]}
         settings = " ".join(s.partition(".")[2] for s in row["settings"])
         shape = "/".join(f"{size:,}" for size in row["shape"])
-        rows.append({"shape": shape, "W": row["workers"], "settings": settings, "step, ms": 1e3 * row["step_s"], **parts, "model": f"{error:+.0%}", **wire, **memory})
-        del counted
-    print(f"{machine}\n\n{markdown_table(rows)}")
+        rows.append(
+            {
+                "shape": shape,
+                "W": row["workers"],
+                "settings": settings,
+                "step, ms": 1e3 * row["step_s"],
+                **parts,
+                "model": f"{error:+.0%}",
+                **wire,
+                **memory,
+            }
+        )
+    print(f"{tree['machine']}\n\n{markdown_table(rows)}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""One point of the scaling study: steps of some workers without Ray, by part, with their memory and bytes on the wire."""
+"""One point of the scaling study: steps of some workers without Ray, by part, with memory and bytes on the wire."""
 
 import statistics
 import tempfile
@@ -50,7 +50,11 @@ def prepare_shape(shape: Shape, folder: Path) -> str:
         random = np.random.default_rng(0)
         user = _drawn(Degrees.log_normal(users, count), random.random(count))
         item = random.permutation(items)[_drawn(Degrees.power_law(items, count), random.random(count))]
-        _write(target / "train.parquet", np.append(user, np.arange(users)), np.append(item, random.integers(0, items, users)))
+        _write(
+            target / "train.parquet",
+            np.append(user, np.arange(users)),
+            np.append(item, random.integers(0, items, users)),
+        )
         _write(target / "test.parquet", random.integers(0, users, items), np.arange(items))
     config = DataConfig(source=str(target), valid_fraction=0, buckets=BUCKETS, cache=folder / "prepared")
     return str(prepare(config).path.absolute())
@@ -84,7 +88,6 @@ def _worker(settings: list[str], steps: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     config = load_config(None, settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before = _status("VmRSS")
     trainer = Trainer(config, prepare(config.data), device)
     source = trainer.source
     source.batches(0, 0, 1)  # reads the data, compiles the draws
@@ -105,8 +108,7 @@ def _worker(settings: list[str], steps: int) -> dict[str, Any]:
     figures = {"step_s": statistics.median(durations), "stream_s": drawing}
     if device.type == "cpu":  # a GPU computes a part while the host is at the next one
         figures["parts"] = {name: statistics.median(p[name] for p in parts) for name in parts[0] if name != "wait"}
-    memory = {"rss": _status("VmHWM") - before, "rss_before": before}
-    return figures | {"sent_bytes": sum(sent) / steps, "calls": len(sent) / steps, **memory}
+    return figures | {"sent_bytes": sum(sent) / steps, "calls": len(sent) / steps, "memory": _peak_rss()}
 
 
 def _now(device: torch.device) -> float:
@@ -115,10 +117,10 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _status(name: str) -> int:
-    """Return a figure of /proc/self/status in bytes."""
+def _peak_rss() -> int:
+    """Return the largest resident set of this process so far, bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def temporary() -> "tempfile.TemporaryDirectory[str]":

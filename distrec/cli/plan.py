@@ -69,7 +69,11 @@ def make_plan(arguments: argparse.Namespace, config: "Config") -> "Plan":
     from distrec.training.planning.cost_model import Network
     from distrec.training.planning.estimate import Plan
 
-    wrong = {name: value for name in ("workers", "machines", "memory", "network") if (value := getattr(arguments, name)) is not None and value <= 0}
+    wrong = {
+        name: value
+        for name in ("workers", "machines", "memory", "network")
+        if (value := getattr(arguments, name)) is not None and value <= 0
+    }
     if wrong:
         raise UserError(f"{', '.join(f'--{name}={value:g}' for name, value in wrong.items())} must be positive")
     machines = arguments.machines or 1
@@ -91,10 +95,11 @@ def _sizes(arguments: argparse.Namespace, config: "Config") -> "Sizes":
     from distrec.data.prepare import prepare
     from distrec.training.planning.sizes import Sizes
 
-    given = [getattr(arguments, name) for name in ("users", "items", "interactions")]
-    if None not in given:
-        return Sizes.assumed(*given, max(config.data.buckets, config.train.workers))
-    if any(value is not None for value in given):
+    users, items, interactions = arguments.users, arguments.items, arguments.interactions
+    given = [value is not None for value in (users, items, interactions)]
+    if all(given):
+        return Sizes.assumed(users, items, interactions, max(config.data.buckets, config.train.workers))
+    if any(given):
         raise UserError("--users, --items and --interactions go together: give all three, or none to read the data")
     return Sizes.of(prepare(config.data))
 
@@ -125,8 +130,11 @@ def _job(plan: "Plan") -> Iterator[str]:
 
 def _memory(plan: "Plan", limit: float | None) -> Iterator[str]:
     yield ""
-    yield from _table("memory of a worker", "MiB", [(p.name, p.bytes / _MIB, p.place) for p in plan.memory])
-    unit = "a GPU" if plan.gpu else f"a machine with {plan.workers_per_machine} worker{'s' * (plan.workers_per_machine > 1)}"
+    places = {"device": "on the GPU" if plan.gpu else "", "host": "" if not plan.gpu else "on the host"}
+    places |= {"stream": "processes beside it", "machine": "once a machine"}
+    yield from _table("memory of a worker", "MiB", [(p.name, p.bytes / _MIB, places[p.place]) for p in plan.memory])
+    workers = plan.workers_per_machine
+    unit = "a GPU" if plan.gpu else f"a machine with {workers} worker{'s' * (workers > 1)}"
     has = "" if limit is None else f" of {limit / _GIB:,.2f} GiB"
     yield f"{unit}: {plan.needed_bytes / _GIB:,.2f} GiB{has}"
 
@@ -148,21 +156,24 @@ def _time(plan: "Plan", name: str, costs: "Costs") -> Iterator[str]:
     total = sum(seconds.values())
     rows = [(part, 1e3 * value, f"{value / total:.0%}") for part, value in seconds.items()]
     yield from _table("step", "ms", rows, total=True)
-    epoch = total * step.steps
     yield f"bottleneck: {max(seconds, key=lambda part: seconds[part])}"
-    yield f"epoch: {step.steps:,} steps, {epoch:,.4g} s, {epoch * plan.machines / 3600:,.3g} machine-hours"
-    yield f"by the costs of {name}: {costs.origin}"
-    if costs.held_out:
-        error = costs.held_out
-        yield f"error on {error.points} steps that the fit has not seen: {error.median:.0%} (median), {error.largest:.0%} (largest)"
-    yield from _not_measured(plan, costs)
-
-
-def _not_measured(plan: "Plan", costs: "Costs") -> Iterator[str]:
+    yield f"epoch: {step.steps:,} steps, {_duration(total * step.steps, plan)}"
+    if evaluation := plan.evaluation_seconds(costs):
+        yield f"an evaluation, roughly: {_duration(evaluation, plan)}"
+    yield f"costs {name}: {costs.origin}"
+    if (error := costs.held_out) is None:
+        yield "no measured steps were held out of the fit: take the times as rough"
+    else:
+        figures = f"{error.median:.0%} (median), {error.largest:.0%} (largest)"
+        yield f"error on {error.points} steps held out of the fit: {figures}"
     if plan.machines > 1 and plan.network is None:
         yield "the network is not counted: set --network"
     if plan.workers > 1 and not costs.exchange_measured:
         yield "the exchange between workers was not measured there: only what --network adds is counted"
+
+
+def _duration(seconds: float, plan: "Plan") -> str:
+    return f"{seconds:,.4g} s, {seconds * plan.machines / 3600:,.3g} machine-hours"
 
 
 def _table(title: str, unit: str, rows: Sequence[tuple[str, float, str]], total: bool = False) -> Iterator[str]:

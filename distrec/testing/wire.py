@@ -26,7 +26,7 @@ def counted_bytes() -> Iterator[list[int]]:
         sent.append((dist.get_world_size() - 1) * tensor.numel() * tensor.element_size())
         return all_gather(tensors, tensor, **options)
 
-    dist.all_to_all_single, dist.all_gather = count_all_to_all, count_all_gather
+    dist.all_to_all_single, dist.all_gather = count_all_to_all, count_all_gather  # type: ignore[assignment]
     try:
         yield sent
     finally:

@@ -6,6 +6,7 @@ on steps that the fit has not seen. `costs.json` holds those of the machines tha
 
 import json
 from dataclasses import dataclass
+from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +100,16 @@ def counts(config: Config, sizes: Sizes, workers: int, step: StepSizes | None = 
     rows, d = step.users + step.items_read, model.dim
     exchanges = step_traffic(config, sizes, workers, step)
     now, ahead = ([c for c in exchanges if c.ahead is when] for when in (False, True))
-    peers = workers - 1
+    rounds = log2(workers)  # of messages: an assumption beyond the measured numbers of workers
     return {
         "look_up": {
             "step": 1,
             "values": values,
             "values beyond the cache": values * far,
-            "messages ahead": peers * sum(c.calls for c in ahead),
+            "messages ahead": rounds * sum(c.calls for c in ahead),
             "bytes ahead": sum(c.bytes for c in ahead),
         },
-        "exchange": {"messages": peers * sum(c.calls for c in now), "bytes": sum(c.bytes for c in now)},
+        "exchange": {"messages": rounds * sum(c.calls for c in now), "bytes": sum(c.bytes for c in now)},
         "compute": {
             "step": 1,
             "multiply-adds, own items": step.own_scores * d,
@@ -157,4 +158,3 @@ def predicted(constants: Terms, counted: Terms) -> dict[str, float]:
         part: sum(constants.get(part, {}).get(term, 0.0) * count for term, count in terms.items())
         for part, terms in counted.items()
     }
-

@@ -1,6 +1,6 @@
 """The plan of a run: memory, traffic and step time of its workers, whether it fits, and what would fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,10 +11,11 @@ from distrec.training.config import Config
 from distrec.training.planning.cost_model import Costs, Network, step_seconds
 from distrec.training.planning.sizes import Sizes, StepSizes, step_sizes
 from distrec.training.planning.traffic import Collective, step_traffic
-from distrec.training.planning.worker_memory import Part, bytes_at, worker_memory
+from distrec.training.planning.worker_memory import Part, bytes_at, evaluated_users, worker_memory
 
 GIB = 2**30
 _MOST_WORKERS = 4096
+_LARGE = 0.1  # share of the memory; with smaller tables the processes decide, which `distrec doctor` checks
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,17 @@ class Plan:
             return {}
         return step_seconds(costs, self.config, self.sizes, self.workers, self.machines, self.network)
 
-    def changed(self, **sections: dict[str, object]) -> "Plan":
+    def evaluation_seconds(self, costs: Costs) -> float:
+        """Return a rough time of one evaluation: its scores, as one of the three products of a training step.
+
+        0 for a solver, or if the costs have no matrix products.
+        """
+        if not isinstance(model := self.config.model, EmbeddingConfig):
+            return 0.0
+        products = costs.constants.get("compute", {}).get("multiply-adds, matrix products", 0.0)
+        return evaluated_users(self.sizes, self.workers) * self.sizes.items * model.dim * products / 3
+
+    def changed(self, **sections: Mapping[str, object]) -> "Plan":
         """Return the plan with some keys of the configuration changed: `changed(model={"dim": 32})`."""
         updates = {name: getattr(self.config, name).model_copy(update=keys) for name, keys in sections.items()}
         return replace(self, config=self.config.model_copy(update=updates))
@@ -153,8 +164,8 @@ def refusal(plan: Plan, limit: float, needed: float, what: str) -> str:
     return f"{what} of {of} need {needed / GIB:.3g} GiB, and {unit} {limit / GIB:.3g} GiB; {advice}"
 
 
-def check_memory(plan: Plan, limit: float) -> str | None:
-    """Return a note if the estimated memory exceeds a limit in bytes; None if it does not.
+def memory_note(plan: Plan, limit: float) -> str | None:
+    """Return a note if the estimated memory of large tables exceeds a limit in bytes; None if it does not.
 
     Raises:
         UserError: tables and optimizer state alone exceed it.
@@ -162,6 +173,6 @@ def check_memory(plan: Plan, limit: float) -> str | None:
     if plan.certain_bytes > limit:
         what = "tables and optimizer state" if plan.step else "the model's matrices"
         raise UserError(f"not enough memory: {refusal(plan, limit, plan.certain_bytes, what)}")
-    if plan.needed_bytes > limit:
+    if plan.needed_bytes > limit and plan.certain_bytes > _LARGE * limit:
         return f"memory may not suffice: {refusal(plan, limit, plan.needed_bytes, 'the estimated parts')}"
     return None

@@ -190,4 +190,4 @@ def _occupied(degrees: Degrees, draws: float) -> float:
 
 
 def _log1m(share_C: np.ndarray) -> np.ndarray:
-    return np.log1p(-np.minimum(share_C, 1 - 1e-12))
+    return np.asarray(np.log1p(-np.minimum(share_C, 1 - 1e-12)))

@@ -149,7 +149,9 @@ def _step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[P
     if workers > 1:
         # Received rows and their gradients; rows sent to others, and the gradients received of them.
         moved = 4 * step.items * widths[ITEMS] * _F32 if step.items else 0.0
-        moved += 2 * (2 + workers) * step.batch * model.dim * _F32 if {"batch", "catalogue"} & {*config.loss.needs()} else 0
+        moved += (
+            2 * (2 + workers) * step.batch * model.dim * _F32 if {"batch", "catalogue"} & {*config.loss.needs()} else 0
+        )
         plan = 2 * (24 * step.items + (8 + 4 * workers) * step.items_read)
         parts.append(Part("exchange: rows, gradients, look-up plans", moved + plan))
     return parts
@@ -175,16 +177,20 @@ def _stream(config: Config, sizes: Sizes, workers: int, actors: int, gpu: bool) 
     if config.stream_backend == "thread" and not gpu:
         return [Part("data of the stream", data, "host"), Part("batches ahead", min(ahead, _THREAD_BLOCKS), "host")]
     process = (data + _IMPORTS["stream"] + 2 * 32 * MIB) * actors
-    return [Part("stream: its data and imports", process, "stream"), Part("batches ahead", ahead * actors + _RAY_BLOCKS, "stream")]
+    return [
+        Part("stream: its data and imports", process, "stream"),
+        Part("batches ahead", ahead * actors + _RAY_BLOCKS, "stream"),
+    ]
 
 
-def _evaluated_users(sizes: Sizes, workers: int) -> float:
+def evaluated_users(sizes: Sizes, workers: int) -> float:
+    """Return an upper bound on the users that a worker evaluates."""
     return min(sizes.owned(USERS, workers), sizes.held_out / workers)
 
 
 def _evaluation(config: Config, sizes: Sizes, workers: int) -> float:
     """Return the memory of representations and rankings: those of the evaluated users, and of this worker's items."""
-    users, items, k = _evaluated_users(sizes, workers), sizes.owned(ITEMS, workers), max(config.eval.k)
+    users, items, k = evaluated_users(sizes, workers), sizes.owned(ITEMS, workers), max(config.eval.k)
     rankings = users * min(k, sizes.items) * 40  # scores and ids, then ids in two orders and hits
     model = config.model
     if not isinstance(model, EmbeddingConfig):
