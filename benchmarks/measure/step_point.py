@@ -38,26 +38,31 @@ class Point:
     steps: int = 24
 
 
-def prepare_shape(shape: Shape, folder: Path) -> str:
+def prepare_shape(shape: Shape, folder: Path, evaluated: int | None = None) -> str:
     """Prepare data with the degrees that `distrec plan` assumes, once. Return the folder.
 
-    Each item has an interaction in the test part, so that none is missing from the table.
+    Each row has an interaction, so that none is missing from the tables: an item in the test part, or, if only so many
+    users are to be evaluated, in the training part.
     """
     users, items, count = shape
-    target = folder / "-".join(map(str, shape))
+    target = folder / "-".join(map(str, (*shape, evaluated)))
     if not target.exists():
         target.mkdir(parents=True)
         random = np.random.default_rng(0)
         user = _drawn(Degrees.log_normal(users, count), random.random(count))
         item = random.permutation(items)[_drawn(Degrees.power_law(items, count), random.random(count))]
-        _write(
-            target / "train.parquet",
-            np.append(user, np.arange(users)),
-            np.append(item, random.integers(0, items, users)),
-        )
-        _write(target / "test.parquet", random.integers(0, users, items), np.arange(items))
+        covered = random.integers(0, users, items), np.arange(items)
+        train = [(user, item), (np.arange(users), random.integers(0, items, users))]
+        train, test = (train, covered) if evaluated is None else ([*train, covered], _pairs(random, evaluated, items))
+        user, item = (np.concatenate(columns)[-count:] for columns in zip(*train, strict=True))
+        _write(target / "train.parquet", user, item)
+        _write(target / "test.parquet", *test)
     config = DataConfig(source=str(target), valid_fraction=0, buckets=BUCKETS, cache=folder / "prepared")
     return str(prepare(config).path.absolute())
+
+
+def _pairs(random: np.random.Generator, users: int, items: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.repeat(np.arange(users), 3), random.integers(0, items, 3 * users)
 
 
 def _drawn(degrees: Degrees, uniform: np.ndarray) -> np.ndarray:
@@ -108,7 +113,7 @@ def _worker(settings: list[str], steps: int) -> dict[str, Any]:
     figures = {"step_s": statistics.median(durations), "stream_s": drawing}
     if device.type == "cpu":  # a GPU computes a part while the host is at the next one
         figures["parts"] = {name: statistics.median(p[name] for p in parts) for name in parts[0] if name != "wait"}
-    return figures | {"sent_bytes": sum(sent) / steps, "calls": len(sent) / steps, "memory": _peak_rss()}
+    return figures | {"sent_bytes": sum(sent) / steps, "calls": len(sent) / steps, "memory": peak_rss()}
 
 
 def _now(device: torch.device) -> float:
@@ -117,7 +122,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _peak_rss() -> int:
+def peak_rss() -> int:
     """Return the largest resident set of this process so far, bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

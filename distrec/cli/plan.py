@@ -29,6 +29,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=int, metavar="W", help="in place of train.workers")
     command.add_argument("--machines", type=int, metavar="M", help="machines that share the workers (default: 1)")
     command.add_argument("--memory", type=float, metavar="GIB", help="of each machine, or GPU; default: of this one")
+    command.add_argument("--host-memory", type=float, metavar="GIB", help="with --gpu: of each machine")
     command.add_argument("--gpu", action="store_true", help="a GPU for each worker")
     command.add_argument("--network", type=float, metavar="GBPS", help="bandwidth between machines, gigabits a second")
     command.add_argument("--latency", type=float, metavar="US", help="of a message between machines (default: 50)")
@@ -60,6 +61,12 @@ def run(arguments: argparse.Namespace, config: "Config") -> None:
     limit = memory_limit(arguments, plan, costs)
     for line in (*_job(plan), *_memory(plan, limit), *_traffic(plan), *_time(plan, name, costs)):
         print(line)
+    host = None if arguments.host_memory is None else arguments.host_memory * _GIB
+    if host is not None and plan.gpu and plan.host_bytes > host:
+        raise UserError(
+            f"does not fit: the hosts of {plan.workers_per_machine} workers need {plan.host_bytes / _GIB:,.3g} GiB, and "
+            f"each has {host / _GIB:,.3g} GiB; use more machines, or fewer train.stream_actors: each holds the data"
+        )
     if limit is not None and plan.needed_bytes > limit:
         raise UserError(f"does not fit: {refusal(plan, limit, plan.needed_bytes, 'the parts')}")
 
@@ -71,7 +78,7 @@ def make_plan(arguments: argparse.Namespace, config: "Config") -> "Plan":
 
     wrong = {
         name: value
-        for name in ("workers", "machines", "memory", "network")
+        for name in ("workers", "machines", "memory", "host_memory", "network")
         if (value := getattr(arguments, name)) is not None and value <= 0
     }
     if wrong:
@@ -137,6 +144,8 @@ def _memory(plan: "Plan", limit: float | None) -> Iterator[str]:
     unit = "a GPU" if plan.gpu else f"a machine with {workers} worker{'s' * (workers > 1)}"
     has = "" if limit is None else f" of {limit / _GIB:,.2f} GiB"
     yield f"{unit}: {plan.needed_bytes / _GIB:,.2f} GiB{has}"
+    if plan.gpu:
+        yield f"its host, with {workers} worker{'s' * (workers > 1)}: {plan.host_bytes / _GIB:,.2f} GiB"
 
 
 def _traffic(plan: "Plan") -> Iterator[str]:

@@ -140,8 +140,9 @@ def step_seconds(
     """
     step = step_sizes(config, sizes, workers)
     found = predicted(costs.constants, counts(config, sizes, workers, step))
-    if machines > 1 and network:
-        exchanges, per_machine = step_traffic(config, sizes, workers, step), -(-workers // machines)
+    if network and workers > 1 and (machines > 1 or not costs.exchange_measured):
+        exchanges = step_traffic(config, sizes, workers, step)
+        per_machine = -(-workers // machines) if costs.exchange_measured else 1
         away = (workers - per_machine) / max(1, workers - 1)  # share of the other workers that are on other machines
         for part, ahead in (("exchange", False), ("look_up", True)):
             sent = sum(c.bytes for c in exchanges if c.ahead is ahead) * away * per_machine

@@ -56,6 +56,12 @@ class Plan:
         return self._at_unit(certain=False)
 
     @property
+    def host_bytes(self) -> float:
+        """Memory of a machine whose workers have GPUs: of their processes, streams, and checkpoints on their way."""
+        worker = bytes_at(self.memory, "host", "stream") + bytes_at(self.memory, "device", certain=True)
+        return self.workers_per_machine * worker + bytes_at(self.memory, "machine")
+
+    @property
     def certain_bytes(self) -> float:
         """The part of `needed_bytes` that no estimate enters: tables, optimizer state, dense matrices of a solver."""
         return self._at_unit(certain=True)

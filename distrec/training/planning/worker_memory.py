@@ -39,6 +39,8 @@ class Part(NamedTuple):
     place: Place = "device"
     certain: bool = False
     """Whether it is allocated in any case: the others are estimates."""
+    baseline: bool = False
+    """Whether a run on the smallest data needs it too."""
 
 
 def worker_memory(
@@ -54,8 +56,8 @@ def worker_memory(
         actors: processes of Ray Data for each worker.
         first: whether it is the first worker: of the others none needs more than it.
     """
-    parts = [Part("imports of a worker", _IMPORTS["worker"], "host")]
-    parts += [Part("CUDA context", _CUDA_CONTEXT)] if gpu else []
+    parts = [Part("imports of a worker", _IMPORTS["worker"], "host", baseline=True)]
+    parts += [Part("CUDA context", _CUDA_CONTEXT, baseline=True)] if gpu else []
     if isinstance(config.model, SolverConfig):
         parts += _solver(config.model, sizes, workers, first)
     else:
@@ -64,7 +66,7 @@ def worker_memory(
         parts += _stream(config, sizes, workers, actors, gpu)
     parts.append(Part("evaluation", _evaluation(config, sizes, workers)))
     parts.append(Part("its interactions", _evaluated_pairs(sizes, workers), "host"))
-    return [*parts, Part("Ray, the driver, MLflow", _IMPORTS["machine"], "machine")]
+    return [*parts, Part("Ray, the driver, MLflow", _IMPORTS["machine"], "machine", baseline=True)]
 
 
 def bytes_at(parts: list[Part], *places: Place, certain: bool = False) -> float:
