@@ -21,6 +21,7 @@ from measure.step_point import Shape, peak_rss, prepare_shape, temporary
 from report import Row, report
 
 from distrec.data.prepare import prepare
+from distrec.sampling.stream import thread
 from distrec.testing.host import FolderHost
 from distrec.training.config import load_config
 from distrec.training.loop import Job, Loop, make_learner
@@ -43,6 +44,7 @@ class _DiscardingHost(FolderHost):
 def measure(settings: list[str], sources: tuple[str, str], folder: str) -> tuple[float, list[tuple[str, float]]]:
     """Return the bytes that a training uses beyond the imports, and the planned parts."""
     torch.set_num_threads(1)
+    thread._LOWEST_PRIORITY = 0  # on a busy machine the stream would stand still
     for source in sources:
         before = _reset_peak()
         config = load_config(None, [*settings, f"data.source={source}"])
@@ -50,7 +52,7 @@ def measure(settings: list[str], sources: tuple[str, str], folder: str) -> tuple
         learner = make_learner(config, dataset, torch.device("cpu"))
         Loop(Job(config, dataset, "thread"), learner, _DiscardingHost(Path(folder))).run()
     plan = Plan(config, Sizes.of(dataset)).memory
-    parts = [(part.name, part.bytes) for part in plan if not part.baseline and part.place in ("device", "host")]
+    parts = [(part.name, part.bytes) for part in plan if not part.baseline and part.location in ("device", "host")]
     return peak_rss() - before, parts
 
 
@@ -69,7 +71,7 @@ def main() -> None:
     given = parser.parse_args()
     half = given.rows // 2
     with temporary() as folder:
-        sources = tuple(prepare_shape(shape, Path(folder), _EVALUATED) for shape in (_WARM_UP, (half, half, 4 * half)))
+        sources = tuple(prepare_shape(shape, Path(folder), _EVALUATED) for shape in (_WARM_UP, (half, half, 3 * half)))
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             used, parts = pool.submit(measure, [*_SETTINGS, *given.settings], sources, folder).result()
     rows = [Row(name, needed / 2**20, "MiB") for name, needed in parts]

@@ -114,7 +114,7 @@ def run(file: Path, number: int, seed: int, quick: bool) -> None:
 def _memory_of_steps(plan: Plan) -> float:
     """Return the planned memory of a process that takes steps, and neither evaluates nor has a stream beside it."""
     left_out = ("evaluation", "its interactions", "batches ahead")
-    return sum(part.bytes for part in plan.memory if part.place in ("device", "host") and part.name not in left_out)
+    return sum(part.bytes for part in plan.memory if part.location in ("device", "host") and part.name not in left_out)
 
 
 def read(file: Path) -> tuple[dict[str, Any], list[Counted]]:

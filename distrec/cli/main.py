@@ -274,7 +274,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    config, _ = _load(arguments.words)
+    config, _ = _load([*arguments.words, *plan.overrides(arguments)])
     with _reporting():
         plan.run(arguments, config)
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   distrec plan configs/gowalla_mf_ssm.yaml data.source=path/to/gowalla --workers 4
-  distrec plan model.dim=128 --users 50e6 --items 50e6 --interactions 1e9 --machines 16 --network 100 --memory 64
+  distrec plan model.dim=128 --users 50e6 --items 50e6 --interactions 1e9 --workers 16 --machines 16 \\
+      --network 100 --memory 64
   distrec plan --users 50e6 --items 50e6 --interactions 1e9 --workers 8 --gpu --network 400 --latency 20
 
 Sizes stand for data; interactions are those of the training part. Exit code 2: the run does not fit.
@@ -37,6 +38,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         command.add_argument(f"--{name}", type=_count, metavar="N", help=f"number of {name}, in place of data")
     text = "constants of the step time: a name, or a .json file that benchmarks/scaling.py wrote"
     command.add_argument("--costs", metavar="NAME | FILE", help=text)
+
+
+def overrides(arguments: argparse.Namespace) -> list[str]:
+    """Return the overrides of the configuration that the options stand for."""
+    return [] if arguments.workers is None else [f"train.workers={arguments.workers}"]
 
 
 def _count(text: str) -> int:
@@ -64,8 +70,8 @@ def run(arguments: argparse.Namespace, config: "Config") -> None:
     host = None if arguments.host_memory is None else arguments.host_memory * _GIB
     if host is not None and plan.gpu and plan.host_bytes > host:
         raise UserError(
-            f"does not fit: the hosts of {plan.workers_per_machine} workers need {plan.host_bytes / _GIB:,.3g} GiB, and "
-            f"each has {host / _GIB:,.3g} GiB; use more machines, or fewer train.stream_actors: each holds the data"
+            f"does not fit: the host of {plan.workers_per_machine} workers needs {plan.host_bytes / _GIB:,.3g} GiB, "
+            f"and has {host / _GIB:,.3g} GiB; use more machines, or fewer train.stream_actors: each holds the data"
         )
     if limit is not None and plan.needed_bytes > limit:
         raise UserError(f"does not fit: {refusal(plan, limit, plan.needed_bytes, 'the parts')}")
@@ -76,24 +82,20 @@ def make_plan(arguments: argparse.Namespace, config: "Config") -> "Plan":
     from distrec.training.planning.cost_model import Network
     from distrec.training.planning.estimate import Plan
 
-    wrong = {
-        name: value
-        for name in ("workers", "machines", "memory", "host_memory", "network")
-        if (value := getattr(arguments, name)) is not None and value <= 0
-    }
-    if wrong:
-        raise UserError(f"{', '.join(f'--{name}={value:g}' for name, value in wrong.items())} must be positive")
-    machines = arguments.machines or 1
-    workers = arguments.workers or max(config.train.workers, machines)
+    names = ("machines", "memory", "host_memory", "network")
+    given = {name.replace("_", "-"): value for name in names if (value := getattr(arguments, name)) is not None}
+    if wrong := [f"--{name}={value:g}" for name, value in given.items() if value <= 0]:
+        raise UserError(f"{', '.join(wrong)} must be positive")
+    machines, workers = arguments.machines or 1, config.train.workers
     if machines > workers:
         raise UserError(f"--machines={machines} are more than the workers ({workers}): set --workers")
+    gpu = arguments.gpu or config.train.device == "cuda"
+    if arguments.host_memory is not None and not gpu:
+        raise UserError("--host-memory is that of machines with GPUs: set --gpu too, or --memory alone")
     if arguments.latency is not None and arguments.network is None:
         raise UserError("--latency is that of the network: set --network too")
-    if workers != config.train.workers:
-        config = config.model_copy(update={"train": config.train.model_copy(update={"workers": workers})})
     latency = 50.0 if arguments.latency is None else arguments.latency
     network = None if arguments.network is None else Network(arguments.network * 1e9 / 8, latency * 1e-6)
-    gpu = arguments.gpu or config.train.device == "cuda"
     return Plan(config, _sizes(arguments, config), machines, gpu, network)
 
 
@@ -137,9 +139,11 @@ def _job(plan: "Plan") -> Iterator[str]:
 
 def _memory(plan: "Plan", limit: float | None) -> Iterator[str]:
     yield ""
-    places = {"device": "on the GPU" if plan.gpu else "", "host": "" if not plan.gpu else "on the host"}
-    places |= {"stream": "processes beside it", "machine": "once a machine"}
-    yield from _table("memory of a worker", "MiB", [(p.name, p.bytes / _MIB, places[p.place]) for p in plan.memory])
+    locations = {"device": "on the GPU" if plan.gpu else "", "host": "" if not plan.gpu else "on the host"}
+    locations |= {"stream": "processes beside it", "machine": "once a machine"}
+    yield from _table(
+        "memory of a worker", "MiB", [(p.name, p.bytes / _MIB, locations[p.location]) for p in plan.memory]
+    )
     workers = plan.workers_per_machine
     unit = "a GPU" if plan.gpu else f"a machine with {workers} worker{'s' * (workers > 1)}"
     has = "" if limit is None else f" of {limit / _GIB:,.2f} GiB"

@@ -26,7 +26,7 @@ _TILE_SCORES = 2**25  # of the exact softmax: `losses.exact_softmax`
 _RAY_BLOCKS, _THREAD_BLOCKS = 3 * 32 * MIB, 5 * MIB  # of a stream, beside its look-ahead; largest queue of a thread
 _F32 = 4
 
-Place = Literal["device", "host", "stream", "machine"]
+Location = Literal["device", "host", "stream", "machine"]
 """`device`: where the tables are, the memory of the worker's process on a CPU; `host`: its process; `stream`: a process
 that draws its batches; `machine`: once a machine."""
 
@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
     name: str
     bytes: float
-    place: Place = "device"
+    location: Location = "device"
     certain: bool = False
     """Whether it is allocated in any case: the others are estimates."""
     baseline: bool = False
@@ -69,9 +69,9 @@ def worker_memory(
     return [*parts, Part("Ray, the driver, MLflow", _IMPORTS["machine"], "machine", baseline=True)]
 
 
-def bytes_at(parts: list[Part], *places: Place, certain: bool = False) -> float:
-    """Return the sum of the parts at some places, or of those among them that are certain."""
-    return sum(part.bytes for part in parts if part.place in places and (part.certain or not certain))
+def bytes_at(parts: list[Part], *locations: Location, certain: bool = False) -> float:
+    """Return the sum of the parts at some locations, or of those among them that are certain."""
+    return sum(part.bytes for part in parts if part.location in locations and (part.certain or not certain))
 
 
 def _solver(model: SolverConfig, sizes: Sizes, workers: int, first: bool) -> list[Part]:
