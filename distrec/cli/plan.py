@@ -145,9 +145,9 @@ def _memory(plan: "Plan", limit: float | None) -> Iterator[str]:
         "memory of a worker", "MiB", [(p.name, p.bytes / _MIB, locations[p.location]) for p in plan.memory]
     )
     workers = plan.workers_per_machine
-    unit = "a GPU" if plan.gpu else f"a machine with {workers} worker{'s' * (workers > 1)}"
+    holder = "a GPU" if plan.gpu else f"a machine with {workers} worker{'s' * (workers > 1)}"
     has = "" if limit is None else f" of {limit / _GIB:,.2f} GiB"
-    yield f"{unit}: {plan.needed_bytes / _GIB:,.2f} GiB{has}"
+    yield f"{holder}: {plan.needed_bytes / _GIB:,.2f} GiB{has}"
     if plan.gpu:
         yield f"its host, with {workers} worker{'s' * (workers > 1)}: {plan.host_bytes / _GIB:,.2f} GiB"
 
@@ -189,13 +189,13 @@ def _duration(seconds: float, plan: "Plan") -> str:
     return f"{seconds:,.4g} s, {seconds * plan.machines / 3600:,.3g} machine-hours"
 
 
-def _table(title: str, unit: str, rows: Sequence[tuple[str, float, str]], total: bool = False) -> Iterator[str]:
-    """Yield the lines of a table: names, values in a unit, and a note."""
+def _table(title: str, units: str, rows: Sequence[tuple[str, float, str]], total: bool = False) -> Iterator[str]:
+    """Yield the lines of a table: names, values in some units, and a note."""
     listed = [(name, f"{value:,.1f}" if value >= 10 else f"{value:.3g}", note) for name, value, note in rows]
     if total:
         listed.append(("all", f"{sum(value for _, value, _ in rows):,.4g}", ""))
     width = max(len(title), *(len(name) + 2 for name, _, _ in listed))
-    digits = max(len(unit), *(len(value) for _, value, _ in listed))
-    yield f"{title:<{width}}  {unit:>{digits}}"
+    digits = max(len(units), *(len(value) for _, value, _ in listed))
+    yield f"{title:<{width}}  {units:>{digits}}"
     for name, value, note in listed:
         yield f"  {name:<{width - 2}}  {value:>{digits}}  {note}".rstrip()

@@ -47,7 +47,7 @@ class Costs(Section):
     memory_gib: float | None = None
     """Memory of the GPU."""
     constants: Terms
-    """Seconds for each unit of the terms of a part."""
+    """Seconds by part and term, for a count of 1."""
     exchange_measured: bool = True
     """Whether workers exchanged rows in the measurement; if not, the exchange costs only what a network adds."""
     held_out: HeldOut | None = None

@@ -11,7 +11,7 @@ from distrec.training.config import Config
 from distrec.training.planning.cost_model import Costs, Network, step_seconds
 from distrec.training.planning.sizes import Sizes, StepSizes, step_sizes
 from distrec.training.planning.traffic import Collective, step_traffic
-from distrec.training.planning.worker_memory import Part, bytes_at, evaluated_users, worker_memory
+from distrec.training.planning.worker_memory import Part, evaluated_users, total_bytes, worker_memory
 
 GIB = 2**30
 _MOST_WORKERS = 4096
@@ -51,28 +51,28 @@ class Plan:
 
     @property
     def needed_bytes(self) -> float:
-        """Memory needed of the unit that has a limit: a GPU, or the machine with the first worker, all its workers and
+        """Memory needed where there is a limit: of a GPU, or of the machine with the first worker, all its workers and
         their streams."""
-        return self._at_unit(certain=False)
+        return self._total(certain=False)
 
     @property
     def host_bytes(self) -> float:
         """Memory of a machine whose workers have GPUs: of their processes, streams, and checkpoints on their way."""
-        worker = bytes_at(self.memory, "host", "stream") + bytes_at(self.memory, "device", certain=True)
-        return self.workers_per_machine * worker + bytes_at(self.memory, "machine")
+        worker = total_bytes(self.memory, "host", "stream") + total_bytes(self.memory, "device", certain=True)
+        return self.workers_per_machine * worker + total_bytes(self.memory, "machine")
 
     @property
     def certain_bytes(self) -> float:
         """The part of `needed_bytes` that no estimate enters: tables, optimizer state, dense matrices of a solver."""
-        return self._at_unit(certain=True)
+        return self._total(certain=True)
 
-    def _at_unit(self, certain: bool) -> float:
+    def _total(self, certain: bool) -> float:
         if self.gpu:
-            return bytes_at(self.memory, "device", certain=certain)
-        others = (self.workers_per_machine - 1) * bytes_at(
+            return total_bytes(self.memory, "device", certain=certain)
+        others = (self.workers_per_machine - 1) * total_bytes(
             self._memory(first=False), "device", "host", "stream", certain=certain
         )
-        return bytes_at(self.memory, "device", "host", "stream", "machine", certain=certain) + others
+        return total_bytes(self.memory, "device", "host", "stream", "machine", certain=certain) + others
 
     @property
     def step(self) -> StepSizes | None:
@@ -163,11 +163,11 @@ def _smaller_rows(plan: Plan, model: EmbeddingConfig, limit: float) -> list[tupl
 
 def refusal(plan: Plan, limit: float, needed: float, what: str) -> str:
     """Return why a plan does not fit, and what would: the text of an error."""
-    unit = "each GPU has" if plan.gpu else "a machine has" if plan.machines > 1 else "this machine has"
+    holder = "each GPU has" if plan.gpu else "each machine has" if plan.machines > 1 else "the machine has"
     fits = [f"{change} ({other.needed_bytes / GIB:.3g} GiB)" for change, other in alternatives(plan, limit)]
     advice = f"what would fit: {'; '.join(fits)}" if fits else "no number of workers or smaller rows would fit"
     of = "a worker" if plan.gpu else f"{plan.workers_per_machine} worker{'s' * (plan.workers_per_machine > 1)}"
-    return f"{what} of {of} need {needed / GIB:.3g} GiB, and {unit} {limit / GIB:.3g} GiB; {advice}"
+    return f"{what} of {of} need {needed / GIB:.3g} GiB, and {holder} {limit / GIB:.3g} GiB; {advice}"
 
 
 def memory_note(plan: Plan, limit: float) -> str | None:

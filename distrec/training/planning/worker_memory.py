@@ -69,7 +69,7 @@ def worker_memory(
     return [*parts, Part("Ray, the driver, MLflow", _IMPORTS["machine"], "machine", baseline=True)]
 
 
-def bytes_at(parts: list[Part], *locations: Location, certain: bool = False) -> float:
+def total_bytes(parts: list[Part], *locations: Location, certain: bool = False) -> float:
     """Return the sum of the parts at some locations, or of those among them that are certain."""
     return sum(part.bytes for part in parts if part.location in locations and (part.certain or not certain))
 

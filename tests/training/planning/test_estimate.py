@@ -35,7 +35,7 @@ def test_what_would_fit_fits_and_half_of_it_does_not(plan):
     fewer = replace(plan.changed(train={"workers": other.workers // 2}), machines=other.machines // 2)
     assert fewer.needed_bytes > limit
     text = refusal(plan, limit, plan.needed_bytes, "the parts")
-    assert all(change in text for change in found) and "this machine has 20 GiB" in text
+    assert all(change in text for change in found) and "the machine has 20 GiB" in text
 
 
 def test_more_workers_than_buckets_need_more_buckets(plan):

@@ -6,7 +6,7 @@ import torch
 
 from distrec.models.base import DataSizes
 from distrec.training.planning.sizes import Sizes
-from distrec.training.planning.worker_memory import bytes_at, worker_memory
+from distrec.training.planning.worker_memory import total_bytes, worker_memory
 from distrec.training.trainer import Trainer
 from tests.conftest import changed
 
@@ -37,7 +37,7 @@ def test_tables_state_and_deferred_updates_are_exact(small, dataset, name):
 
 def test_shards_of_workers_add_up_to_the_tables(small, dataset):
     sizes = Sizes.of(dataset)
-    whole, part = (bytes_at(worker_memory(small, sizes, w, gpu=False), "device", certain=True) for w in (1, 4))
+    whole, part = (total_bytes(worker_memory(small, sizes, w, gpu=False), "device", certain=True) for w in (1, 4))
     assert part == pytest.approx(whole / 4, rel=0.05)
 
 
@@ -55,7 +55,7 @@ def test_planned_memory_of_ease_is_what_its_learner_checks(small, dataset):
 @pytest.mark.parametrize("model", ["ials", "itemknn", "pop"])
 def test_every_solver_has_a_plan_that_shrinks_with_workers(small, dataset, model):
     config, sizes = changed(small, model={"name": model}), Sizes.of(dataset)
-    one, four = (bytes_at(worker_memory(config, sizes, w, gpu=False), "device", certain=True) for w in (1, 4))
+    one, four = (total_bytes(worker_memory(config, sizes, w, gpu=False), "device", certain=True) for w in (1, 4))
     assert 0 < four <= one
 
 
