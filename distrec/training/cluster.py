@@ -25,9 +25,9 @@ from distrec.training.config import Config
 from distrec.training.connection import WORKER_CPUS
 from distrec.training.planning.estimate import Plan, memory_note
 from distrec.training.planning.sizes import Sizes
+from distrec.training.planning.worker_memory import GPU_ACTORS
 
 _FIRST_NOTE_S, _NOTE_S = 3.0, 30.0  # until the first note about a wait, and between notes
-_GPU_ACTORS = 8  # largest default of train.stream_actors for a worker on a GPU
 _LOST = (  # errors raised when a worker, or an actor of its stream, has died
     ray.exceptions.RayActorError,
     ray.exceptions.OutOfMemoryError,
@@ -199,7 +199,7 @@ def stream_plan(config: Config) -> tuple[str, int]:
         return config.stream_backend, config.train.stream_actors or 1
     cores = int(_resources()["CPU"] / config.train.workers - WORKER_CPUS)
     backend = "ray" if config.train.stream == "auto" else config.train.stream
-    return backend, config.train.stream_actors or max(1, min(_GPU_ACTORS, cores))
+    return backend, config.train.stream_actors or max(1, min(GPU_ACTORS, cores))
 
 
 def root_cause(error: BaseException, run_folder: str) -> BaseException:

@@ -17,13 +17,12 @@ from distrec.sharding.table import USERS
 from distrec.training.config import Config
 from distrec.training.planning.sizes import Sizes, StepSizes, step_sizes
 from distrec.training.planning.traffic import step_traffic
-from distrec.training.planning.worker_memory import optimizer_bytes, parameters, specs_of
+from distrec.training.planning.worker_memory import actors_of, optimizer_bytes, parameters, specs_of
 
 SHIPPED = Path(__file__).with_name("costs.json")
 STREAM = "stream"
 """The part that runs beside the step: drawing a batch."""
 _CACHE = 32 * 2**20  # bytes; of a shard beyond it, rows are read from memory
-_GPU_ACTORS = 8  # largest default of train.stream_actors for a worker on a GPU
 
 Terms = dict[str, dict[str, float]]
 """Counts, or constants, by part of a step and term."""
@@ -121,13 +120,18 @@ def counts(config: Config, sizes: Sizes, workers: int, step: StepSizes | None = 
             "edges": step.edges * d * getattr(model, "layers", 1),
         },
         "update": {"step": 1, "values": values * slots, "values beyond the cache": values * slots * far_state},
-        STREAM: {
-            "step": 1,
-            "pairs": step.pairs,
-            "draws": step.draws,
-            "rows": step.users + step.items,
-            "items of the catalogue": float(sizes.items) if 16 * (step.pairs + step.draws) >= sizes.items else 0.0,
-        },
+        STREAM: _stream_counts(step, sizes),
+    }
+
+
+def _stream_counts(step: StepSizes, sizes: Sizes) -> dict[str, float]:
+    marked = 16 * (step.pairs + step.draws) >= sizes.items  # else few ids are sorted: `kernels.dedup`
+    return {
+        "step": 1,
+        "pairs": step.pairs,
+        "draws": step.draws,
+        "rows": step.users + step.items,
+        "items of the catalogue": float(sizes.items) * marked,
     }
 
 
@@ -148,7 +152,7 @@ def step_seconds(
             sent = sum(c.bytes for c in exchanges if c.ahead is ahead) * away * per_machine
             latency = sum(c.calls for c in exchanges if c.ahead is ahead) * network.latency_s
             found[part] += sent / network.bytes_per_s + latency
-    actors = config.train.stream_actors or (_GPU_ACTORS if costs.device == "gpu" else 1)
+    actors = actors_of(config, costs.device == "gpu")
     drawing = found.pop(STREAM) / actors
     return {"wait": max(0.0, drawing - sum(found.values())), **found}
 

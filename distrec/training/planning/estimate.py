@@ -46,8 +46,7 @@ class Plan:
         return self._memory(first=True)
 
     def _memory(self, first: bool) -> list[Part]:
-        actors = self.config.train.stream_actors or (8 if self.gpu else 1)
-        return worker_memory(self.config, self.sizes, self.workers, self.gpu, actors, first)
+        return worker_memory(self.config, self.sizes, self.workers, self.gpu, first)
 
     @property
     def needed_bytes(self) -> float:

@@ -7,9 +7,8 @@ from distrec.models.base import EmbeddingConfig
 from distrec.sharding.table import ITEMS
 from distrec.training.config import Config
 from distrec.training.planning.sizes import Sizes, StepSizes, graph_columns
-from distrec.training.planning.worker_memory import parameters, specs_of
+from distrec.training.planning.worker_memory import TILE_SCORES, parameters, specs_of
 
-_TILE_SCORES = 2**25  # of the exact softmax: `losses.exact_softmax`
 _F32, _INT32, _INT64 = 4, 4, 8
 
 
@@ -56,7 +55,7 @@ def _collectives(config: Config, sizes: Sizes, workers: int, step: StepSizes) ->
     if "batch" in reads:
         yield Collective("sums of uniformities", 4, others * 4 * _F32)
     if "catalogue" in reads:
-        tiles = -(-step.shared_scores // _TILE_SCORES)
+        tiles = -(-step.shared_scores // TILE_SCORES)
         yield Collective("softmax: maxima and sums", 1 + 2 * tiles, others * 3 * _F32 * step.batch)
     if dense := parameters(config):
         yield Collective("gradients of layers", 1, others * dense * _F32)

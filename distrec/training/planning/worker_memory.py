@@ -22,9 +22,13 @@ MIB = 2**20
 # Measured on x86-64 Linux, Python 3.11, torch 2.13 for CPUs (benchmarks/README.md).
 _IMPORTS = {"worker": 500 * MIB, "stream": 300 * MIB, "machine": 1000 * MIB}
 _CUDA_CONTEXT = 500 * MIB
-_TILE_SCORES = 2**25  # of the exact softmax: `losses.exact_softmax`
 _RAY_BLOCKS, _THREAD_BLOCKS = 3 * 32 * MIB, 5 * MIB  # of a stream, beside its look-ahead; largest queue of a thread
 _F32 = 4
+
+TILE_SCORES = 2**25
+"""Scores that the exact softmax holds at a time: `losses.exact_softmax`."""
+GPU_ACTORS = 8
+"""Largest default of `train.stream_actors` for a worker on a GPU."""
 
 Location = Literal["device", "host", "stream", "machine"]
 """`device`: where the tables are, the memory of the worker's process on a CPU; `host`: its process; `stream`: a process
@@ -43,9 +47,7 @@ class Part(NamedTuple):
     """Whether a run on the smallest data needs it too."""
 
 
-def worker_memory(
-    config: Config, sizes: Sizes, workers: int, gpu: bool, actors: int = 1, first: bool = True
-) -> list[Part]:
+def worker_memory(config: Config, sizes: Sizes, workers: int, gpu: bool, first: bool = True) -> list[Part]:
     """Return the parts of the memory of a worker.
 
     Args:
@@ -53,7 +55,6 @@ def worker_memory(
         sizes: sizes of the data.
         workers: number of workers W.
         gpu: whether the workers run on GPUs.
-        actors: processes of Ray Data for each worker.
         first: whether it is the first worker: of the others none needs more than it.
     """
     parts = [Part("imports of a worker", _IMPORTS["worker"], "host", baseline=True)]
@@ -63,7 +64,7 @@ def worker_memory(
     else:
         step = step_sizes(config, sizes, workers)
         parts += [*_tables(config, sizes, workers, step.steps), *_step(config, sizes, workers, step)]
-        parts += _stream(config, sizes, workers, actors, gpu)
+        parts += _stream(config, sizes, workers, gpu)
     parts.append(Part("evaluation", _evaluation(config, sizes, workers)))
     parts.append(Part("its interactions", _evaluated_pairs(sizes, workers), "host"))
     return [*parts, Part("Ray, the driver, MLflow", _IMPORTS["machine"], "machine", baseline=True)]
@@ -130,6 +131,11 @@ def parameters(config: Config) -> int:
         return sum(parameter.numel() for parameter in config.model.build().parameters())
 
 
+def actors_of(config: Config, gpu: bool) -> int:
+    """Return the processes of Ray Data that draw for each worker, where cores are free for them."""
+    return config.train.stream_actors or (GPU_ACTORS if gpu else 1)
+
+
 def _step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[Part]:
     """Return the memory of a step's arrays, and that of the exchange of rows."""
     model = config.model
@@ -141,7 +147,7 @@ def _step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[P
     # A score has an index if it is the pair's own, and scores, numerators, gradients, and a mask with the masked copy.
     scores = 17 * step.own_scores + (13 + 5 * config.effective_sampling.reject) * step.shared_scores
     if "catalogue" in config.loss.needs():
-        scores = 5 * min(step.shared_scores, _TILE_SCORES)
+        scores = 5 * min(step.shared_scores, TILE_SCORES)
     pairs = 4 * step.pairs * model.dim * _F32 if step.shared_scores else 24 * step.pairs
     history = 3 * step.users * config.batch_needs.history * model.dim * _F32
     parts = [Part("a step", rows + scores + pairs + history)]
@@ -159,7 +165,7 @@ def _step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[P
     return parts
 
 
-def _stream(config: Config, sizes: Sizes, workers: int, actors: int, gpu: bool) -> list[Part]:
+def _stream(config: Config, sizes: Sizes, workers: int, gpu: bool) -> list[Part]:
     """Return the memory of the batches drawn ahead, and of the data that they are drawn from."""
     sampling, pairs = config.effective_sampling, sizes.interactions / workers
     users, draws = sizes.owned(USERS, workers), sampling.negatives > 0
@@ -178,6 +184,7 @@ def _stream(config: Config, sizes: Sizes, workers: int, actors: int, gpu: bool) 
     ahead = config.train.look_ahead_mib * MIB
     if config.stream_backend == "thread" and not gpu:
         return [Part("data of the stream", data, "host"), Part("batches ahead", min(ahead, _THREAD_BLOCKS), "host")]
+    actors = actors_of(config, gpu)
     process = (data + _IMPORTS["stream"] + 2 * 32 * MIB) * actors
     return [
         Part("stream: its data and imports", process, "stream"),
