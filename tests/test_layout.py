@@ -31,7 +31,7 @@ CONTAINED = {
         "training/worker.py",
     },
     "mlflow": {"tracking/mlflow.py"},
-    "torch.distributed": {"sharding/collectives.py", "testing/ranks.py"},
+    "torch.distributed": {"sharding/collectives.py", "testing/ranks.py", "testing/wire.py"},
     "rich": {"cli/progress.py", "cli/main.py"},
 }
 TESTS_ONLY = {"testing"}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distrec import __version__
+from distrec.cli import plan
 from distrec.core.errors import UNWRITABLE, UserError, WorkerLost
 
 if TYPE_CHECKING:
@@ -126,6 +127,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "doctor", _doctor, "check this machine: what will work here, and what will not")
     command.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=_WORDS)
+
+    command = _add(commands, "plan", _plan, "print memory, traffic and step time of a run, without starting it")
+    command.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=_WORDS)
+    plan.add_arguments(command)
 
     command = _add(commands, "keys", _keys, "list the configuration keys with default, type and description")
     text = "prefix of the keys, such as optim; loss and model list each loss and model with its options"
@@ -266,6 +271,12 @@ def _doctor(arguments: argparse.Namespace) -> None:
         findings = list(examine(config))
     _print_rows([(f"{'ok  ' if found.ok else 'FAIL'}  {found.what}", found.text) for found in findings])
     sys.exit(0 if all(found.ok for found in findings) else 1)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    config, _ = _load([*arguments.words, *plan.overrides(arguments)])
+    with _reporting():
+        plan.run(arguments, config)
 
 
 def _keys(arguments: argparse.Namespace) -> None:

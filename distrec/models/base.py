@@ -7,7 +7,7 @@ Gradient descent trains every model alike. A solver has a learner of its own.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -205,6 +205,17 @@ class Learner(Protocol):
         """Restore the state from a checkpoint of any number of workers. Return its `meta`."""
 
 
+class DataSizes(NamedTuple):
+    """Sizes of the training data, and the number of workers among which they are divided."""
+
+    users: int
+    items: int
+    interactions: int
+    user_degrees: np.ndarray
+    """The numbers of training interactions that occur among users, each at least once."""
+    workers: int
+
+
 class SolverConfig(ModelConfig):
     """Base of the configurations of solvers, whose learner is no gradient descent."""
 
@@ -214,6 +225,13 @@ class SolverConfig(ModelConfig):
     )
     one_epoch: ClassVar[bool] = False
     """Whether training is done after one epoch, whatever `train.epochs` is."""
+
+    def needed_bytes(self, sizes: DataSizes, first: bool = True) -> dict[str, float]:
+        """Return the memory that the first worker, or another one, needs for training, by what it is for.
+
+        By default it is not known: {}.
+        """
+        return {}
 
     def learner(self, dataset: "Dataset", seed: int, device: torch.device) -> Learner:
         """Return the learner of one worker."""

@@ -16,7 +16,7 @@ from distrec.core.memory import free_memory
 from distrec.core.status import share, stage
 from distrec.data.dataset import Dataset
 from distrec.kernels.sparse_matrix import SparseMatrix
-from distrec.models.base import models
+from distrec.models.base import DataSizes, models
 from distrec.models.solver import Csr, DebiasedConfig, ItemItemLearner, blocks, cooccurrences, group
 from distrec.sharding.checkpoint import Rows
 from distrec.sharding.device_copy import to_device
@@ -45,6 +45,33 @@ class EASE(DebiasedConfig):
     def learner(self, dataset: Dataset, seed: int, device: torch.device) -> "EASELearner":
         return EASELearner(self, dataset, device)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the factorisation."""
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    def common_weight(self, degree_V: np.ndarray, items: int) -> float | None:
+        """Return c_u if it is that of all users with training items, else None; degrees as of `coefficients`."""
+        weight_U = self.coefficients(degree_V[degree_V > 0], items)
+        return float(weight_U[0]) if (weight_U == weight_U[0]).all() else None
+
+    def matrix_bytes(self, items: int, workers: int, common: bool) -> tuple[int, int]:
+        """Return the bytes that the first worker needs, with the columns of all workers, and those of each other.
+
+        Args:
+            items: items of the catalogue.
+            workers: number of workers.
+            common: whether all users have the same c_u; else X^T diag(c) X is held beside X^T X.
+        """
+        cells = items**2
+        columns = 0 if workers == 1 and self.dtype == torch.float32 else 4 * cells
+        return cells * self.dtype.itemsize * (1 if common else 2) + columns, columns // workers
+
+    def needed_bytes(self, sizes: DataSizes, first: bool = True) -> dict[str, float]:
+        common = self.common_weight(sizes.user_degrees, sizes.items) is not None
+        matrices = self.matrix_bytes(sizes.items, sizes.workers, common)[0 if first else 1]
+        return {"matrices of items": matrices, "interactions": 16.0 * sizes.interactions}
+
 
 class EASELearner(ItemItemLearner):
     """The columns of S of one worker's items; implements `Learner`."""
@@ -52,7 +79,7 @@ class EASELearner(ItemItemLearner):
     def __init__(self, config: EASE, dataset: Dataset, device: torch.device) -> None:
         super().__init__(dataset, device)
         self.config, self.items = config, self.partitions[ITEMS].rows
-        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self.dtype = config.dtype
         self.weights_XV = torch.empty(self.items, 0, device=device)  # X: all items
 
     def summary(self) -> str:
@@ -71,15 +98,11 @@ class EASELearner(ItemItemLearner):
 
     def _common_weight(self) -> float | None:
         """Return c_u if it is that of all users with training items, else None."""
-        degree_V = self.dataset.user_degrees()
-        weight_U = self.config.coefficients(degree_V[degree_V > 0], self.items)
-        return float(weight_U[0]) if (weight_U == weight_U[0]).all() else None
+        return self.config.common_weight(self.dataset.user_degrees(), self.items)
 
     def needed_bytes(self) -> tuple[int, int]:
         """Return the bytes that the first worker needs, with the columns of all workers, and those of each other."""
-        cells, workers = self.items**2, self.exchange.workers
-        columns = 0 if workers == 1 and self.dtype == torch.float32 else 4 * cells
-        return cells * self.dtype.itemsize * (1 + self._two_matrices) + columns, columns // workers
+        return self.config.matrix_bytes(self.items, self.exchange.workers, not self._two_matrices)
 
     def check_memory(self) -> None:
         """Raise UserError at all workers if one has too little memory. Collective."""

@@ -22,7 +22,7 @@ from distrec.core.errors import UserError
 from distrec.core.status import stage
 from distrec.data.dataset import Dataset
 from distrec.kernels.dispatch import has_kernel
-from distrec.models.base import Emit, models
+from distrec.models.base import DataSizes, Emit, models
 from distrec.models.solver import Csr, DebiasedConfig, SolverLearner
 from distrec.sampling.batch import Batch
 from distrec.sharding.checkpoint import load_shard, save_shard
@@ -65,6 +65,16 @@ class IALS(DebiasedConfig):
 
     def learner(self, dataset: Dataset, seed: int, device: torch.device) -> "ALSLearner":
         return ALSLearner(self, dataset, seed, device)
+
+    def needed_bytes(self, sizes: DataSizes, first: bool = True) -> dict[str, float]:
+        rows, workers = sizes.users + sizes.items, sizes.workers
+        fetched = max(min(other, sizes.interactions / workers) for other in (sizes.users, sizes.items))
+        return {
+            "factors, and those of a new iteration": 4.0 * self.dim * (rows + max(sizes.users, sizes.items)) / workers,
+            "fetched rows": 4.0 * self.dim * fetched * (2 if workers > 1 else 1),
+            # Lists of items and users (8 bytes an interaction), their indices into the fetched rows (8), indptr.
+            "interactions in both orders": (16.0 * sizes.interactions + 24 * rows) / workers,
+        }
 
     @property
     def share(self) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distrec.core.status import share, stage
 from distrec.data.dataset import Dataset
-from distrec.models.base import SolverConfig, models
+from distrec.models.base import DataSizes, SolverConfig, models
 from distrec.models.solver import Csr, ItemItemLearner, blocks, cooccurrences
 from distrec.sharding.checkpoint import Rows
 from distrec.sharding.table import ITEMS
@@ -35,6 +35,11 @@ class ItemKNN(SolverConfig):
 
     def learner(self, dataset: Dataset, seed: int, device: torch.device) -> "ItemKNNLearner":
         return ItemKNNLearner(self, dataset, device)
+
+    def needed_bytes(self, sizes: DataSizes, first: bool = True) -> dict[str, float]:
+        neighbours = min(self.neighbours, sizes.items) * sizes.items / sizes.workers
+        # Ids and similarities by item (12 bytes each), and by neighbour (12); the lists of all users at each worker.
+        return {"neighbours": 24.0 * neighbours, "interactions": 8.0 * sizes.interactions}
 
 
 class ItemKNNLearner(ItemItemLearner):

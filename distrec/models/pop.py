@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distrec.data.dataset import Dataset
-from distrec.models.base import SolverConfig, models
+from distrec.models.base import DataSizes, SolverConfig, models
 from distrec.models.solver import OnePassLearner
 from distrec.sharding.checkpoint import Rows
 from distrec.sharding.table import ITEMS
@@ -21,6 +21,9 @@ class Pop(SolverConfig):
 
     def learner(self, dataset: Dataset, seed: int, device: torch.device) -> "PopLearner":
         return PopLearner(dataset, device)
+
+    def needed_bytes(self, sizes: DataSizes, first: bool = True) -> dict[str, float]:
+        return {"degrees of items": 8.0 * sizes.items}
 
 
 class PopLearner(OnePassLearner):

@@ -1,11 +1,13 @@
 """What a run needs of its Ray cluster: resources, wait for them, failures of workers."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.util.placement_group import (
     get_current_placement_group,
     placement_group,
@@ -14,14 +16,18 @@ from ray.util.placement_group import (
 )
 
 from distrec.core.errors import UNWRITABLE, UserError, WorkerLost
+from distrec.core.memory import free_memory
+from distrec.data.dataset import Dataset
 from distrec.sampling.stream.ray import STREAM_CPUS
 from distrec.sampling.stream.ray_internal import wrapped_errors
 from distrec.sharding.checkpoint import unwritable
 from distrec.training.config import Config
 from distrec.training.connection import WORKER_CPUS
+from distrec.training.planning.estimate import Plan, memory_note
+from distrec.training.planning.sizes import Sizes
+from distrec.training.planning.worker_memory import GPU_ACTORS
 
 _FIRST_NOTE_S, _NOTE_S = 3.0, 30.0  # until the first note about a wait, and between notes
-_GPU_ACTORS = 8  # largest default of train.stream_actors for a worker on a GPU
 _LOST = (  # errors raised when a worker, or an actor of its stream, has died
     ray.exceptions.RayActorError,
     ray.exceptions.OutOfMemoryError,
@@ -46,6 +52,24 @@ def check_resources(config: Config) -> None:
         raise UserError(
             f"train.device=cuda needs a GPU for each of {workers} workers; the Ray cluster has {total.get('GPU', 0):g}"
         )
+
+
+def check_memory(config: Config, dataset: Dataset, note: Callable[[str], object]) -> None:
+    """Raise UserError if tables and optimizer state exceed the memory of the cluster; note if the rest may not fit."""
+    gpu = uses_gpus(config)
+    if gpu and not torch.cuda.is_available():
+        return  # this process sees none of the workers' GPUs
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    machines = min(config.train.workers, len(nodes))
+    if gpu:
+        limit = float(torch.cuda.get_device_properties(0).total_memory)
+    elif len(nodes) == 1:
+        free = free_memory(torch.device("cpu"))
+        limit = math.inf if free is None else float(free)
+    else:  # what was free when the largest node started, less the objects of Ray
+        limit = max(node["Resources"].get("memory", math.inf) for node in nodes)
+    if text := memory_note(Plan(config, Sizes.of(dataset), machines, gpu), limit):
+        note(text)
 
 
 def wait_for_resources(config: Config, note: Callable[[str], object]) -> None:
@@ -175,7 +199,7 @@ def stream_plan(config: Config) -> tuple[str, int]:
         return config.stream_backend, config.train.stream_actors or 1
     cores = int(_resources()["CPU"] / config.train.workers - WORKER_CPUS)
     backend = "ray" if config.train.stream == "auto" else config.train.stream
-    return backend, config.train.stream_actors or max(1, min(_GPU_ACTORS, cores))
+    return backend, config.train.stream_actors or max(1, min(GPU_ACTORS, cores))
 
 
 def root_cause(error: BaseException, run_folder: str) -> BaseException:

@@ -91,6 +91,7 @@ def _train(
     stage("ray: starting")
     with connection.ray_running(config.train.workers, verbose, note):
         cluster.check_resources(config)
+        cluster.check_memory(config, dataset, note)
         cluster.wait_for_resources(config, note)
         folder.prepare_resume(note)
         stage("tracking: opening the run")
