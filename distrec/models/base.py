@@ -198,6 +198,9 @@ class Learner(Protocol):
     def timing(self) -> dict[str, float]:
         """Return the seconds spent in each part of the steps since the last call."""
 
+    def diagnostics(self) -> dict[str, float]:
+        """Return figures of the last step, by name, equal at all workers."""
+
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write this worker's part of a checkpoint, and `meta`, which is equal at all workers."""
 

@@ -67,17 +67,14 @@ class Trainer:
         self._fetches = self._loss_fetches or "history" in self.sharded.reads
         self._degree_V: Tensor | None = None
         if "degree_B" in reads:
-            (self._degree_V,) = to_device([self._owned_degrees()], device)
+            (self._degree_V,) = to_device([self.sharded.owned_degrees(USERS).astype(np.float32)], device)
         degrees = dataset.user_degrees()
         self._facts = {"items": dataset.manifest.items, "mean_degree": dataset.manifest.train / (degrees > 0).sum()}
         self._counts = config.optim.decay.scope == "occurrences"
         self._prefetched_lookup: tuple[Batch, Future[LookupPlan]] | None = None
         self._prefetched_arrays: tuple[Batch, dict[str, Tensor]] | None = None
         self._following: Batch | None = None
-
-    def _owned_degrees(self) -> np.ndarray:
-        owned: np.ndarray = self.sharded.partitions[USERS].rows_of(self.exchange.rank)
-        return np.asarray(self.source.dataset.user_degrees()[owned], np.float32)
+        self._gradient_norm: float | None = None
 
     @property
     def scorer(self) -> Scorer:
@@ -106,6 +103,10 @@ class Trainer:
         seconds = self.meters.snapshot()
         self.meters.reset()
         return seconds
+
+    def diagnostics(self) -> dict[str, float]:
+        """Return the norm of the gradient of the last step of an epoch, before clipping."""
+        return {} if self._gradient_norm is None else {"gradient_norm": self._gradient_norm}
 
     def train_epoch(self, epoch: int, first_step: int, batches: Iterator[Batch], emit: Emit) -> float:
         """Take the steps of an epoch; see `Learner.train_epoch`."""
@@ -159,9 +160,16 @@ class Trainer:
         """Apply the gradients of rows and parameters."""
         grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
         item_counts_R1 = grads.pop(_OCCURRENCES, None)
-        dense = self.dense.gradient()
-        if self.config.optim.clip_norm is not None:
-            self._clip(list(grads.values()), dense, self.config.optim.clip_norm)
+        dense, clip_norm = self.dense.gradient(), self.config.optim.clip_norm
+        ends = batch.step + 1 == self.source.steps
+        if ends or clip_norm is not None:
+            norm = self._norm(list(grads.values()), dense)
+            if ends:
+                self._gradient_norm = norm.item()
+            if clip_norm is not None:
+                factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0).float()  # as torch.nn.utils.clip_grad_norm_
+                for grad in [*grads.values(), *([] if dense is None else [dense])]:
+                    grad.mul_(factor)
         if item_counts_R1 is not None:
             self._decay_by_occurrence(batch, leaves, grads, item_counts_R1)
         for name, optimizer in self.optimizers.items():
@@ -169,15 +177,13 @@ class Trainer:
         if dense is not None:
             self.dense.step(dense)
 
-    def _clip(self, grads: list[Tensor], dense: Tensor | None, clip_norm: float) -> None:
-        """Scale the gradients of all workers down to a norm, as `torch.nn.utils.clip_grad_norm_`."""
+    def _norm(self, grads: list[Tensor], dense: Tensor | None) -> Tensor:
+        """Return the norm of the gradients of all workers, ()."""
         norm2 = torch.stack([grad.square().sum(dtype=torch.float64) for grad in grads]).sum()
         norm2 = self.exchange.all_add(norm2.view(1))[0]
         if dense is not None:
-            grads, norm2 = [*grads, dense], norm2 + dense.square().sum()
-        factor = (clip_norm / (norm2.sqrt() + 1e-6)).clamp(max=1.0).float()
-        for grad in grads:
-            grad.mul_(factor)
+            norm2 = norm2 + dense.square().sum()
+        return norm2.sqrt()
 
     def _decay_by_occurrence(self, batch: Batch, leaves: Leaves, grads: Leaves, item_counts_R1: Tensor) -> None:
         """Add the gradient of strength / (2 B) |row|^2 for each occurrence of a row in the pairs of all workers."""
