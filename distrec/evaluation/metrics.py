@@ -177,7 +177,7 @@ def precision(hits_UK: Bools, relevant_U: Ints, k: int) -> Floats:
 @METRICS.register("hit_rate")
 def hit_rate(hits_UK: Bools, relevant_U: Ints, k: int) -> Floats:
     """Return 1 where there is a hit in the first K."""
-    return hits_UK.any(1).astype(np.float64)
+    return np.asarray(hits_UK.any(1), np.float64)
 
 
 @METRICS.register("mrr")

@@ -75,7 +75,7 @@ def bootstrap(values: Mapping[str, np.ndarray], samples: int) -> dict[str, float
         total_C, count_C = np.split(times_U.astype(np.float64) @ both_UC, 2)
         np.divide(total_C, count_C, out=mean_C, where=count_C > 0)
     low_C, high_C = np.nanpercentile(means_SC, _PERCENTILES, axis=0)
-    bounds = {}
+    bounds: dict[str, float] = {}
     for name, low, high in zip(values, low_C, high_C, strict=True):
         bounds |= {f"{name}/low": float(low), f"{name}/high": float(high)}
     return bounds

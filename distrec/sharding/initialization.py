@@ -123,7 +123,7 @@ class Prism(Init):
         for _ in range(_REDRAWS):
             (zero,) = np.nonzero(~rows_VD.any(1))
             if not len(zero):
-                norm_V1: np.ndarray = np.linalg.norm(rows_VD, axis=1, keepdims=True)
-                return (rows_VD / norm_V1).astype(np.float32)
+                unit_VD: np.ndarray = rows_VD / np.linalg.norm(rows_VD, axis=1, keepdims=True)
+                return unit_VD.astype(np.float32)
             rows_VD[zero] = base.draw(draws, (len(zero), shape[1]), table_rows)
         raise UserError(f"model.init.base={self.base} draws rows of zeros, which have no direction")

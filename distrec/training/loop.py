@@ -94,11 +94,10 @@ class Loop:
         self._note(f"evaluating epoch {tested} on the test part")
         test = self._evaluate(Part.TEST)
         eval_s = time.perf_counter() - start
-        times = {"first_batch_s": first_batch_s, "eval_s": eval_s, "per_user": None}
-        if self.learner.exchange.rank == 0:
-            times["per_user"] = test.per_user
-        test = replace(test, per_user=None)
-        return {"history": self.history, "test": test, "tested_epoch": tested, **times}
+        # Once, by rank 0: the values of all users may be many.
+        per_user = test.per_user if self.learner.exchange.rank == 0 else None
+        test, times = replace(test, per_user=None), {"first_batch_s": first_batch_s, "eval_s": eval_s}
+        return {"history": self.history, "test": test, "tested_epoch": tested, "per_user": per_user, **times}
 
     def _ends(self) -> bool:
         """Return whether training is over: after the last epoch, or `train.patience` evaluations without progress."""

@@ -38,7 +38,7 @@ class ShardedModel(Scorer):
         self.exchange = Exchange(device, config.train.send_bfloat16)
         m, workers = dataset.manifest, self.exchange.workers
         self.partitions = {USERS: Partition(m.users, m.buckets, workers), ITEMS: Partition(m.items, m.buckets, workers)}
-        self.reads, self.similarity = config.model.reads, config.model.similarity
+        self.reads, self.similarity, self.logits = config.model.reads, config.model.similarity, config.model.logits
         self.dtype = torch.bfloat16 if config.model.bfloat16 else torch.float32
         self.specs = {spec.name: spec for spec in (*config.model.tables(), *config.loss.tables())}
         self.own_tables = {spec.name for spec in config.loss.tables()}

@@ -26,7 +26,7 @@ from distrec.sharding.differentiable import StepExchange
 from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
-from distrec.training.loss_inputs import REPRESENTATION, LossInputBuilder, fetches_items
+from distrec.training.loss_inputs import LOGIT, REPRESENTATION, LossInputBuilder, fetches_items
 from distrec.training.sharded_model import ShardedModel
 
 # Arrays of a batch that are only read on the host.
@@ -68,6 +68,8 @@ class Trainer:
         self._degree_V: Tensor | None = None
         if "degree_B" in reads:
             (self._degree_V,) = to_device([self.sharded.owned_degrees(USERS).astype(np.float32)], device)
+        if "positive_degree_B" in reads:
+            self._item_degrees = dataset.item_degrees().astype(np.float32)
         degrees = dataset.user_degrees()
         self._facts = {"items": dataset.manifest.items, "mean_degree": dataset.manifest.train / (degrees > 0).sum()}
         self._counts = config.optim.decay.scope == "occurrences"
@@ -262,12 +264,18 @@ class Trainer:
             elif plan is not None and entity == ITEMS and self._loss_fetches:
                 rows = {name: self._requested(leaf, plan) for name, leaf in rows.items()}
                 rows_XD = rows_XD if self._whole_graph else self._requested(rows_XD, plan)
-            values[entity] = {REPRESENTATION: rows_XD} | rows
+            values[entity] = self._split(rows_XD) | rows
         if plan is not None and self._loss_fetches:
             # The owner of an item computes its representation once for all workers that request it.
             fetched = exchange.fetch(plan, *values[ITEMS].values())
             values[ITEMS] = dict(zip(values[ITEMS], fetched, strict=True))
         return values[USERS], values[ITEMS]
+
+    def _split(self, rows_XD: Tensor) -> dict[str, Tensor]:
+        """Return representations, and the logits of a model that has them, by name."""
+        if not self.sharded.logits:
+            return {REPRESENTATION: rows_XD}
+        return {REPRESENTATION: rows_XD[:, :-1], LOGIT: rows_XD[:, -1:]}
 
     def _loss_inputs(
         self, batch: Batch, users: dict[str, Tensor], items: dict[str, Tensor], exchange: StepExchange
@@ -277,6 +285,8 @@ class Trainer:
         assert isinstance(model, EmbeddingConfig), model
         if self._degree_V is not None:
             others["degree_B"] = self._degree_V[arrays["users_U"].long()].index_select(0, arrays["user_index_B"])
+        if "positive_degree_B" in self.config.loss.needs():
+            others["positive_degree_B"] = self._degrees_of_positives(batch)
         if model.user_dropout:
             users_BD = users[REPRESENTATION].index_select(0, arrays["user_index_B"].long())
             share, width, seed = model.user_dropout, users_BD.shape[1], self.config.run.seed
@@ -295,6 +305,15 @@ class Trainer:
             users_of_pairs=model.user_dropout > 0,
         )
         return builder.build(self.config.loss.needs(), self.sharded.own_tables, **others)
+
+    def _degrees_of_positives(self, batch: Batch) -> Tensor:
+        """Return the training interactions of each pair's positive, (B,)."""
+        partition, degrees_U, first = self.sharded.partitions[ITEMS], [], 0
+        for worker, count in enumerate(batch.item_splits_W.tolist()):
+            local = batch.items_U[first : first + count].astype(np.int64)
+            degrees_U.append(self._item_degrees[partition.row(local, worker)])
+            first += count
+        return to_device([np.concatenate(degrees_U)[batch.positive_index_B]], self.device)[0]
 
     def _encode(
         self, arrays: dict[str, Tensor], plan: LookupPlan | None, leaves: Leaves, exchange: StepExchange

@@ -35,8 +35,8 @@ def cases(small):
     options = {name: {"name": name} for name in own_models()}
     for name, variants in VARIANTS.items():
         options |= {f"{name}_{variant}": {"name": name, **more} for variant, more in variants.items()}
-    history = {key: {"history": 7} for key, model in options.items() if model["name"] == "simplex"}
-    return {key: changed(config, model=model | history.get(key, {})) for key, model in options.items()}
+    needs = {"simplex": {"history": 7}, "macr": {"similarity": "dot"}}
+    return {key: changed(config, model=model | needs.get(model["name"], {})) for key, model in options.items()}
 
 
 # Losses with other inputs than scores of pairs, on which the numbers of workers are compared.
@@ -152,7 +152,11 @@ def test_the_smallest_data(small, tmp_path):
         assert_close(found[1][name], found[0][name], name, 1e-4)
 
 
-LEARNS = {"gcmc": {"optim": {"lr": 0.02}}, "mlp": {"model": {"init": {"std": 0.1}}, "train": {"batch_size": 256}}}
+LEARNS = {
+    "macr": {"model": {"similarity": "dot", "init": {"std": 0.1}}, "loss": {"name": "macr"}},
+    "gcmc": {"optim": {"lr": 0.02}},
+    "mlp": {"model": {"init": {"std": 0.1}}, "train": {"batch_size": 256}},
+}
 
 
 @pytest.fixture(scope="module")

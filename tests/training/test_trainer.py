@@ -41,6 +41,9 @@ SETTINGS = {
     "debiased_mse": {"loss": {"negative_weight": 1.0}, "sampling": UNCORRECTED},
     "debiased_ccl": {"loss": {"margin": 0.0, "negative_weight": 0.3}, "sampling": UNCORRECTED},
     "directau": {"loss": {"gamma": 0.3}, "optim": {"lr": 0.03}},
+    "ipl": {"model": DOT, "sampling": {"shared": False, "negatives": 4}},
+    "resn": {"model": DOT, "sampling": {"shared": False, "negatives": 4}},
+    "macr": {"model": {"name": "macr", **DOT}},
     "mawu": {"loss": {"user_weight": 0.15, "item_weight": 0.15}, "optim": {"lr": 0.03}},
 }
 
