@@ -62,7 +62,7 @@ class ReSN(_Regularized):
     It is the squared spectral norm of Y if the column sums of Y are its leading singular vector.
     """
 
-    weight: float = Field(1e-4, ge=0)
+    weight: float = Field(1e-6, ge=0)
     """Weight beta of the regulariser; not published."""
 
     def regularizer(self, step: LossInputs) -> Tensor:
