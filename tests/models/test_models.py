@@ -11,6 +11,7 @@ import torch
 
 from distrec.data import planted
 from distrec.data.prepare import prepare
+from distrec.evaluation.collapse import collapse_warning
 from distrec.testing.ranks import run_ranks
 from distrec.training.trainer import Trainer
 from tests.conftest import changed
@@ -180,4 +181,6 @@ def test_every_model_learns_the_planted_preferences(preferences, name):
     for epoch in range(6):
         for batch in trainer.source.batches(epoch, 0, trainer.source.steps):
             trainer.step(batch)
-    assert 1.4 * popular < evaluate(trainer).means()["ndcg@20"] < best
+    found = evaluate(trainer)
+    assert 1.4 * popular < found.means()["ndcg@20"] < best
+    assert collapse_warning(found.diagnostics | trainer.diagnostics(), []) is None
