@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-Line = dict[str, Any]
-Group = list[Line]
+Training = dict[str, Any]
+Group = list[Training]
 Groups = dict[tuple[str, float], Group]
 """Trainings of one data set and loss by (method, value), one for each seed."""
 
@@ -33,7 +33,7 @@ def write_report(results: Path) -> None:
     print("\n".join(text))
 
 
-def of(group: Group, value: Callable[[Line], float]) -> list[float]:
+def of(group: Group, value: Callable[[Training], float]) -> list[float]:
     return [value(line) for line in group]
 
 
