@@ -3,8 +3,8 @@
     python benchmarks/metrics.py data.source=gowalla
 
 Rows are random with norms by popularity, so that lists overlap as those of a trained model do. Each evaluation is
-repeated in turn, on one thread; the ratio is of the medians of the CPU seconds. The agreement is that of every metric of every user with ir-measures, in
-which trec_eval computes them (`--no-agreement` leaves it out).
+repeated in turn, on one thread; the ratio is of the medians of the CPU seconds. The agreement is that of every metric
+of every user with ir-measures, in which trec_eval computes them (`--no-agreement` leaves it out).
 """
 
 import argparse

@@ -78,7 +78,9 @@ class _Evaluation:
         self.scorer, self.dataset, self.config, self.exchange = scorer, dataset, config, exchange
         self.progress, m = progress, dataset.manifest
         self.of_users, self.of_items = (Partition(n, m.buckets, exchange.workers) for n in (m.users, m.items))
-        self.held_out, self.known, self.users = held_out_pairs(dataset, part, self.of_users, exchange.rank)
+        pairs = _local_pairs(dataset, part, self.of_users, exchange.rank)
+        self.held_out, self.known, self.users = _held_out_of(pairs, part)
+        self.degree_V = np.bincount(pairs[Part.TRAIN][0], minlength=self.of_users.size(exchange.rank))
         self.item_degrees = dataset.item_degrees()
         self.trained = self.item_degrees > 0
         excludes = config.untrained_items == "exclude" and not self.trained.all()
@@ -126,9 +128,8 @@ class _Evaluation:
             return None, []
         users_UD, items_VD = found
         if measured:
-            degree_V = self.dataset.user_degrees()[self.of_users.rows_of(rank)]
             item_degree_V = self.item_degrees[self.of_items.rows_of(rank)]
-            sides = [Side("users", users_UD, degree_V, self.of_users)]
+            sides = [Side("users", users_UD, self.degree_V, self.of_users)]
             sides.append(Side("items", items_VD, item_degree_V, self.of_items))
             if len(self.users) < len(everyone):
                 users_UD = users_UD.index_select(0, torch.from_numpy(self.users).to(users_UD.device))
@@ -197,11 +198,23 @@ def held_out_pairs(
 
     Rows of the pairs index the local ids, which ascend.
     """
+    return _held_out_of(_local_pairs(dataset, part, partition, worker), part)
+
+
+Pairs = dict[Part, tuple[np.ndarray, np.ndarray]]
+"""(local users, items) of a worker's users, by part."""
+
+
+def _local_pairs(dataset: Dataset, part: Part, partition: Partition, worker: int) -> Pairs:
+    """Return the interactions of a part and of those before it."""
     buckets = partition.owned_buckets(worker)
     parts = {p: dataset.interactions(p, buckets) for p in Part if p <= part}
-    local = {p: (partition.local(user), item) for p, (user, item) in parts.items()}
-    users = np.intersect1d(local[part][0], local[Part.TRAIN][0])
-    return _pairs_of(users, [local[part]]), _pairs_of(users, [local[p] for p in local if p < part]), users
+    return {p: (partition.local(user), item) for p, (user, item) in parts.items()}
+
+
+def _held_out_of(pairs: Pairs, part: Part) -> tuple[UserItemPairs, UserItemPairs, np.ndarray]:
+    users = np.intersect1d(pairs[part][0], pairs[Part.TRAIN][0])
+    return _pairs_of(users, [pairs[part]]), _pairs_of(users, [pairs[p] for p in pairs if p < part]), users
 
 
 def _pairs_of(users: np.ndarray, parts: list[tuple[np.ndarray, np.ndarray]]) -> UserItemPairs:
