@@ -202,7 +202,9 @@ def _hits(ranked_UK: Ints, indptr: Ints, indices: Ints) -> tuple[Bools, Ints]:
     users, width = ranked_UK.shape
     # One integer key per (user, item), so that one binary search serves all users.
     stride = 1 + max(indices.max(initial=0), ranked_UK.max(initial=0))
-    keys = np.unique(np.repeat(np.arange(users), np.diff(indptr)) * stride + indices)
+    keys = np.repeat(np.arange(users), np.diff(indptr)) * stride + indices
+    if (keys[1:] <= keys[:-1]).any():  # those of an evaluation are ascending and distinct
+        keys = np.unique(keys)
     relevant_U = np.bincount(keys // stride, minlength=users)
     if not len(keys):
         return np.zeros((users, width), bool), relevant_U
