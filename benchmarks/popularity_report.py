@@ -149,7 +149,7 @@ def figures(groups: Groups, path: Path, title: str) -> None:
         strict=False,
     ):
         _by_value(axis, groups, method, with_none=first)
-        axis.set(title=f"NDCG@20 on the test part, {name}", ylabel="NDCG@20, %", ylim=(0, None))
+        axis.set(title=f"NDCG@20, test, {name}", ylabel="NDCG@20, %", ylim=(0, None))
     _curves(axes.flat[4], groups)
     _correlations(axes.flat[5], groups)
     figure.savefig(path, metadata={"Date": None})
@@ -175,7 +175,7 @@ def _curves(axis: Any, groups: Groups) -> None:
             if group:
                 curve = [100 * value for value in group[0]["curves"][similarity]]
                 axis.plot(range(1, len(curve) + 1), curve, style, color=color, label=f"{method}, {similarity}")
-    axis.set(title="NDCG@20 on the validation part, first seed", xlabel="epoch", ylabel="NDCG@20, %")
+    axis.set(title="NDCG@20, validation, first seed", xlabel="epoch", ylabel="NDCG@20, %")
     axis.legend()
 
 
@@ -184,6 +184,6 @@ def _correlations(axis: Any, groups: Groups) -> None:
     for side, marker in (("items", "o"), ("users", "x")):
         axis.plot([fmean(correlation(groups[key], side)) for key in keys], range(len(keys)), marker, label=side)
     axis.set_yticks(range(len(keys)), [f"{name} {value:g}" for name, value in keys])
-    axis.set(title="Correlation of log(degree + 2) with the length of a row", xlim=(-1, 1))
+    axis.set(title="Correlation: log(degree + 2), length of row", xlim=(-1.05, 1.05))
     axis.axvline(0, color="#bbbbbb", zorder=0)
     axis.legend()
