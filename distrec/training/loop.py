@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from distrec.core.errors import UserError
+from distrec.core.errors import Diverged
 from distrec.core.status import reporting, share, stage
 from distrec.data.dataset import Dataset, Part
 from distrec.evaluation.evaluator import evaluate_part
@@ -90,8 +90,10 @@ class Loop:
         first_batch_s = 0.0 if self._ends() else self._train_epochs()
         tested = self._load_best() or len(self.history)
         start = time.perf_counter()
-        self._note(f"evaluating epoch {tested} on the test part")
-        test = self._evaluate(Part.TEST)
+        test = None
+        if self.config.eval.test:
+            self._note(f"evaluating epoch {tested} on the test part")
+            test = self._evaluate(Part.TEST)
         eval_s = time.perf_counter() - start
         times = {"first_batch_s": first_batch_s, "eval_s": eval_s}
         return {"history": self.history, "test": test, "tested_epoch": tested, **times}
@@ -167,7 +169,7 @@ class Loop:
         pairs, epochs = self.job.dataset.manifest.train, self.config.epochs
         loss = self.learner.exchange.all_sum([loss_sum])[0] / pairs
         if not math.isfinite(loss):
-            raise UserError(f"the loss of epoch {epoch + 1} is {loss}: lower optim.lr, or raise loss.temperature")
+            raise Diverged(f"the loss of epoch {epoch + 1} is {loss}: lower optim.lr, or raise loss.temperature")
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "seconds": seconds, "split": self.learner.timing()}
         last, every = epoch + 1 == epochs, self.config.eval.every
         if every and self.job.dataset.manifest.valid and ((epoch + 1) % every == 0 or last):

@@ -1,0 +1,136 @@
+"""The journal of a search: what it has done, as lines of JSON, appended and written to the disk at once."""
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distrec.core.errors import UserError, reason_of
+from distrec.tuning.space import Values
+
+Event = dict[str, Any]
+
+REFIT = "refit_"
+"""Start of the names of refits. A trial's name is its number."""
+FINISHED = "finished"
+"""Reason of a trial that came to its last epoch, or stopped by `train.patience`."""
+FAILED = ("diverged", "failed", "invalid", "lost")
+"""Reasons of trials that have no result."""
+
+
+@dataclass
+class Record:
+    """What is known of a trial or a refit."""
+
+    name: str
+    values: Values
+    reports: list[Event] = field(default_factory=list)
+    """An event for each epoch: epoch, loss, seconds and, where it was evaluated, metrics."""
+    end: Event | None = None
+    """reason and, where there is more to say, text; `metrics` of a refit."""
+    start_s: float = 0
+    end_s: float = 0
+    """Seconds of the search at the start and at the last event."""
+
+    @property
+    def is_refit(self) -> bool:
+        return self.name.startswith(REFIT)
+
+    @property
+    def reason(self) -> str:
+        """Why it ended; empty while it has not."""
+        return self.end["reason"] if self.end else ""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained."""
+        return self.reports[-1]["epoch"] if self.reports else 0
+
+    def curve(self, metric: str) -> list[tuple[int, float]]:
+        """Return (epoch, value) of each evaluation."""
+        return [(r["epoch"], r["metrics"][metric]) for r in self.reports if metric in r.get("metrics", {})]
+
+    def best(self, metric: str) -> tuple[int, float] | None:
+        """Return (epoch, value) of the best evaluation, the first of several; None without any."""
+        return max(self.curve(metric), key=lambda point: point[1], default=None)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training and evaluation."""
+        return math.fsum(r["seconds"] + r.get("eval_s", 0.0) for r in self.reports)
+
+
+class Journal:
+    """The records of a search. A last line that was torn by a kill is cut off."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the journal of a search to resume, or start an empty one.
+
+        Raises:
+            UserError: it is damaged before its end, or cannot be read or written.
+        """
+        self.path, self.records, self.elapsed_s = path, dict[str, Record](), 0.0
+        try:
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            if lines and not lines[-1].endswith(b"\n"):
+                os.truncate(path, sum(map(len, lines[:-1])))
+                lines.pop()
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {reason_of(error)}") from None
+        for number, line in enumerate(lines, 1):
+            try:
+                self._apply(json.loads(line))
+            except (ValueError, LookupError, TypeError, AttributeError):
+                raise UserError(f"{path}, line {number} is damaged; start the search anew in another folder") from None
+
+    @property
+    def trials(self) -> list[Record]:
+        """The trials, without refits, in the order of their numbers."""
+        return [record for record in self.records.values() if not record.is_refit]
+
+    @property
+    def refits(self) -> list[Record]:
+        return [record for record in self.records.values() if record.is_refit]
+
+    def start(self, name: str, values: Values, at_s: float) -> None:
+        """Record that a trial has its values."""
+        self._append({"kind": "trial", "trial": name, "values": values, "s": at_s})
+
+    def report(self, name: str, report: Event, at_s: float, end: Event | None = None) -> None:
+        """Record an epoch of a trial and, in the same write, its end."""
+        events = [{"kind": "report", "trial": name, **report, "s": at_s}]
+        self._append(*events, *([{"kind": "end", "trial": name, **end, "s": at_s}] if end else []))
+
+    def end(self, name: str, end: Event, at_s: float) -> None:
+        """Record the end of a trial, with its `reason`."""
+        self._append({"kind": "end", "trial": name, **end, "s": at_s})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, *events: Event) -> None:
+        text = "".join(json.dumps(event) + "\n" for event in events)
+        try:
+            self._file.write(text.encode())
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {reason_of(error)}") from None
+        for event in events:
+            self._apply(event)
+
+    def _apply(self, event: Event) -> None:
+        self.elapsed_s = float(event["s"])
+        if event["kind"] == "trial":
+            record = Record(event["trial"], event["values"], start_s=self.elapsed_s)
+            self.records[event["trial"]] = record
+        else:
+            record = self.records[event["trial"]]
+            details = {key: value for key, value in event.items() if key not in ("kind", "trial", "s")}
+            if event["kind"] == "report":
+                record.reports.append(details)
+            else:
+                record.end = details
+        record.end_s = self.elapsed_s

@@ -1,0 +1,176 @@
+"""Search for the best configuration of a run: the function behind `distrec tune`."""
+
+import queue
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distrec.core.config import expand_user, load, parse, tree_with, with_values
+from distrec.core.errors import UserError
+from distrec.core.status import reporting, stage
+from distrec.data.dataset import Dataset
+from distrec.data.prepare import prepare
+from distrec.training.checks import check_dataset
+from distrec.training.config import Config
+from distrec.training.driver import stopped_by_sigterm
+from distrec.tuning import ray_tune
+from distrec.tuning.config import SearchConfig
+from distrec.tuning.folder import BEST_CONFIG, SearchFolder
+from distrec.tuning.journal import Journal, Record
+from distrec.tuning.search import Search, refits
+from distrec.tuning.space import make_space, read_search
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search has found.
+
+    Attributes:
+        folder: folder of the search.
+        metric: the validation metric that was maximised, such as ndcg@20.
+        values: the best values, by dotted key.
+        value: validation metric of the best trial at its best epoch.
+        epochs: that epoch, for which the refits were trained.
+        metrics: of each refit, `test/recall@20` and so on.
+        trials: all trials.
+    """
+
+    folder: Path
+    metric: str
+    values: Mapping[str, Any]
+    value: float
+    epochs: int
+    metrics: Sequence[Mapping[str, float]]
+    trials: Sequence[Record]
+
+
+def load_search(
+    path: Path | None, search: Path, overrides: Sequence[str] = (), note: Callable[[str], object] = lambda text: None
+) -> SearchConfig:
+    """Read a run file and a search file. Overrides win over both; that of a range makes it a fixed value."""
+    fixed, ranges = read_search(expand_user(search))
+    for key in [key for override in overrides if (key := override.partition("=")[0]) in ranges]:
+        note(f"{key} is fixed by the command line, and not searched")
+        del ranges[key]
+    values = {**fixed, "space": ranges}
+    return load(SearchConfig, None if path is None else expand_user(path), overrides, note, values)
+
+
+def tune(
+    config: Config,
+    space: Mapping[str, Any] | str | Path,
+    name: str = "search",
+    on_event: Callable[[Event], object] | None = None,
+    verbose: bool = False,
+    **options: Any,
+) -> SearchResult:
+    """Search for the values of some keys that are best on the validation part; refit and test the best configuration.
+
+    Args:
+        config: configuration of the runs; `run.dir` and `run.resume` are those of the search.
+        space: ranges by dotted key, `{"optim.lr": {"log_uniform": [1e-4, 0.1]}}`, or a search file.
+        name: names the folder of the search, runs/NAME, unless `run.dir` is set.
+        on_event: called with plain dicts: kinds `note`, `status`, `search`, `trial`, `report` and `end`.
+        verbose: let Ray and the trials log to the terminal.
+        options: keys `tune.*`: trials=20, sampler="tpe", ...; they win over those of a search file.
+
+    Raises:
+        UserError: a mistake in the configuration, the space or the data; no trial had a result.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM. Its argument is the folder once the search can be resumed.
+    """
+    if isinstance(space, (str, Path)):
+        fixed, ranges = read_search(expand_user(space))
+    else:
+        fixed, ranges = {}, dict(space)
+    tree = tree_with(config, {key: value for key, value in fixed.items() if not key.startswith("tune.")})
+    tuned = {key.removeprefix("tune."): value for key, value in fixed.items() if key.startswith("tune.")}
+    base = parse(SearchConfig, {**tree, "space": ranges})
+    values = {f"tune.{key}": value for key, value in {**tuned, **options}.items()}
+    return run_search(with_values(base, values), name, on_event, verbose)
+
+
+def run_search(
+    config: SearchConfig, name: str, on_event: Callable[[Event], object] | None = None, verbose: bool = False
+) -> SearchResult:
+    """Run a search; arguments as of `tune`."""
+    emit = on_event or (lambda event: None)
+
+    def note(text: str) -> None:
+        emit({"kind": "note", "text": text})
+
+    space = make_space(config, config.space)
+    folder = SearchFolder.choose(config, name)
+    try:
+        with reporting(emit):
+            note(f"search folder: {folder.path}")
+            facts = _prepare(config, folder, note)
+            with ray_tune.ray_for_trials(config, verbose, note):
+                resources = ray_tune.trial_resources(config)
+                folder.start(config, facts)
+                journal = Journal(folder.journal)
+                events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+                search = Search(config, space, folder, journal, events.put)
+                try:
+                    return _run(search, resources, events, emit)
+                except KeyboardInterrupt:
+                    raise KeyboardInterrupt(str(folder.path)) from None
+                finally:
+                    journal.close()
+    finally:
+        folder.release()
+
+
+def _prepare(config: SearchConfig, folder: SearchFolder, note: Callable[[str], None]) -> dict[str, Any]:
+    """Prepare the data that all trials use. Return the facts of the folder."""
+    stage("data: preparing")
+    dataset = prepare(config.data, log=note)
+    check_dataset(config, dataset)
+    if not dataset.manifest.valid:
+        raise UserError(
+            "a search is judged on a validation part, and the data have none: set data.valid_fraction=0.1, or data.valid"
+        )
+    folder.check_fingerprint(dataset.manifest.fingerprint)
+    return {**folder.facts(), "fingerprint": dataset.manifest.fingerprint, "data": str(dataset.path.absolute())}
+
+
+def _run(
+    search: Search,
+    resources: dict[str, float],
+    events: "queue.SimpleQueue[Event]",
+    emit: Callable[[Event], object],
+) -> SearchResult:
+    config = search.config
+    search.slots, search.threads = ray_tune.trials_at_once(config, resources), max(1, int(resources["CPU"]))
+
+    def pass_on() -> None:
+        while not events.empty():
+            emit(events.get())
+
+    emit({"kind": "search", "search": search})
+    if not search.is_over:
+        with stopped_by_sigterm():
+            ray_tune.run_jobs(search, resources, pass_on)
+    return _finish(search)
+
+
+def _finish(search: Search) -> SearchResult:
+    """Write what was found. Raises UserError if no trial has a value."""
+    config, best = search.config, search.best()
+    point = best and best.best(config.metric)
+    if best is None or point is None:
+        texts = [r.end["text"] for r in search.journal.trials if r.end and "text" in r.end]
+        raise UserError(f"no trial has a value of {config.metric}" + (f"; the first said: {texts[0]}" if texts else ""))
+    wanted = refits(config, best)
+    metrics = [r.end["metrics"] for r in search.journal.refits if r.name in wanted and r.end]
+    settings = next(iter(wanted.values()), best.values)
+    tree = tree_with(config, {**settings, "run.dir": None, "run.resume": False})
+    kept = {key: value for key, value in tree.items() if key not in ("tune", "space")}
+    (search.folder.path / BEST_CONFIG).write_text(yaml.safe_dump(kept, sort_keys=False))
+    return SearchResult(
+        search.folder.path, config.metric, best.values, point[1], point[0], metrics, search.journal.trials
+    )
