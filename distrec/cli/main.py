@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distrec import __version__
+from distrec.cli import tune
 from distrec.core.errors import UNWRITABLE, UserError, WorkerLost
 
 if TYPE_CHECKING:
@@ -110,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     loudness = command.add_mutually_exclusive_group()
     loudness.add_argument("--quiet", action="store_true", help="print only the result")
     loudness.add_argument("--verbose", action="store_true", help="also print the logs of Ray and of the workers")
+
+    command = _add(commands, "tune", tune.run, "search for the best values of some keys; refit and test the best run")
+    tune.add_arguments(command)
 
     command = _add(commands, "prepare", _prepare, "prepare raw interactions for training, and print the folder")
     command.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=_WORDS)

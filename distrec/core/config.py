@@ -157,7 +157,7 @@ def with_values(config: S, values: Mapping[str, Any]) -> S:
 
 
 def tree_with(config: Section, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a configuration that differ from the defaults, with others of some dotted keys, as a tree."""
+    """Return the values that were given to a configuration, with others of some dotted keys, as a tree."""
     tree: dict[str, Any] = config.model_dump(mode="json", exclude_unset=True)
     for _ in _drop_options(type(config), tree, _set(copy.deepcopy(tree), values)):
         pass
@@ -178,7 +178,7 @@ def _set(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def value_errors(config: Section, key: str, values: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with `values[key]` by itself, beside the other values: unknown key, wrong type, not allowed."""
+    """Return what is wrong with one of some values by itself: an unknown key, a wrong type, out of bounds."""
     kind, path = type(config), tuple(key.split("."))
     try:
         kind.model_validate(tree_with(config, values))

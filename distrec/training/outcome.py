@@ -8,9 +8,7 @@ from distrec.training.config import Config
 from distrec.training.run_folder import Result, RunFolder, Timing
 
 
-def make_result(
-    config: Config, dataset: Dataset, folder: RunFolder, outcome: dict[str, Any], total_s: float
-) -> Result:
+def make_result(config: Config, dataset: Dataset, folder: RunFolder, outcome: dict[str, Any], total_s: float) -> Result:
     """Return the result of what rank 0's loop returned, after `total_s` seconds."""
     history, test, tested = outcome["history"], outcome["test"], outcome["tested_epoch"]
     metrics = {f"valid/{key}": value for key, value in history[tested - 1].get("metrics", {}).items()}

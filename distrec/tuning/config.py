@@ -91,8 +91,8 @@ class SearchConfig(Config):
             raise ValueError("a search needs evaluations on the validation part: set eval.every to 1 or more")
         if self.tune.refit_seeds and self.optim.schedule.name == "plateau" and "optim" not in self.unused():
             raise ValueError(
-                "optim.schedule.name=plateau follows a validation metric, which a refit on training and validation part "
-                "together has not: choose another schedule, or set tune.refit_seeds=0"
+                "optim.schedule.name=plateau follows a validation metric, and a refit on the training and validation "
+                "part has none: choose another schedule, or set tune.refit_seeds=0"
             )
         return self
 

@@ -62,38 +62,66 @@ class Record:
         return math.fsum(r["seconds"] + r.get("eval_s", 0.0) for r in self.reports)
 
 
-class Journal:
-    """The records of a search. A last line that was torn by a kill is cut off."""
+class Records(dict[str, Record]):
+    """The records of a search by name, read from its journal. A last line that was torn by a kill is left out."""
 
     def __init__(self, path: Path) -> None:
-        """Read the journal of a search to resume, or start an empty one.
+        """Read a journal, which need not exist.
 
         Raises:
-            UserError: it is damaged before its end, or cannot be read or written.
+            UserError: it is damaged before its end, or cannot be read.
         """
-        self.path, self.records, self.elapsed_s = path, dict[str, Record](), 0.0
+        self.path, self.elapsed_s, self.complete = path, 0.0, 0
         try:
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-            if lines and not lines[-1].endswith(b"\n"):
-                os.truncate(path, sum(map(len, lines[:-1])))
-                lines.pop()
-            self._file = path.open("ab", buffering=0)
         except OSError as error:
-            raise UserError(f"cannot write {path}: {reason_of(error)}") from None
+            raise UserError(f"cannot read {path}: {reason_of(error)}") from None
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+        self.complete = sum(map(len, lines))
+        """Bytes of the complete lines."""
         for number, line in enumerate(lines, 1):
             try:
-                self._apply(json.loads(line))
+                self.apply(json.loads(line))
             except (ValueError, LookupError, TypeError, AttributeError):
                 raise UserError(f"{path}, line {number} is damaged; start the search anew in another folder") from None
 
     @property
     def trials(self) -> list[Record]:
         """The trials, without refits, in the order of their numbers."""
-        return [record for record in self.records.values() if not record.is_refit]
+        return [record for record in self.values() if not record.is_refit]
 
     @property
     def refits(self) -> list[Record]:
-        return [record for record in self.records.values() if record.is_refit]
+        return [record for record in self.values() if record.is_refit]
+
+    def apply(self, event: Event) -> None:
+        """Take a line into account."""
+        self.elapsed_s = float(event["s"])
+        if event["kind"] == "trial":
+            record = self[event["trial"]] = Record(event["trial"], event["values"], start_s=self.elapsed_s)
+        else:
+            record = self[event["trial"]]
+            details = {key: value for key, value in event.items() if key not in ("kind", "trial", "s")}
+            if event["kind"] == "report":
+                record.reports.append(details)
+            else:
+                record.end = details
+        record.end_s = self.elapsed_s
+
+
+class Journal:
+    """The journal of a search that runs: its records, and the file to which they are appended."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the journal of a search to resume, or start an empty one. Raises UserError."""
+        self.path, self.records = path, Records(path)
+        try:
+            if path.exists():
+                os.truncate(path, self.records.complete)
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {reason_of(error)}") from None
 
     def start(self, name: str, values: Values, at_s: float) -> None:
         """Record that a trial has its values."""
@@ -119,18 +147,4 @@ class Journal:
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {reason_of(error)}") from None
         for event in events:
-            self._apply(event)
-
-    def _apply(self, event: Event) -> None:
-        self.elapsed_s = float(event["s"])
-        if event["kind"] == "trial":
-            record = Record(event["trial"], event["values"], start_s=self.elapsed_s)
-            self.records[event["trial"]] = record
-        else:
-            record = self.records[event["trial"]]
-            details = {key: value for key, value in event.items() if key not in ("kind", "trial", "s")}
-            if event["kind"] == "report":
-                record.reports.append(details)
-            else:
-                record.end = details
-        record.end_s = self.elapsed_s
+            self.records.apply(event)

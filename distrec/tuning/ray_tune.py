@@ -1,6 +1,7 @@
 """Ray Tune: runs the jobs of a search in actors of the cluster. Its own samplers, rules and state are not used.
 
-Ray Tune loses what it has not written for ten seconds, and with an early stop hangs or repeats; the journal does neither.
+Its state, written every ten seconds, forgets trials after a kill, and its rules for stopping forget theirs; the journal
+does not.
 """
 
 import contextlib
@@ -8,7 +9,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def train_function(config: dict[str, Any]) -> None:
         import_modules(tree.get("run", {}).get("imports", ()))
         pa.set_memory_pool(pa.system_memory_pool())
         result = run_trial(parse(Config, tree), report)
-        end = {"reason": FINISHED}
+        end: dict[str, Any] = {"reason": FINISHED}
         if result.test_users:
             end |= {"metrics": result.metrics, "epochs": result.epochs}
     except Diverged as error:
@@ -121,7 +121,7 @@ class _Scheduler(_NotSaved, FIFOScheduler):
     """Passes reports on to the search, and its decisions to Ray Tune."""
 
     def __init__(self, adapter: _Adapter) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.adapter = adapter
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:

@@ -70,7 +70,9 @@ def _suggest(space: Space, trial: optuna.Trial) -> Values:
 def _draw(trial: optuna.Trial, key_range: Range) -> Any:
     match distribution(key_range):
         case CategoricalDistribution(choices=choices):
-            return key_range.choices[trial.suggest_categorical(key_range.key, choices)]
+            index = trial.suggest_categorical(key_range.key, choices)
+            assert isinstance(index, int)
+            return key_range.choices[index]
         case IntDistribution(low=low, high=high, step=step, log=log):
             return trial.suggest_int(key_range.key, low, high, step=step, log=log)
         case FloatDistribution(low=low, high=high, step=step, log=log):
@@ -93,20 +95,32 @@ def _frozen(space: Space, sampler: str, outcome: Outcome) -> FrozenTrial:
     TPE ranks pruned trials below complete ones, by the epoch that they reached, and those without a value last. A
     Gaussian process reads complete trials alone: there a failed one has the least value of a metric.
     """
-    params: dict[str, Any] = {}
-    for key_range in space.ranges:
-        if key_range.key in outcome.values:
-            value = outcome.values[key_range.key]
-            params[key_range.key] = key_range.choices.index(value) if key_range.choices else value
     best = max((value for _, value in outcome.curve), default=0.0)
     failed = outcome.state == "failed"
-    state = TrialState.COMPLETE if outcome.state == "finished" or sampler == "gp" else TrialState.PRUNED
     if outcome.state == "running":
-        state = TrialState.RUNNING
+        return _trial(space.ranges, outcome.values, TrialState.RUNNING, curve=outcome.curve)
+    if outcome.state == "finished" or sampler == "gp":
+        return finished_trial(space.ranges, outcome.values, 0.0 if failed else best)
+    return _trial(space.ranges, outcome.values, TrialState.PRUNED, curve=() if failed else outcome.curve)
+
+
+def finished_trial(ranges: Sequence[Range], values: Values, value: float) -> FrozenTrial:
+    """Return a complete trial of optuna."""
+    return _trial(ranges, values, TrialState.COMPLETE, value)
+
+
+def _trial(
+    ranges: Sequence[Range],
+    values: Values,
+    state: TrialState,
+    value: float | None = None,
+    curve: Sequence[tuple[int, float]] = (),
+) -> FrozenTrial:
+    given = [r for r in ranges if r.key in values]
     return create_trial(
         state=state,
-        value=(0.0 if failed else best) if state == TrialState.COMPLETE else None,
-        params=params,
-        distributions={r.key: distribution(r) for r in space.ranges if r.key in params},
-        intermediate_values={} if failed else dict(outcome.curve),
+        value=value,
+        params={r.key: r.choices.index(values[r.key]) if r.choices else values[r.key] for r in given},
+        distributions={r.key: distribution(r) for r in given},
+        intermediate_values=dict(curve),
     )

@@ -1,4 +1,4 @@
-"""A search without the cluster: which trial is next, which is stopped, which is the best. Keeps its state in a journal."""
+"""A search without its cluster: which trial is next, which is stopped, which is best. Its state is the journal."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,13 +7,13 @@ from typing import Any
 
 from distrec.core.config import parse, tree_with
 from distrec.core.errors import UserError
+from distrec.training.config import Config
 from distrec.tuning.config import SearchConfig, absolute
 from distrec.tuning.folder import SearchFolder
 from distrec.tuning.journal import FAILED, FINISHED, REFIT, Event, Journal, Record
 from distrec.tuning.sampler import Outcome, propose
 from distrec.tuning.space import Space, Values
 from distrec.tuning.stopping import asha_stops, median_stops
-from distrec.training.config import Config
 
 _HOPELESS = 3  # trials that fail before their first epoch, without any other, end the search
 _MOST_INVALID = 50  # combinations in a row that the configuration rejects
@@ -44,7 +44,7 @@ class Search:
         self.live: set[str] = set()
         self.closing = False
         self.error: UserError | None = None
-        self._start_s = time.monotonic() - journal.elapsed_s
+        self._start_s = time.monotonic() - journal.records.elapsed_s
         combinations = len(space.combinations()) if config.tune.sampler == "grid" else None
         self.most_trials = config.tune.most_trials(combinations)
 
@@ -89,14 +89,14 @@ class Search:
         for _ in range(_MOST_INVALID):
             if not self._may_propose():
                 return None
-            trials = self.journal.trials
+            trials = self.journal.records.trials
             tune, number = self.config.tune, len(trials)
             values = propose(self.space, tune.sampler, tune.seed, number, [self._outcome(r) for r in trials])
             name = f"{number:04d}"
             self.journal.start(name, values, self.elapsed_s)
             self.emit({"kind": "trial", "trial": name, "values": values})
             try:
-                parse(Config, self._tree(name, values))
+                parse(Config, self.tree(name, values))
                 return name
             except UserError as error:
                 self.end(name, {"reason": "invalid", "text": str(error)})
@@ -104,14 +104,14 @@ class Search:
         raise UserError(f"no configuration of {_MOST_INVALID} in a row is valid; the last one: {last}")
 
     def _may_propose(self) -> bool:
-        return not self._spent() and (self.most_trials is None or len(self.journal.trials) < self.most_trials)
+        return not self._spent() and (self.most_trials is None or len(self.journal.records.trials) < self.most_trials)
 
     def _spent(self) -> str:
         """Return which budget is used up, `minutes` or `epochs`; "" for none."""
         tune = self.config.tune
         if tune.minutes is not None and self.elapsed_s >= 60 * tune.minutes:
             return "minutes"
-        if tune.epochs is not None and sum(record.epochs for record in self.journal.trials) >= tune.epochs:
+        if tune.epochs is not None and sum(record.epochs for record in self.journal.records.trials) >= tune.epochs:
             return "epochs"
         return ""
 
@@ -136,14 +136,14 @@ class Search:
 
     def best(self) -> Record | None:
         """Return the best trial, the first of several; None if none has a value."""
-        return best_trial(self.journal.trials, self.config.metric)
+        return best_trial(self.journal.records.trials, self.config.metric)
 
     def _job(self, name: str) -> Job:
         self.live.add(name)
         record = self.journal.records[name]
-        return Job(name, self._tree(name, record.values))
+        return Job(name, self.tree(name, record.values))
 
-    def _tree(self, name: str, values: Values) -> dict[str, Any]:
+    def tree(self, name: str, values: Values) -> dict[str, Any]:
         """Return the configuration of a trial as plain values. Raises UserError."""
         config = self.config
         cut_off = int(config.metric.partition("@")[2])
@@ -192,7 +192,7 @@ class Search:
         if tune.stop == "none" or "metrics" not in report:
             return ""
         curve = [*record.curve(metric), (report["epoch"], report["metrics"][metric])]
-        others = [other.curve(metric) for other in self.journal.trials if other is not record]
+        others = [other.curve(metric) for other in self.journal.records.trials if other is not record]
         if tune.stop == "asha":
             return "asha" if asha_stops(curve, others, tune.grace, tune.reduction) else ""
         return "median" if median_stops(curve, others, tune.grace) else ""
@@ -206,8 +206,8 @@ class Search:
             return
         self.journal.end(name, end, self.elapsed_s)
         self._ended(name)
-        failed = [record for record in self.journal.trials if record.reason in FAILED and not record.reports]
-        if len(failed) == len(self.journal.trials) == _HOPELESS and end["reason"] == "failed":
+        failed = [record for record in self.journal.records.trials if record.reason in FAILED and not record.reports]
+        if len(failed) == len(self.journal.records.trials) == _HOPELESS and end["reason"] == "failed":
             self._fail(UserError(f"the first {_HOPELESS} trials failed: {end['text']}"))
 
     def _ended(self, name: str) -> None:

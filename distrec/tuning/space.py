@@ -76,7 +76,9 @@ class Space:
 
     def combinations(self, kinds: Sequence[str] = KINDS) -> list[Values]:
         """Return all combinations of the ranges of some kinds; [{}] without any."""
-        found = list(itertools.islice(self._combine({}, [r for r in self.ranges if r.kind in kinds]), 1 + _MOST_COMBINATIONS))
+        found = list(
+            itertools.islice(self._combine({}, [r for r in self.ranges if r.kind in kinds]), 1 + _MOST_COMBINATIONS)
+        )
         if len(found) > _MOST_COMBINATIONS:
             raise UserError(f"the grid has more than {_MOST_COMBINATIONS:,} combinations: use fewer values, or random")
         return found
@@ -142,7 +144,9 @@ def make_space(config: Section, ranges: Mapping[str, Any]) -> Space:
 
 def _parse(key: str, given: Any, types: Mapping[str, set[str]]) -> Range:
     """Return one range. Raises UserError."""
-    key_type = types.get(key) or {t.removesuffix(" by name") for t in types.get(key.rpartition(".")[0], ()) if "by name" in t}
+    key_type = types.get(key) or {
+        t.removesuffix(" by name") for t in types.get(key.rpartition(".")[0], ()) if "by name" in t
+    }
     if not key_type:
         raise UserError(unknown_key(Config, key))
     if key.startswith(_FIXED):
@@ -188,7 +192,9 @@ def _conditions(key: str, when: Any, types: Mapping[str, set[str]]) -> dict[str,
     if when is None:
         return {}
     if not isinstance(when, dict) or not when:
-        raise UserError(f"{key}: when needs other keys and their values, such as {{optim.decay.scope: full}}; got {when!r}")
+        raise UserError(
+            f"{key}: when needs other keys and their values, such as {{optim.decay.scope: full}}; got {when!r}"
+        )
     if unknown := [k for k in when if k not in types]:
         raise UserError(f"{key}: when: {unknown_key(Config, unknown[0])}")
     return {k: tuple(v) if isinstance(v, (list, tuple)) else (v,) for k, v in when.items()}

@@ -14,9 +14,9 @@ _FEWEST = 3  # other trials, for a median
 def asha_stops(curve: Curve, others: Sequence[Curve], grace: int, reduction: int) -> bool:
     """Return whether asynchronous successive halving stops a trial at its last evaluation.
 
-    Rungs are at `grace`, `grace * reduction`, `grace * reduction^2`, ... epochs. A trial that has come to a rung goes on
-    if its value there is in the best 1/reduction of those of all trials that came to it before, its own included (Li et
-    al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, in the stopping form of Ray Tune).
+    Rungs are at `grace`, `grace * reduction`, `grace * reduction^2`, ... epochs. A trial that has come to a rung goes
+    on if its value there is in the best 1/reduction of those of all trials that came to it before, its own included (Li
+    et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, in the stopping form of Ray Tune).
     """
     rung = grace
     while rung * reduction <= curve[-1][0]:

@@ -1,6 +1,7 @@
 """Search for the best configuration of a run: the function behind `distrec tune`."""
 
 import queue
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,21 @@ import yaml
 from distrec.core.config import expand_user, load, parse, tree_with, with_values
 from distrec.core.errors import UserError
 from distrec.core.status import reporting, stage
-from distrec.data.dataset import Dataset
 from distrec.data.prepare import prepare
+from distrec.tracking.result_table import markdown_table
+from distrec.training import connection
 from distrec.training.checks import check_dataset
 from distrec.training.config import Config
 from distrec.training.driver import stopped_by_sigterm
 from distrec.tuning import ray_tune
 from distrec.tuning.config import SearchConfig
-from distrec.tuning.folder import BEST_CONFIG, SearchFolder
+from distrec.tuning.figures import save_figures
+from distrec.tuning.folder import BEST_CONFIG, TABLE, SearchFolder
 from distrec.tuning.journal import Journal, Record
+from distrec.tuning.recorder import Recorder
 from distrec.tuning.search import Search, refits
-from distrec.tuning.space import make_space, read_search
+from distrec.tuning.space import Space, make_space, read_search
+from distrec.tuning.table import trial_rows
 
 Event = dict[str, Any]
 
@@ -109,18 +114,17 @@ def run_search(
         with reporting(emit):
             note(f"search folder: {folder.path}")
             facts = _prepare(config, folder, note)
+            recorder = Recorder(config, folder, facts, note)
+            note(f"tracking: {recorder.parent.destination}")
+            note(f"ray: {connection.describe_connection()}")
+            stage("ray: starting")
             with ray_tune.ray_for_trials(config, verbose, note):
                 resources = ray_tune.trial_resources(config)
+                stage("tracking: opening the run")
+                facts |= recorder.start(facts["fingerprint"])
                 folder.start(config, facts)
-                journal = Journal(folder.journal)
-                events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-                search = Search(config, space, folder, journal, events.put)
-                try:
-                    return _run(search, resources, events, emit)
-                except KeyboardInterrupt:
-                    raise KeyboardInterrupt(str(folder.path)) from None
-                finally:
-                    journal.close()
+                stage("")
+                return _run(config, space, folder, resources, recorder, emit)
     finally:
         folder.release()
 
@@ -132,45 +136,69 @@ def _prepare(config: SearchConfig, folder: SearchFolder, note: Callable[[str], N
     check_dataset(config, dataset)
     if not dataset.manifest.valid:
         raise UserError(
-            "a search is judged on a validation part, and the data have none: set data.valid_fraction=0.1, or data.valid"
+            "a search is judged on a validation part, and the data have none: set data.valid_fraction=0.1 or data.valid"
         )
     folder.check_fingerprint(dataset.manifest.fingerprint)
     return {**folder.facts(), "fingerprint": dataset.manifest.fingerprint, "data": str(dataset.path.absolute())}
 
 
 def _run(
-    search: Search,
+    config: SearchConfig,
+    space: Space,
+    folder: SearchFolder,
     resources: dict[str, float],
-    events: "queue.SimpleQueue[Event]",
+    recorder: Recorder,
     emit: Callable[[Event], object],
 ) -> SearchResult:
-    config = search.config
+    """Run the trials and refits that the journal does not hold yet, record them, and write what was found."""
+    journal, status = Journal(folder.journal), "FAILED"
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    search = Search(config, space, folder, journal, events.put)
     search.slots, search.threads = ray_tune.trials_at_once(config, resources), max(1, int(resources["CPU"]))
 
-    def pass_on() -> None:
+    def poll() -> None:
         while not events.empty():
-            emit(events.get())
+            event = events.get()
+            name = event["trial"]
+            recorder.update(journal.records[name], search.tree(name, journal.records[name].values))
+            emit(event)
+        emit({"kind": "tick"})
 
-    emit({"kind": "search", "search": search})
-    if not search.is_over:
-        with stopped_by_sigterm():
-            ray_tune.run_jobs(search, resources, pass_on)
-    return _finish(search)
+    try:
+        emit({"kind": "search", "search": search})
+        for record in journal.records.values():
+            recorder.update(record, search.tree(record.name, record.values))
+        if not search.is_over:
+            with stopped_by_sigterm():
+                ray_tune.run_jobs(search, resources, poll)
+        result = _finish(search, recorder)
+        status = "FINISHED"
+        return result
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise KeyboardInterrupt(str(folder.path)) from None
+    finally:
+        if status != "FINISHED":
+            recorder.abandon(status)
+        journal.close()
 
 
-def _finish(search: Search) -> SearchResult:
+def _finish(search: Search, recorder: Recorder) -> SearchResult:
     """Write what was found. Raises UserError if no trial has a value."""
-    config, best = search.config, search.best()
-    point = best and best.best(config.metric)
+    config, trials, best, path = search.config, search.journal.records.trials, search.best(), search.folder.path
+    point = None if best is None else best.best(config.metric)
     if best is None or point is None:
-        texts = [r.end["text"] for r in search.journal.trials if r.end and "text" in r.end]
+        texts = [r.end["text"] for r in trials if r.end and "text" in r.end]
         raise UserError(f"no trial has a value of {config.metric}" + (f"; the first said: {texts[0]}" if texts else ""))
     wanted = refits(config, best)
-    metrics = [r.end["metrics"] for r in search.journal.refits if r.name in wanted and r.end]
+    metrics = [r.end["metrics"] for r in search.journal.records.refits if r.name in wanted and r.end]
     settings = next(iter(wanted.values()), best.values)
     tree = tree_with(config, {**settings, "run.dir": None, "run.resume": False})
     kept = {key: value for key, value in tree.items() if key not in ("tune", "space")}
-    (search.folder.path / BEST_CONFIG).write_text(yaml.safe_dump(kept, sort_keys=False))
-    return SearchResult(
-        search.folder.path, config.metric, best.values, point[1], point[0], metrics, search.journal.trials
-    )
+    (path / BEST_CONFIG).write_text(yaml.safe_dump(kept, sort_keys=False))
+    rows = trial_rows(trials, config.metric)
+    (path / TABLE).write_text(markdown_table(rows))
+    found = {f"valid/{config.metric}": point[1], "best/epoch": float(point[0]), "trials": float(len(trials))}
+    found |= {key: statistics.fmean(m[key] for m in metrics) for key in (metrics[0] if metrics else ())}
+    recorder.finish(found, rows, [path / BEST_CONFIG, *save_figures(path)])
+    return SearchResult(path, config.metric, best.values, point[1], point[0], metrics, trials)
