@@ -99,6 +99,7 @@ def _parallel_coordinates(trials: list[Record], ranges: list[Range], metric: str
             axes.annotate(label, (k, _height(key_range, value)), (3, 0), textcoords="offset points", fontsize=7)
     axes.set_xticks(range(len(ranges)), [r.key for r in ranges], rotation=20, ha="right")
     axes.set_yticks([])
+    axes.set_ylim(-0.05, 1.05)
     axes.set_xlim(-0.1, len(ranges) - 0.6)
     figure.colorbar(mappable, ax=axes, label=f"validation {metric}")
     return figure
@@ -135,7 +136,10 @@ def _slices(trials: list[Record], ranges: list[Range], metric: str) -> "Figure":
         axes.set_xlabel(key_range.key)
         axes.grid(alpha=0.3)
         if key_range.kind.startswith("log"):
+            low, high = key_range.low, key_range.high
             axes.set_xscale("log")
+            axes.set_xticks([], minor=True)
+            axes.set_xticks(ticks := [low, (low * high) ** 0.5, high], [f"{tick:.2g}" for tick in ticks])
     for axes in panels[len(ranges) :]:
         axes.set_axis_off()
     panels[0].set_ylabel(f"validation {metric}")

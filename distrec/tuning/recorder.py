@@ -17,6 +17,7 @@ from distrec.tuning.journal import FAILED, Record
 
 _CHILDREN = "children.json"  # {name of a trial: [id of its run, whether it is complete]}
 _PARENT = "mlflow.parentRunId"  # under this tag MLflow's page nests runs
+_SOURCE = {"mlflow.source.name": "distrec tune"}
 
 
 class Recorder:
@@ -37,7 +38,7 @@ class Recorder:
 
     def start(self, fingerprint: str) -> dict[str, Any]:
         """Create or continue the parent run. Return the facts with which to continue it. Raises UserError."""
-        tags = {"fingerprint": fingerprint, "folder": str(self._folder.path), "mlflow.source.name": "distrec tune"}
+        tags = {"fingerprint": fingerprint, "folder": str(self._folder.path), **_SOURCE}
         self.parent.start(self._config, tags, self._folder.path.name)
         return {"mlflow_run": self.parent.run_id, "mlflow_uri": self.parent.uri}
 
@@ -60,7 +61,8 @@ class Recorder:
         run_id = self._known.get(name, (None, False))[0]
         config = parse(Config, tree)
         child = open_tracker(self._config.tracking, self._folder.trial(name), run_id, self._note, self.parent.uri)
-        child.start(config, {_PARENT: str(self.parent.run_id), "trial": name}, name)
+        tags = {_PARENT: str(self.parent.run_id), "trial": name, **_SOURCE}
+        child.start(config, tags, name)
         self._children[name] = child
         self._save(name, child, False)
         return child
