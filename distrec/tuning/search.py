@@ -106,14 +106,17 @@ class Search:
     def _may_propose(self) -> bool:
         return not self._spent() and (self.most_trials is None or len(self.journal.records.trials) < self.most_trials)
 
-    def _spent(self) -> str:
-        """Return which budget is used up, `minutes` or `epochs`; "" for none."""
+    def _spent(self, new_epochs: int = 0) -> str:
+        """Return which budget is used up, `minutes` or `epochs`, with epochs not recorded yet; "" for none."""
         tune = self.config.tune
         if tune.minutes is not None and self.elapsed_s >= 60 * tune.minutes:
             return "minutes"
-        if tune.epochs is not None and sum(record.epochs for record in self.journal.records.trials) >= tune.epochs:
+        if tune.epochs is not None and new_epochs + self._epochs() >= tune.epochs:
             return "epochs"
         return ""
+
+    def _epochs(self) -> int:
+        return sum(record.epochs for record in self.journal.records.trials)
 
     def _outcome(self, record: Record) -> Outcome:
         state = "running" if not record.end else "finished" if record.reason == FINISHED else "stopped"
@@ -186,7 +189,7 @@ class Search:
     def _reason_to_stop(self, record: Record, report: Event) -> str:
         if report["epoch"] >= report["epochs"]:
             return ""  # it ends by itself
-        if spent := self._spent():
+        if spent := self._spent(new_epochs=1):
             return spent
         tune, metric = self.config.tune, self.config.metric
         if tune.stop == "none" or "metrics" not in report:
