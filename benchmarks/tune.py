@@ -3,10 +3,10 @@
     python benchmarks/tune.py overhead
     python benchmarks/tune.py kills --kills 5
 
-`overhead` times 12 trainings of two epochs of MovieLens-100k (DISTREC_DATA names the folder that holds ml-100k/; without
-it, planted data of its size), one after the other in this process, each on one thread, then a search of the same 12
-trials, then the trainings again. The bar: the search takes at most (the trainings + 2 s a trial) / trials at once + one
-start of Ray, which is timed too. Nothing but the search runs in its time.
+`overhead` times 12 trainings of two epochs of MovieLens-100k (DISTREC_DATA names the folder that holds ml-100k/;
+without it, planted data of its size), one after the other in this process, each on one thread, then a search of the same
+12 trials, then the trainings again. The bar: the search takes at most (the trainings + 2 s a trial) / trials at once + one
+start of Ray, which is timed too.
 
 `kills` kills a search with SIGKILL at random moments, resumes it each time, and compares it with an undisturbed one:
 each trial ends once, no epoch is trained and recorded twice, and the winner is the same.
@@ -33,6 +33,7 @@ from report import Row, arguments, bar_row, median_row, report
 
 from distrec.core.config import parse
 from distrec.data.prepare import prepare
+from distrec.training.config import Config
 from distrec.tuning.config import SearchConfig
 from distrec.tuning.folder import SearchFolder
 from distrec.tuning.journal import Journal, Records
@@ -41,7 +42,6 @@ from distrec.tuning.search import Search
 from distrec.tuning.space import make_space
 from distrec.tuning.trial import run_trial
 from distrec.tuning.tuner import run_search
-from distrec.training.config import Config
 
 _TRIALS, _EPOCHS, _ALLOWED_S = 12, 2, 2.0
 _SPACE = {"optim.lr": {"log_uniform": [1e-3, 1e-1]}, "loss.temperature": {"uniform": [0.05, 0.3]}}
@@ -93,9 +93,7 @@ def overhead(rounds: int, trials: int, folder: Path) -> list[Row]:
         with ray_for_trials(config, False, print):
             starts.append(time.perf_counter() - start_s)
         events: list[dict[str, Any]] = []
-        started = config.model_copy(
-            update={"run": config.run.model_copy(update={"dir": folder / f"search{number}"})}
-        )
+        started = config.model_copy(update={"run": config.run.model_copy(update={"dir": folder / f"search{number}"})})
         start_s = time.perf_counter()
         run_search(started, "search", events.append)
         searches.append(time.perf_counter() - start_s)
@@ -137,7 +135,8 @@ def kills(count: int, trials: int, epochs: int, folder: Path) -> list[Row]:
         time.sleep(generator.uniform(0, 10))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        print(f"killed with {sum('"reason"' in line for line in _lines(killed))} of {trials} trials ended", flush=True)
+        ended = sum('"reason"' in line for line in _lines(killed))
+        print(f"killed with {ended} of {trials} trials ended", flush=True)
     records, events = Records(killed / "journal.jsonl"), [json.loads(line) for line in _lines(killed)]
     ends = Counter(event["trial"] for event in events if "reason" in {**event, **event.get("end", {})})
     epochs_of = Counter((event["trial"], event["epoch"]) for event in events if event["kind"] == "report")

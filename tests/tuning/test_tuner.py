@@ -198,8 +198,6 @@ def test_a_killed_driver_and_ctrl_c(small, tmp_path):
     assert [
         {r.name: (r.values, [e["metrics"] for e in r.reports if "metrics" in e], r.end) for r in records.values()}
         for records in found
-    ][1] == {
-        r.name: (r.values, [e["metrics"] for e in r.reports if "metrics" in e], r.end) for r in found[0].values()
-    }
+    ][1] == {r.name: (r.values, [e["metrics"] for e in r.reports if "metrics" in e], r.end) for r in found[0].values()}
     ends = [json.loads(line)["trial"] for line in journal.read_text().splitlines() if '"reason"' in line]
     assert len(ends) == len(set(ends)) == 6
