@@ -177,8 +177,8 @@ def trial_resources(config: SearchConfig) -> dict[str, float]:
         raise UserError("train.device=cuda: a trial needs a GPU, or a part of one: set tune.resources.gpu")
     for key, need in (("CPU", cpu), ("GPU", gpu)):
         if need > total.get(key, 0):
-            asked = f"tune.resources.{key.lower()}={need:g}"
-            raise UserError(f"{asked}: the Ray cluster has {total.get(key, 0):g} {key}s, so no trial could ever start")
+            key_given = f"tune.resources.{key.lower()}={need:g}"
+            raise UserError(f"{key_given}: the Ray cluster has {total.get(key, 0):g} {key}s, so no trial could ever start")
     return {"CPU": cpu} | ({"GPU": gpu} if gpu else {})
 
 
