@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distrec import __version__
-from distrec.cli import plan
+from distrec.cli import plan, tune
 from distrec.core.errors import UNWRITABLE, UserError, WorkerLost
 
 if TYPE_CHECKING:
@@ -111,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     loudness = command.add_mutually_exclusive_group()
     loudness.add_argument("--quiet", action="store_true", help="print only the result")
     loudness.add_argument("--verbose", action="store_true", help="also print the logs of Ray and of the workers")
+
+    command = _add(commands, "tune", tune.run, "search for the best values of some keys; refit and test the best run")
+    tune.add_arguments(command)
 
     command = _add(commands, "prepare", _prepare, "prepare raw interactions for training, and print the folder")
     command.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=_WORDS)
@@ -246,7 +249,10 @@ def _info(arguments: argparse.Namespace) -> None:
     from distrec.data.prepare import prepare
     from distrec.training.run_folder import RunFolder
 
-    folder = RunFolder(expand_user(arguments.path))
+    if tune.is_search(path := expand_user(arguments.path)):
+        tune.show_folder(path)
+        return
+    folder = RunFolder(path)
     if not folder.config_file.exists():
         config, _ = _load([*arguments.words, f"data.source={arguments.path}"])
         with _reporting():
@@ -285,13 +291,13 @@ def _keys(arguments: argparse.Namespace) -> None:
     from rich.text import Text
 
     from distrec.core.config import describe
-    from distrec.training.config import Config
+    from distrec.tuning.config import SearchConfig
 
     settings = [word for word in arguments.words if "=" in word or Path(word).suffix in (".yaml", ".yml")]
     prefixes = tuple(word for word in arguments.words if word not in settings)
     if settings:
         _load(settings)  # imports the modules that register parts
-    known = list(describe(Config))
+    known = list(describe(SearchConfig))
     for prefix in prefixes:
         if not any(option.key.startswith(prefix) for option in known):
             sections = dict.fromkeys(option.key.split(".")[0] for option in known)

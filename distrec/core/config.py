@@ -10,7 +10,7 @@ import re
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -124,7 +124,11 @@ S = TypeVar("S", bound=Section)
 
 
 def load(
-    kind: type[S], path: Path | None, overrides: Sequence[str] = (), note: Callable[[str], object] = warnings.warn
+    kind: type[S],
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    note: Callable[[str], object] = warnings.warn,
+    values: Mapping[str, Any] | None = None,
 ) -> S:
     """Read a configuration. Imports the modules that its key `run.imports` names before it is parsed.
 
@@ -135,12 +139,17 @@ def load(
             stands for none where the key allows it; other values are YAML. One that names another part than the file
             drops the file's options of the former part.
         note: called with a message for each option so dropped.
+        values: values by dotted key, between the file and the overrides.
 
     Raises:
         UserError: a missing or invalid file, an unknown key (with the nearest known ones), an invalid value, a module
             that cannot be imported.
     """
-    tree = {} if path is None else _read_yaml(path)
+    tree = {} if path is None else read_yaml(path)
+    if values:
+        for message in _drop_options(kind, tree, _set(copy.deepcopy(tree), values)):
+            note(message)
+        _set(tree, values)
     final = _override(kind, copy.deepcopy(tree), overrides)
     run = final.get("run")
     imports = split_words(run.get("imports")) if isinstance(run, dict) else ()
@@ -149,6 +158,54 @@ def load(
     for message in _drop_options(kind, tree, final):
         note(message)
     return parse(kind, _override(kind, tree, overrides), f"{path}: " if path else "")
+
+
+def with_values(config: S, values: Mapping[str, Any]) -> S:
+    """Return a configuration with other values of some dotted keys.
+
+    Options of a part that a value replaces (`loss.name`) are dropped. Raises UserError for what `parse` rejects.
+    """
+    return parse(type(config), tree_with(config, values))
+
+
+def tree_with(config: Section, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that were given to a configuration, with others of some dotted keys, as a tree."""
+    tree: dict[str, Any] = config.model_dump(mode="json", exclude_unset=True)
+    for _ in _drop_options(type(config), tree, _set(copy.deepcopy(tree), values)):
+        pass
+    return _set(tree, values)
+
+
+def _set(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Set dotted keys of a tree in place, and return it."""
+    for key, value in values.items():
+        *path, last = key.split(".")
+        section = tree
+        for name in path:
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise UserError(f"{key}: {name} is a value, not a section")
+        section[last] = value
+    return tree
+
+
+def value_errors(config: Section, key: str, values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with one of some values by itself: an unknown key, a wrong type, out of bounds."""
+    kind, path = type(config), tuple(key.split("."))
+    try:
+        kind.model_validate(tree_with(config, values))
+    except ValidationError as error:
+        found = [item for item in error.errors() if item["loc"][: len(path)] == path or item["type"] == "part"]
+        return [text for item in found for text in _explain(kind, item) if key in text]
+    return []
+
+
+def key_types(kind: type[Section]) -> dict[str, set[str]]:
+    """Return the types of each dotted key, as in help texts; of a key of several parts all of theirs."""
+    found: dict[str, set[str]] = {}
+    for option in describe(kind):
+        found.setdefault(option.key, set()).update(option.type.split(" or "))
+    return found
 
 
 def split_words(value: Any) -> Any:
@@ -191,7 +248,7 @@ def _explain(kind: type[Section], item: Any) -> Iterator[str]:
     path, value, message = ".".join(map(str, item["loc"])), item["input"], item["msg"].removeprefix("Value error, ")
     match item["type"]:
         case "extra_forbidden":
-            yield from (_unknown_key(kind, key) for key in _leaves(path, value))
+            yield from (unknown_key(kind, key) for key in _leaves(path, value))
         case "model_type":
             yield f"{path} is a section: give its keys, {path}.KEY=...; got {value!r}"
         case "part":
@@ -211,7 +268,7 @@ def _leaves(key: str, value: Any) -> Iterator[str]:
         yield key
 
 
-def _unknown_key(kind: type[Section], key: str) -> str:
+def unknown_key(kind: type[Section], key: str) -> str:
     """Return the message for an unknown key: similar known keys, or else all keys of its section."""
     known, name = list(keys(kind)), key.rpartition(".")[2]
     leaf = {k.rpartition(".")[2]: k for k in known}
@@ -316,7 +373,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, dotted: bool = False) -> dict[str, Any]:
+    """Read a file of keys and values. `dotted` allows keys with dots at its top. Raises UserError."""
     try:
         tree = yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
@@ -331,9 +389,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is empty; omit it to train with the defaults")
     if not isinstance(tree, dict):
         raise UserError(f"{path} is not a configuration file: it must contain keys and values")
-    if dotted := [key for key in tree if "." in str(key)]:
-        section, _, rest = str(dotted[0]).partition(".")
-        raise UserError(f"{path}: write {dotted[0]} as {section}: {{{rest}: ...}} in a file")
+    if wrong := [key for key in tree if "." in str(key) and not dotted]:
+        section, _, rest = str(wrong[0]).partition(".")
+        raise UserError(f"{path}: write {wrong[0]} as {section}: {{{rest}: ...}} in a file")
     return {name: {} if value is None else value for name, value in tree.items()}
 
 

@@ -17,6 +17,10 @@ class UserError(ValueError):
     """An error that the user can correct in a configuration, a file or a command. The message says how."""
 
 
+class Diverged(UserError):
+    """A training whose loss is no longer finite."""
+
+
 class WorkerLost(RuntimeError):
     """A worker ended during a run: it was killed, ran out of memory, or its machine failed."""
 

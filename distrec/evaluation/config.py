@@ -44,6 +44,8 @@ class EvalConfig(Section):
     them out of the rankings, so that held-out interactions with them count as misses."""
     every: int = Field(1, ge=0)
     """Epochs between evaluations on the validation part; 0 disables them. The test part is evaluated once, last."""
+    test: bool = True
+    """Evaluate the test part at the end. false: not before `distrec evaluate` does."""
 
     @field_validator("metrics")
     @classmethod

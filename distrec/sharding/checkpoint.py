@@ -99,6 +99,12 @@ def load_shard(folder: Path, worker: int, partitions: dict[str, Partition]) -> t
     return rows, first["meta"], first["shared"]
 
 
+def read_meta(folder: Path) -> Values:
+    """Return the `meta` of a complete checkpoint, without its rows."""
+    meta: Values = _read(min(folder.glob("shard-*.pt")))["meta"]
+    return meta
+
+
 def _reshard(saved: Partition, partition: Partition, worker: int, parts: list[Rows]) -> Rows:
     """Select this worker's rows from the shards of another number of workers."""
     ids_V = torch.from_numpy(partition.rows_of(worker))

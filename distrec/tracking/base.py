@@ -33,6 +33,9 @@ class Tracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics at a step."""
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Record tags."""
+
     def log_table(self, rows: Sequence[Row]) -> None:
         """Record a table of results as the Markdown file `results.md`."""
 

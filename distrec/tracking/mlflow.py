@@ -154,6 +154,16 @@ class MlflowTracker(Tracker):
 
         self._send(log_batches)
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        records = [RunTag(_name(key), _shortened(tag)) for key, tag in tags.items()]
+
+        def log(client: "MlflowClient", run_id: str) -> None:
+            client.log_batch(run_id, tags=records)
+
+        self._send(log)
+
     def log_table(self, rows: Sequence[Row]) -> None:
         self._send(lambda client, run_id: client.log_text(run_id, markdown_table(rows), "results.md"))
 

@@ -15,7 +15,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from distrec.core.errors import UNWRITABLE, UserError, WorkerLost
+from distrec.core.errors import UNWRITABLE, Diverged, UserError, WorkerLost
 from distrec.core.memory import free_memory
 from distrec.data.dataset import Dataset
 from distrec.sampling.stream.ray import STREAM_CPUS
@@ -208,7 +208,7 @@ def root_cause(error: BaseException, run_folder: str) -> BaseException:
     chain = [error]
     for link in chain:
         if isinstance(link, UserError) and not isinstance(link, ray.exceptions.RayError):
-            return UserError(str(link))
+            return (Diverged if isinstance(link, Diverged) else UserError)(str(link))
         if isinstance(link, OSError) and link.errno in UNWRITABLE:
             return unwritable(Path(link.filename or run_folder), link)
         chain += [inner for inner in wrapped_errors(link) if all(inner is not known for known in chain)]

@@ -18,13 +18,13 @@ from distrec.data.dataset import Dataset
 from distrec.data.prepare import prepare
 from distrec.tracking import open_tracker
 from distrec.tracking.base import Tracker
-from distrec.tracking.environment import versions
 from distrec.training import cluster, connection
 from distrec.training.checks import check_dataset, check_evaluation, check_workers
 from distrec.training.config import Config
 from distrec.training.loop import Job
 from distrec.training.mailbox import Mailbox
-from distrec.training.run_folder import BEST, CHECKPOINTS, TEST_USERS, Result, RunFolder, Timing
+from distrec.training.outcome import make_result
+from distrec.training.run_folder import BEST, CHECKPOINTS, Result, RunFolder
 from distrec.training.worker import run_worker
 
 Event = dict[str, Any]
@@ -103,9 +103,7 @@ def _train(
         with _finishing(tracker, folder):
             with stopped_by_sigterm():
                 outcome = _fit(config, dataset, folder, lambda event: _record(event, tracker, emit))
-            if outcome["per_user"] is not None:
-                outcome["per_user"].write(folder.path / TEST_USERS, dataset.user_ids())
-            result = _result(config, dataset, folder, outcome, time.perf_counter() - start)
+            result = make_result(config, dataset, folder, outcome, time.perf_counter() - start)
             tracker.log_metrics(result.metrics, result.epochs)
             tracker.log_table([{"metric": key, "value": value} for key, value in result.metrics.items()])
             tracker.log_file(folder.finish(result))
@@ -219,30 +217,3 @@ def _record(event: Event, tracker: Tracker, emit: Listener) -> None:
         figures |= {f"diagnostics/{key}": value for key, value in event.get("diagnostics", {}).items()}
         tracker.log_metrics(figures, event["epoch"])
     emit(event)
-
-
-def _result(config: Config, dataset: Dataset, folder: RunFolder, outcome: dict[str, Any], total_s: float) -> Result:
-    history, test, tested = outcome["history"], outcome["test"], outcome["tested_epoch"]
-    metrics = {f"valid/{key}": value for key, value in history[tested - 1].get("metrics", {}).items()}
-    metrics |= {f"test/{key}": value for key, value in test.means().items()}
-    epoch_s = tuple(record["seconds"] for record in history)
-    eval_s, first_batch_s = outcome["eval_s"], outcome["first_batch_s"]
-    eval_s += sum(record.get("eval_s", 0.0) for record in history)
-    timing = Timing(epoch_s=epoch_s, train_s=sum(epoch_s), eval_s=eval_s, first_batch_s=first_batch_s, total_s=total_s)
-    return Result(
-        metrics=metrics,
-        test_users=test.users,
-        left_out_users=test.left_out,
-        untrained_users=dataset.manifest.users_without_train,
-        untrained_items=dataset.manifest.items_without_train,
-        untrained_share=test.untrained_share,
-        workers=config.train.workers,
-        epochs=len(history),
-        tested_epoch=tested,
-        interactions=dataset.manifest.train,
-        loss=tuple(record["loss"] for record in history),
-        timing=timing,
-        fingerprint=dataset.manifest.fingerprint,
-        versions=versions(),
-        folder=folder.path,
-    )

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from distrec.core.errors import UserError
+from distrec.core.errors import Diverged
 from distrec.core.status import reporting, share, stage
 from distrec.data.dataset import Dataset, Part
 from distrec.evaluation.collapse import collapse_warning
@@ -90,13 +90,14 @@ class Loop:
         self.learner.observe(self._watched_values())
         first_batch_s = 0.0 if self._ends() else self._train_epochs()
         tested = self._load_best() or len(self.history)
-        start = time.perf_counter()
-        self._note(f"evaluating epoch {tested} on the test part")
-        test = self._evaluate(Part.TEST)
-        eval_s = time.perf_counter() - start
-        # Once, by rank 0: the values of all users may be many.
-        per_user = test.per_user if self.learner.exchange.rank == 0 else None
-        test, times = replace(test, per_user=None), {"first_batch_s": first_batch_s, "eval_s": eval_s}
+        start, test, per_user = time.perf_counter(), None, None
+        if self.config.eval.test:
+            self._note(f"evaluating epoch {tested} on the test part")
+            evaluated = self._evaluate(Part.TEST)
+            test = replace(evaluated, per_user=None)
+            # Once, by rank 0: the values of all users may be many.
+            per_user = evaluated.per_user if self.learner.exchange.rank == 0 else None
+        times = {"first_batch_s": first_batch_s, "eval_s": time.perf_counter() - start}
         return {"history": self.history, "test": test, "tested_epoch": tested, "per_user": per_user, **times}
 
     def _ends(self) -> bool:
@@ -187,7 +188,7 @@ class Loop:
         pairs, epochs = self.job.dataset.manifest.train, self.config.epochs
         loss = self.learner.exchange.all_sum([loss_sum])[0] / pairs
         if not math.isfinite(loss):
-            raise UserError(f"the loss of epoch {epoch + 1} is {loss}: lower optim.lr, or raise loss.temperature")
+            raise Diverged(f"the loss of epoch {epoch + 1} is {loss}: lower optim.lr, or raise loss.temperature")
         record: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "seconds": seconds, "split": self.learner.timing()}
         last, every = epoch + 1 == epochs, self.config.eval.every
         if every and self.job.dataset.manifest.valid and ((epoch + 1) % every == 0 or last):

@@ -6,15 +6,15 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError
 
-from distrec.core.config import Section, dump, flat
+from distrec.core.config import Section, dump, flat, load
 from distrec.core.errors import UserError, reason_of
 from distrec.core.file_lock import FileLock
 from distrec.sharding.checkpoint import is_complete
-from distrec.training.config import Config, load_config
+from distrec.training.config import Config
 from distrec.training.ray_snapshot import restore_from
 
 CHECKPOINTS, BEST, TEST_USERS = "checkpoints", "best", "test_users.parquet"
@@ -80,14 +80,20 @@ class Result(Section):
 class RunFolder:
     """The folder of one run, which need not exist yet."""
 
+    config_name: ClassVar[str] = _CONFIG
+    """File whose existence says that a run has started."""
+    config_kind: ClassVar[type[Config]] = Config
+    continued: ClassVar[tuple[str, ...]] = _CONTINUED
+    """Prefixes of the keys that a resumed run may change beside those of resources and tracking."""
+
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self.config_file = self.path / _CONFIG
+        self.config_file = self.path / self.config_name
         self._lock = FileLock(self.path / _LOCK)
         self._is_new = False  # created by this object
 
     @classmethod
-    def choose(cls, config: Config, name: str) -> "RunFolder":
+    def choose(cls, config: Config, name: str) -> Self:
         """Choose the folder of a new or resumed run by the rules of `run.dir` and `run.resume`, and lock it.
 
         The folder exists afterwards, and belongs to this run until `release`.
@@ -98,7 +104,7 @@ class RunFolder:
         """
         base = config.run.dir or Path("runs") / name
         if config.run.resume:
-            folder = cls(base if config.run.dir else _latest_run(base))
+            folder = cls(base if config.run.dir else _latest_run(base, cls.config_name))
             if not folder.config_file.exists():
                 raise UserError(f"run.resume: {folder.path} holds no run; check run.dir, or leave run.resume out")
             folder._check_same(config)
@@ -152,7 +158,7 @@ class RunFolder:
         with contextlib.suppress(FileNotFoundError):
             (self.path / _RESULT).rename(self.path / f"before_{_RESULT}")
         self._write(_RUN, json.dumps({"format": _FORMAT} | facts, indent=2) + "\n")
-        self._write(_CONFIG, dump(config))  # last: a folder with it holds a run
+        self._write(self.config_name, dump(config))  # last: a folder with it holds a run
 
     def _write(self, name: str, text: str) -> Path:
         """Write a file atomically, and return it."""
@@ -166,11 +172,11 @@ class RunFolder:
     def config(self) -> Config:
         """Return the configuration of the run. Raise UserError if this is no run folder, or one of another format."""
         if not self.config_file.exists():
-            raise UserError(f"{self.path} is no run folder: it has no {_CONFIG}")
+            raise UserError(f"{self.path} is no run folder: it has no {self.config_name}")
         if (found := self.facts().get("format", 1)) != _FORMAT:
             version = f"{'an older' if found < _FORMAT else 'a newer'} version of distrec (run format {found})"
             raise UserError(f"{self.path} was written by {version}; this one reads format {_FORMAT}")
-        return load_config(self.config_file)
+        return load(self.config_kind, self.config_file)
 
     def facts(self) -> dict[str, Any]:
         """Return the `facts` passed to `start` and the format of the folder, {} before it."""
@@ -257,7 +263,7 @@ class RunFolder:
         return [f"{k} was {before[k]!r}, is {now[k]!r}" for k in changed]
 
     def _check_same(self, config: Config) -> None:
-        if changes := self._changes(config, (*_FREE, *_CONTINUED)):
+        if changes := self._changes(config, (*_FREE, *self.continued)):
             raise UserError(f"cannot resume {self.path} with another configuration: {'; '.join(changes)}")
         before, now, schedule = self.config().train.epochs, config.train.epochs, config.optim.schedule.name
         if now < before:
@@ -284,7 +290,7 @@ def _numbered_folders(base: Path) -> list[int]:
     return sorted(int(match[1] or 1) for match in found if match)
 
 
-def _latest_run(base: Path) -> Path:
+def _latest_run(base: Path, config_name: str) -> Path:
     """Return the last of the folders base-n in which a run has started, else base."""
-    started = [n for n in _numbered_folders(base) if (_numbered(base, n) / _CONFIG).exists()]
+    started = [n for n in _numbered_folders(base) if (_numbered(base, n) / config_name).exists()]
     return _numbered(base, started[-1] if started else 1)
