@@ -132,7 +132,7 @@ def _run_here(config: Config, folder: RunFolder, on_epoch: OnEpoch, dataset: Dat
 
 def _stopped(config: Config, dataset: Dataset, folder: RunFolder, history: list[Event], start: float) -> Result:
     """Return the result of a training that its callback has stopped."""
-    outcome = {"history": history, "test": None, "tested_epoch": len(history), "per_user": None}
+    outcome: Event = {"history": history, "test": None, "tested_epoch": len(history), "per_user": None}
     outcome |= {"first_batch_s": 0.0, "eval_s": 0.0}
     return make_result(config, dataset, folder, outcome, time.perf_counter() - start)
 
