@@ -69,25 +69,13 @@ def evaluate(
     """
     if part not in PARTS:
         raise UserError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
-    folder = RunFolder(expand_user(run))
-    before = flat(folder.config())
-    config = load_config(folder.config_file, overrides)
-    now = flat(config)
-    if wrong := [k for k in now if k in before and before[k] != now[k] and not k.startswith("eval.")]:
-        raise UserError(f"{', '.join(wrong)}: only eval.* keys of a trained run can be changed")
-    best = folder.best_checkpoint(note) if config.watched else None
-    checkpoint = best or folder.last_checkpoint(note)
-    prepared = Path(folder.facts().get("data", ""))
-    # Prepared again if they are gone.
-    dataset = Dataset.open(prepared) if (prepared / MANIFEST).exists() else prepare(config.data)
-    folder.check_fingerprint(dataset.manifest.fingerprint)
+    folder, config, dataset = open_run(run, overrides)
     if not dataset.manifest.count(PARTS[part]):
         raise UserError(f"the data of {run} have no {part} part")
-    stage(f"loading {checkpoint.name}")
     cuda = torch.cuda.is_available() and config.train.device != "cpu"
-    scorer, exchange, meta = _load(config, dataset, torch.device("cuda" if cuda else "cpu"), checkpoint)
+    loaded = load_checkpoint(folder, config, dataset, torch.device("cuda" if cuda else "cpu"), note)
     stage(f"evaluating on the {part} part")
-    sums = evaluate_part(scorer, dataset, PARTS[part], config.eval, exchange, share)
+    sums = evaluate_part(loaded.scorer, dataset, PARTS[part], config.eval, loaded.exchange, share)
     metrics = {f"{part}/{key}": value for key, value in sums.means().items()}
     m = dataset.manifest
     untrained = m.users_without_train, m.items_without_train, sums.untrained_share
@@ -96,11 +84,71 @@ def evaluate(
         sums.users,
         sums.left_out,
         *untrained,
-        len(meta["history"]),
+        len(loaded.history),
         config.epochs,
-        best is not None,
+        loaded.best,
         folder.result() is not None,
     )
+
+
+def open_run(run: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Config, Dataset]:
+    """Return the folder of a run, its configuration with overrides of `eval.*` keys, and its prepared data.
+
+    Data that are gone are prepared again.
+
+    Raises:
+        UserError: no run, data that are gone or have changed, an override of a key outside `eval`.
+    """
+    folder = RunFolder(expand_user(run))
+    before = flat(folder.config())
+    config = load_config(folder.config_file, overrides)
+    now = flat(config)
+    if wrong := [k for k in now if k in before and before[k] != now[k] and not k.startswith("eval.")]:
+        raise UserError(f"{', '.join(wrong)}: only eval.* keys of a trained run can be changed")
+    prepared = Path(folder.facts().get("data", ""))
+    if (prepared / MANIFEST).exists():
+        dataset = Dataset.open(prepared)
+    else:
+        try:
+            dataset = prepare(config.data)
+        except UserError as error:
+            raise UserError(
+                f"the prepared data of {folder.path}, {prepared}, are gone, and cannot be prepared again: {error}\n"
+                "Restore that folder, or run the command where data.source can be read."
+            ) from None
+    folder.check_fingerprint(dataset.manifest.fingerprint)
+    return folder, config, dataset
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What one worker needs of a checkpoint to rank."""
+
+    scorer: Scorer
+    exchange: Exchange
+    history: list[dict[str, Any]]
+    """Records of the epochs."""
+    best: bool
+    """Whether it is the best epoch by `train.watch`."""
+
+
+def load_checkpoint(
+    folder: RunFolder,
+    config: Config,
+    dataset: Dataset,
+    device: torch.device,
+    note: Callable[[str], object] = warnings.warn,
+) -> Loaded:
+    """Load the last checkpoint of a run, or its best epoch by `train.watch`. Collective.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    best = folder.best_checkpoint(note) if config.watched else None
+    checkpoint = best or folder.last_checkpoint(note)
+    stage(f"loading {checkpoint.name}")
+    scorer, exchange, meta = _load(config, dataset, device, checkpoint)
+    return Loaded(scorer, exchange, meta["history"], best is not None)
 
 
 def _load(

@@ -1,0 +1,99 @@
+"""Top-K lists of one worker's users by their codes: by the model, or the most popular items.
+
+All workers make the same calls in the same order; with one worker nothing is exchanged.
+"""
+
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from distrec.core.errors import UserError
+from distrec.data.dataset import Dataset
+from distrec.evaluation.evaluator import rank_users
+from distrec.evaluation.ranking import UserItemPairs
+from distrec.models.base import Scorer
+from distrec.serve.candidates import Seen, SeenItems
+from distrec.serve.lists import MODEL, POPULAR, Lists
+from distrec.serve.vectors import Vectors
+from distrec.sharding.collectives import Exchange
+from distrec.sharding.partition import Partition
+
+
+class Ranker:
+    """Ranks the items for this worker's users.
+
+    Args:
+        scorer: the model.
+        exchange: the group of workers.
+        dataset: the data of the run.
+        similarity: `eval.similarity`.
+    """
+
+    def __init__(self, scorer: Scorer, exchange: Exchange, dataset: Dataset, similarity: str) -> None:
+        self.scorer, self.exchange, self.similarity, m = scorer, exchange, similarity, dataset.manifest
+        self.users = Partition(m.users, m.buckets, exchange.workers)
+        self.items = Partition(m.items, m.buckets, exchange.workers)
+        self._dataset, self._seen = dataset, SeenItems(dataset)
+
+    @cached_property
+    def user_degrees(self) -> np.ndarray:
+        """Training interactions of each user of the data."""
+        return self._dataset.user_degrees()
+
+    @cached_property
+    def item_degrees(self) -> np.ndarray:
+        """Training interactions of each item."""
+        return self._dataset.item_degrees()
+
+    def of_users(self, users: np.ndarray, k: int, seen: Seen, chosen_V: np.ndarray | None) -> Lists:
+        """Return the lists of some users.
+
+        Args:
+            users: codes of users of this worker, ascending.
+            k: length of the lists.
+            seen: which of their items to leave out.
+            chosen_V: items to rank, (items,) bool; None: all.
+        """
+        known, trained = self._seen.of(users, seen), self.user_degrees[users] > 0
+        lists = Lists.empty(len(users), self.length(k))
+        if trained.any() or self.exchange.workers > 1:
+            local, of_trained = self.users.local(users[trained]), rows_of(known, trained)
+            lists.set(trained, *self.rank(self.scorer, local, of_trained, k, chosen_V), MODEL)
+        if not trained.all() or self.exchange.workers > 1:
+            rows = int((~trained).sum())
+            lists.set(~trained, *self.popular(rows, rows_of(known, ~trained), k, chosen_V), POPULAR)
+        return lists
+
+    def popular(
+        self, rows: int, known: UserItemPairs, k: int, chosen_V: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (training interactions, codes) of the items with the most, but those known to each row."""
+        own_V1 = torch.from_numpy(self.item_degrees[self.items.rows_of(self.exchange.rank)]).double()[:, None]
+        own_V1 = own_V1.to(self.exchange.device)
+        return self.rank(Vectors(own_V1.new_ones(rows, 1), own_V1, "dot"), np.arange(rows), known, k, chosen_V, "dot")
+
+    def rank(
+        self,
+        scorer: Scorer,
+        users: np.ndarray,
+        known: UserItemPairs,
+        k: int,
+        chosen_V: np.ndarray | None,
+        similarity: str | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (scores, codes) of the best items by a scorer; `users` and `known` as of `rank_users`."""
+        similarity = similarity or self.similarity
+        return rank_users(scorer, users, known, self.items, similarity, self.exchange, self.length(k), chosen_V)
+
+    def length(self, k: int) -> int:
+        """Return the length of the lists. Raises UserError for a k below 1."""
+        if k < 1:
+            raise UserError(f"k must be at least 1; got {k}")
+        return min(k, self.items.rows)
+
+
+def rows_of(pairs: UserItemPairs, chosen: np.ndarray) -> UserItemPairs:
+    """Return the pairs of chosen rows (a mask), numbered among these."""
+    kept = pairs.select(chosen[pairs.row])
+    return UserItemPairs((np.cumsum(chosen) - 1)[kept.row], kept.item)
