@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from distrec.core.config import expand_user
 from distrec.core.errors import UserError, reason_of
+from distrec.serve import columns
 
 UNKNOWN = -1
 
@@ -37,22 +38,31 @@ class Ids:
 
         Ids are compared as text, as when the data were read: 7 and "7" are one id, "007" is another.
         """
-        texts = [str(value) for value in wanted]
-        values: list[Any] = [_integer(text) for text in texts] if self._integers else list(texts)
-        found = pc.index_in(pa.array(values, self.ids.type), value_set=self.ids, skip_nulls=True)
-        return np.asarray(found.fill_null(UNKNOWN), np.int64)
+        if not self._integers:
+            found = pc.index_in(columns.texts([str(value) for value in wanted]), value_set=self.ids)
+            return np.nan_to_num(found.to_numpy(zero_copy_only=False), nan=UNKNOWN).astype(np.int64)
+        values = [_integer(str(value)) for value in wanted]
+        integers = columns.numeric(np.array([0 if value is None else value for value in values], np.int64))
+        found = pc.index_in(integers, value_set=self.ids.cast(pa.int64()))
+        codes = np.nan_to_num(found.to_numpy(zero_copy_only=False), nan=UNKNOWN).astype(np.int64)
+        codes[[value is None for value in values]] = UNKNOWN
+        return codes
+
+    def missing(self, wanted: Sequence[Any]) -> list[Any]:
+        """Return those ids that are unknown, each once."""
+        known = self.codes(wanted) != UNKNOWN
+        return list(dict.fromkeys(value for value, is_known in zip(wanted, known, strict=True) if not is_known))
 
     def of(self, codes: np.ndarray) -> pa.Array:
         """Return the ids with some codes."""
-        return self.ids.take(pa.array(codes))
+        return self.ids.take(columns.numeric(codes))
 
     def column(self, wanted: Sequence[Any]) -> pa.Array:
         """Return ids as a column: of the type of the known ones if all can be, else text."""
-        texts = [str(value) for value in wanted]
-        if self._integers:
-            integers = [_integer(text) for text in texts]
-            return pa.array(texts if None in integers else integers, pa.large_string() if None in integers else None)
-        return pa.array(texts, self.ids.type)
+        integers = [_integer(str(value)) for value in wanted] if self._integers else [None]
+        if None in integers:
+            return columns.texts([str(value) for value in wanted])
+        return columns.numeric(np.array(integers, np.int64))
 
 
 def as_list(ids: Any) -> list[Any]:
@@ -92,10 +102,10 @@ def read_histories(path: Path, user_column: str, item_column: str) -> dict[Any, 
     path = expand_user(path)
     if path.suffix in (*_SEPARATORS, ".parquet"):
         table = read_table(path)
-        if user_column in table.column_names:
+        if table.num_columns > 1:
             histories: dict[Any, list[Any]] = {}
-            columns = (_column(table, name, path).to_pylist() for name in (user_column, item_column))
-            for user, item in zip(*columns, strict=True):
+            found = (_column(table, name, path).to_pylist() for name in (user_column, item_column))
+            for user, item in zip(*found, strict=True):
                 histories.setdefault(user, []).append(item)
             return histories
     return {"new": read_ids(path, item_column)}
@@ -119,6 +129,8 @@ def _column(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
         return table[name]
     if table.num_columns == 1:
         return table[0]
+    if name.isdecimal() and 1 <= int(name) <= table.num_columns:  # as in data.user_column
+        return table[int(name) - 1]
     raise UserError(f"{path} has no column {name}; it has {', '.join(table.column_names)}")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from distrec.evaluation.topk import NO_ITEM
+from distrec.serve import columns
 from distrec.serve.ids import Ids
 
 SOURCES = ("model", "popular", "history")
@@ -54,9 +55,10 @@ def list_table(owner: Mapping[str, pa.Array], lists: Lists, ids: Ids, name: str 
         name: name of the column of these.
     """
     row, rank = np.nonzero(lists.codes_RK != NO_ITEM)
-    columns = {key: column.take(pa.array(row)) for key, column in owner.items()}
-    columns |= {"rank": pa.array(rank + 1, pa.int32()), name: ids.of(lists.codes_RK[row, rank])}
-    columns["score"] = pa.array(lists.scores_RK[row, rank].astype(np.float32))
+    table = {key: column.take(columns.numeric(row)) for key, column in owner.items()}
+    table |= {"rank": columns.numeric((rank + 1).astype(np.int32)), name: ids.of(lists.codes_RK[row, rank])}
+    table["score"] = columns.numeric(lists.scores_RK[row, rank].astype(np.float32))
     if lists.source_R is not None:
-        columns["source"] = pa.DictionaryArray.from_arrays(pa.array(lists.source_R[row]), pa.array(SOURCES))
-    return pa.table(columns)
+        source = columns.numeric(lists.source_R[row])
+        table["source"] = pa.DictionaryArray.from_arrays(source, columns.texts(SOURCES))
+    return pa.table(table)

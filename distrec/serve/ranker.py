@@ -7,17 +7,22 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from distrec.core.errors import UserError
 from distrec.data.dataset import Dataset
 from distrec.evaluation.evaluator import rank_users
-from distrec.evaluation.ranking import UserItemPairs
+from distrec.evaluation.ranking import UserItemPairs, add_block_reference
+from distrec.evaluation.topk import topk_block
 from distrec.models.base import Scorer
+from distrec.models.scoring import l2_normalize_reference
 from distrec.serve.candidates import Seen, SeenItems
 from distrec.serve.lists import MODEL, POPULAR, Lists
 from distrec.serve.vectors import Vectors
 from distrec.sharding.collectives import Exchange
 from distrec.sharding.partition import Partition
+
+_FEW = 64  # users that are ranked in plain torch
 
 
 class Ranker:
@@ -84,6 +89,9 @@ class Ranker:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (scores, codes) of the best items by a scorer; `users` and `known` as of `rank_users`."""
         similarity = similarity or self.similarity
+        if len(users) <= _FEW and self.exchange.workers == 1 and (found := scorer.representations(users)):
+            cosine = (scorer.similarity if similarity == "model" else similarity) == "cosine"
+            return _rank_few(*(map(l2_normalize_reference, found) if cosine else found), known, self.length(k), chosen_V)
         return rank_users(scorer, users, known, self.items, similarity, self.exchange, self.length(k), chosen_V)
 
     def length(self, k: int) -> int:
@@ -91,6 +99,18 @@ class Ranker:
         if k < 1:
             raise UserError(f"k must be at least 1; got {k}")
         return min(k, self.items.rows)
+
+
+def _rank_few(
+    users_UD: Tensor, items_VD: Tensor, known: UserItemPairs, k: int, chosen_V: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `rank` returns, in plain torch: an import of numba takes longer than to rank for a few users."""
+    ids = np.arange(len(items_VD)) if chosen_V is None else np.flatnonzero(chosen_V)
+    ids_V, known = torch.from_numpy(ids).to(items_VD.device), known.within(chosen_V)
+    best = topk_block(users_UD.new_empty(len(users_UD), 0), ids_V[:0], k)
+    with torch.no_grad():
+        add_block_reference(best, users_UD, items_VD[ids_V], ids_V, known)
+    return best[0].cpu().numpy(), best[1].cpu().numpy()
 
 
 def rows_of(pairs: UserItemPairs, chosen: np.ndarray) -> UserItemPairs:

@@ -16,6 +16,7 @@ from distrec.evaluation.evaluator import rank_users
 from distrec.evaluation.ranking import UserItemPairs
 from distrec.models.base import Scorer
 from distrec.models.solver import ItemItemLearner
+from distrec.serve import columns
 from distrec.serve.candidates import NO_PAIRS, Seen, candidates, pairs_of
 from distrec.serve.fold_in import HistoryScorer, fold_in
 from distrec.serve.ids import UNKNOWN, Ids, as_list
@@ -41,18 +42,11 @@ def load_model(
     return Recommender(run, torch.device(device), note)
 
 
-class Recommender:
-    """A trained model with the ids of its users and items; `load_model` loads one.
+class Catalogue:
+    """The users and items of a run, without its model."""
 
-    Answers are tables (`pyarrow.Table`; `.to_pandas()` converts) with a row for each item of each list, best first.
-    """
-
-    def __init__(self, run: str | Path, device: torch.device, note: Callable[[str], object]) -> None:
+    def __init__(self, run: str | Path) -> None:
         self.folder, self.config, self.dataset = open_run(run)
-        loaded = load_checkpoint(self.folder, self.config, self.dataset, device, note)
-        self.scorer = loaded.scorer
-        self._kept = KeptVectors(loaded.scorer, self.dataset.manifest.users)
-        self._ranker = Ranker(self._kept, loaded.exchange, self.dataset, self.config.eval.similarity)
 
     @cached_property
     def users(self) -> Ids:
@@ -63,6 +57,35 @@ class Recommender:
     def items(self) -> Ids:
         """The items of the data."""
         return Ids(self.dataset.item_ids())
+
+    @cached_property
+    def trained_V(self) -> np.ndarray:
+        """Items with training interactions, (items,) bool."""
+        trained_V: np.ndarray = self.dataset.item_degrees() > 0
+        return trained_V
+
+    def candidates(self, items: Sequence[Any] | None, exclude: Sequence[Any] | None) -> np.ndarray | None:
+        """Return the items to rank, (items,) bool, by restrictions and `eval.untrained_items`; None: all.
+
+        Raises:
+            UserError: none of `items` is known.
+        """
+        trained_V = self.trained_V if self.config.eval.untrained_items == "exclude" else None
+        return candidates(trained_V, self.items, items, exclude)
+
+
+class Recommender(Catalogue):
+    """A trained model with the ids of its users and items; `load_model` loads one.
+
+    Answers are tables (`pyarrow.Table`; `.to_pandas()` converts) with a row for each item of each list, best first.
+    """
+
+    def __init__(self, run: str | Path, device: torch.device, note: Callable[[str], object]) -> None:
+        super().__init__(run)
+        loaded = load_checkpoint(self.folder, self.config, self.dataset, device, note)
+        self.scorer = loaded.scorer
+        self._kept = KeptVectors(loaded.scorer, self.dataset.manifest.users)
+        self.ranker = Ranker(self._kept, loaded.exchange, self.dataset, self.config.eval.similarity)
 
     @property
     def similarity(self) -> str:
@@ -96,14 +119,14 @@ class Recommender:
         Raises:
             UserError: k below 1, no id among `items` that is known.
         """
-        wanted, chosen_V = as_list(users), self._candidates(items, exclude)
+        wanted, chosen_V = as_list(users), self.candidates(items, exclude)
         code_W = self.users.codes(wanted)
         codes, index_W = np.unique(code_W, return_inverse=True)
-        unknown, lists = codes == UNKNOWN, Lists.empty(len(codes), self._ranker.length(k))
-        found = self._ranker.of_users(codes[~unknown], k, seen, chosen_V)
+        unknown, lists = codes == UNKNOWN, Lists.empty(len(codes), self.ranker.length(k))
+        found = self.ranker.of_users(codes[~unknown], k, seen, chosen_V)
         lists.set(~unknown, found.scores_RK, found.codes_RK, found.source_R)
         if unknown.any():
-            lists.set(unknown, *self._ranker.popular(1, NO_PAIRS, k, chosen_V), POPULAR)
+            lists.set(unknown, *self.ranker.popular(1, NO_PAIRS, k, chosen_V), POPULAR)
         return list_table({"user": self.users.column(wanted)}, lists.take(index_W), self.items)
 
     def recommend_new(
@@ -136,18 +159,18 @@ class Recommender:
         names, rows = list(histories), []
         for row, history in enumerate(histories.values()):
             codes = self.items.codes(as_list(history))
-            codes = codes[(codes != UNKNOWN) & self._trained_V[codes]]
+            codes = codes[(codes != UNKNOWN) & self.trained_V[codes]]
             rows.append((np.full(len(codes), row), codes))
         pairs, users = pairs_of(rows), len(names)
         has_R = np.bincount(pairs.row, minlength=users) > 0
-        known, chosen_V = NO_PAIRS if include_seen else pairs, self._candidates(items, exclude)
-        lists = Lists.empty(users, self._ranker.length(k))
+        known, chosen_V = NO_PAIRS if include_seen else pairs, self.candidates(items, exclude)
+        lists = Lists.empty(users, self.ranker.length(k))
         if has_R.any():
             scorer, own = self._new_users(rows_of(pairs, has_R), int(has_R.sum())), np.arange(has_R.sum())
-            lists.set(has_R, *self._ranker.rank(scorer, own, rows_of(known, has_R), k, chosen_V), HISTORY)
+            lists.set(has_R, *self.ranker.rank(scorer, own, rows_of(known, has_R), k, chosen_V), HISTORY)
         if not has_R.all():
-            lists.set(~has_R, *self._ranker.popular(int((~has_R).sum()), NO_PAIRS, k, chosen_V), POPULAR)
-        return list_table({"user": pa.array(map(str, names), pa.large_string())}, lists, self.items)
+            lists.set(~has_R, *self.ranker.popular(int((~has_R).sum()), NO_PAIRS, k, chosen_V), POPULAR)
+        return list_table({"user": columns.texts([str(name) for name in names])}, lists, self.items)
 
     def similar_items(self, items: Any, k: int = 20) -> pa.Table:
         """Return the k items most similar to each item: by the cosine of their vectors, or by the score that the item
@@ -162,12 +185,12 @@ class Recommender:
         wanted = as_list(items)
         codes = self._known_codes(self.items, wanted, "item")
         itself, own = UserItemPairs(np.arange(len(codes)), codes), np.arange(len(codes))
-        chosen_V = self._candidates(None, None)
+        chosen_V = self.candidates(None, None)
         if isinstance(self.scorer, ItemItemLearner):
             alone = HistoryScorer(self.scorer, (np.arange(len(codes) + 1), codes))
-            found = self._ranker.rank(alone, own, itself, k, chosen_V, "model")
+            found = self.ranker.rank(alone, own, itself, k, chosen_V, "model")
         else:
-            found = self._ranker.rank(_of_rows(self.item_vectors(), codes), own, itself, k, chosen_V, "cosine")
+            found = self.ranker.rank(_of_rows(self.item_vectors(), codes), own, itself, k, chosen_V, "cosine")
         return list_table({"item": self.items.column(wanted)}, Lists.of(*found), self.items, "similar")
 
     def similar_users(self, users: Any, k: int = 20) -> pa.Table:
@@ -181,12 +204,12 @@ class Recommender:
         """
         wanted = as_list(users)
         codes = self._known_codes(self.users, wanted, "user")
-        trained_V = self._ranker.user_degrees > 0
+        trained_V = self.ranker.user_degrees > 0
         if not trained_V[codes].all():
             raise UserError(f"user {wanted[int(np.argmin(trained_V[codes]))]!r} has no training interactions")
-        scorer, own, exchange = _of_rows(self.user_vectors(), codes), np.arange(len(codes)), self._ranker.exchange
-        k, itself = min(self._ranker.length(k), len(trained_V)), UserItemPairs(own, codes)
-        found = rank_users(scorer, own, itself, self._ranker.users, "cosine", exchange, k, trained_V)
+        scorer, own, exchange = _of_rows(self.user_vectors(), codes), np.arange(len(codes)), self.ranker.exchange
+        k, itself = min(self.ranker.length(k), len(trained_V)), UserItemPairs(own, codes)
+        found = rank_users(scorer, own, itself, self.ranker.users, "cosine", exchange, k, trained_V)
         return list_table({"user": self.users.column(wanted)}, Lists.of(*found), self.users, "similar")
 
     def user_vectors(self) -> Tensor:
@@ -214,17 +237,8 @@ class Recommender:
                 "of vectors nor sums over the items of a history; train again with these users"
             )
         ranking_VD = torch.nn.functional.normalize(items_VD, dim=1) if self.similarity == "cosine" else items_VD
-        users_UD = fold_in(histories, ranking_VD, self._trained_V, self.config.model)
+        users_UD = fold_in(histories, ranking_VD, self.trained_V, self.config.model)
         return Vectors(users_UD, items_VD, self.scorer.similarity)
-
-    def _candidates(self, items: Sequence[Any] | None, exclude: Sequence[Any] | None) -> np.ndarray | None:
-        trained_V = self._trained_V if self.config.eval.untrained_items == "exclude" else None
-        return candidates(trained_V, self.items, items, exclude)
-
-    @property
-    def _trained_V(self) -> np.ndarray:
-        trained_V: np.ndarray = self._ranker.item_degrees > 0
-        return trained_V
 
     @staticmethod
     def _known_codes(known: Ids, wanted: list[Any], what: str) -> np.ndarray:

@@ -100,9 +100,10 @@ def open_run(run: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder,
         UserError: no run, data that are gone or have changed, an override of a key outside `eval`.
     """
     folder = RunFolder(expand_user(run))
-    before = flat(folder.config())
-    config = load_config(folder.config_file, overrides)
-    now = flat(config)
+    config = trained = folder.config()
+    if overrides:
+        config = load_config(folder.config_file, overrides)
+    before, now = flat(trained), flat(config)
     if wrong := [k for k in now if k in before and before[k] != now[k] and not k.startswith("eval.")]:
         raise UserError(f"{', '.join(wrong)}: only eval.* keys of a trained run can be changed")
     prepared = Path(folder.facts().get("data", ""))
