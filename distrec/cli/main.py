@@ -123,6 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     command = _add(commands, "recommend", _recommend, "recommend items to users of a run, by the ids in your data")
     serve.add_recommend(command)
 
+    command = _add(commands, "export", _export, "export the vectors of a run with the ids in your data")
+    serve.add_export(command)
+
     text = "print counts, density and degree quantiles of a data set, or the result of a run"
     command = _add(commands, "info", _info, text)
     command.add_argument("path", type=Path, metavar="PATH", help="raw data, a prepared folder, or a run folder")
@@ -243,6 +246,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _recommend(arguments: argparse.Namespace) -> None:
     with _reporting():
         serve.recommend(arguments, _note)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    with _reporting():
+        serve.export(arguments, _note)
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -48,6 +48,38 @@ def add_recommend(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=int, metavar="N", help=text)
 
 
+def add_export(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `distrec export`."""
+    command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    text = "of the vectors: in users.parquet and items.parquet, or beside them (default: parquet)"
+    command.add_argument("--format", choices=("parquet", "npy", "safetensors"), default="parquet", help=text)
+    text = "also build an index of the items for approximate search, and print its recall"
+    command.add_argument("--index", choices=("faiss", "hnswlib"), help=text)
+    text = "also write DIR/mlflow_model, a pyfunc that recommends, and add it to the run in MLflow if it is recorded"
+    command.add_argument("--mlflow", action="store_true", help=text)
+
+
+def export(arguments: argparse.Namespace, note: Note) -> None:
+    """Run `distrec export`. `note` receives lines on what is unusual."""
+    from distrec.serve.export import MLFLOW_MODEL
+    from distrec.serve.export import export as export_model
+    from distrec.serve.recommender import load_model
+
+    model = load_model(arguments.run, note=note)
+    out = export_model(model, arguments.out, arguments.format, arguments.index, arguments.mlflow, print)
+    print(f"exported to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    facts = model.folder.facts()
+    if arguments.mlflow and facts.get("mlflow_run"):
+        from distrec.tracking.mlflow import add_to_run
+
+        try:
+            add_to_run(facts["mlflow_uri"], facts["mlflow_run"], out / MLFLOW_MODEL, "model")
+            print(f"MLflow: runs:/{facts['mlflow_run']}/model")
+        except UserError as error:
+            note(str(error))
+
+
 def recommend(arguments: argparse.Namespace, note: Note) -> None:
     """Run `distrec recommend`. `note` receives lines on what is unusual."""
     from distrec.serve.everyone import checked_out, table_writer

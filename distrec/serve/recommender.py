@@ -220,9 +220,12 @@ class Recommender(Catalogue):
         """Return the vectors of all items by code, (items, D). Raises UserError if the model has none."""
         return self._vectors()[1]
 
+    def vectors(self) -> tuple[Tensor, Tensor] | None:
+        """Return the vectors of all users and of all items by code; None if the model's scores are no products."""
+        return self._kept.all()
+
     def _vectors(self) -> tuple[Tensor, Tensor]:
-        found = self._kept.all()
-        if found is None:
+        if (found := self.vectors()) is None:
             raise UserError(f"model.name={self.config.model.name} has no vectors: its scores are no products")
         return found
 

@@ -17,7 +17,7 @@ from distrec.evaluation.evaluator import evaluate_part
 from distrec.models.base import Scorer, SolverConfig
 from distrec.sharding.collectives import Exchange
 from distrec.training.config import Config, load_config
-from distrec.training.run_folder import RunFolder
+from distrec.training.run_folder import BEST, RunFolder
 from distrec.training.sharded_model import ShardedModel
 
 PARTS = {"test": Part.TEST, "valid": Part.VALID}
@@ -106,7 +106,7 @@ def open_run(run: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder,
     before, now = flat(trained), flat(config)
     if wrong := [k for k in now if k in before and before[k] != now[k] and not k.startswith("eval.")]:
         raise UserError(f"{', '.join(wrong)}: only eval.* keys of a trained run can be changed")
-    prepared = Path(folder.facts().get("data", ""))
+    prepared = folder.path / folder.facts().get("data", "")  # absolute, or beside the run in an exported model
     if (prepared / MANIFEST).exists():
         dataset = Dataset.open(prepared)
     else:
@@ -119,6 +119,12 @@ def open_run(run: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder,
             ) from None
     folder.check_fingerprint(dataset.manifest.fingerprint)
     return folder, config, dataset
+
+
+def checkpoint_of(folder: RunFolder, config: Config, note: Callable[[str], object] = warnings.warn) -> Path:
+    """Return the checkpoint by which a run is evaluated: of its best epoch by `train.watch`, or the last."""
+    best = folder.best_checkpoint(note) if config.watched else None
+    return best or folder.last_checkpoint(note)
 
 
 @dataclass(frozen=True)
@@ -145,11 +151,10 @@ def load_checkpoint(
     Raises:
         UserError: there is no checkpoint.
     """
-    best = folder.best_checkpoint(note) if config.watched else None
-    checkpoint = best or folder.last_checkpoint(note)
+    checkpoint = checkpoint_of(folder, config, note)
     stage(f"loading {checkpoint.name}")
     scorer, exchange, meta = _load(config, dataset, device, checkpoint)
-    return Loaded(scorer, exchange, meta["history"], best is not None)
+    return Loaded(scorer, exchange, meta["history"], checkpoint.parent.name == BEST)
 
 
 def _load(
