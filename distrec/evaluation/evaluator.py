@@ -38,7 +38,7 @@ def evaluate_part(
     items, k = Partition(m.items, m.buckets, exchange.workers), min(max(config.k), m.items)
     trained = dataset.item_degrees() > 0
     candidates = trained if config.untrained_items == "exclude" and not trained.all() else None
-    _, ranked_UK = rank_users(scorer, users, known, items, config.similarity, exchange, k, candidates, progress)
+    ranked_UK = _rank(scorer, users, known, items, config.similarity, exchange, k, candidates, progress)
     own = ranking_sums(ranked_UK, held_out.indptr(len(users)), held_out.item, config.k)
     counts = [own.users, own.relevant, int((~trained[held_out.item]).sum())]
     *sums, ranked, relevant, untrained = exchange.all_sum([*own.sums.values(), *counts])
@@ -46,7 +46,7 @@ def evaluate_part(
     return RankingSums(summed, int(ranked), m.users - int(ranked), int(relevant), int(untrained))
 
 
-def rank_users(
+def _rank(
     scorer: Scorer,
     users: np.ndarray,
     known: UserItemPairs,
@@ -54,21 +54,19 @@ def rank_users(
     similarity: str,
     exchange: Exchange,
     k: int,
-    candidates: np.ndarray | None = None,
-    progress: Progress = lambda share: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (scores, top-K items) of some users, (U, k) each; see `rank`. `similarity` is that of `EvalConfig`."""
+    candidates: np.ndarray | None,
+    progress: Progress,
+) -> np.ndarray:
+    """Return the top-K items of some users, (U, k); see `rank`."""
     found = scorer.representations(users)
     if found is None:
         if similarity != "model":
             raise UserError(f"eval.similarity={similarity}: this model's scores are no similarity; use model")
-        scores, ids = rank_scores(scorer, users, known, items.rows, exchange, k, candidates, progress)
-        return scores.numpy(), ids.numpy()
+        return rank_scores(scorer, users, known, items.rows, exchange, k, candidates, progress)[1].numpy()
     if (scorer.similarity if similarity == "model" else similarity) == "cosine":
         with torch.no_grad():
             found = l2_normalize(found[0]), l2_normalize(found[1])
-    scores, ids = rank(found[0], known, found[1], items, exchange, k, candidates, progress)
-    return scores.numpy(), ids.numpy()
+    return rank(found[0], known, found[1], items, exchange, k, candidates, progress)[1].numpy()
 
 
 def held_out_pairs(

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from distrec.core.errors import UserError
 from distrec.data.dataset import Dataset
-from distrec.evaluation.evaluator import rank_users
-from distrec.evaluation.ranking import UserItemPairs, add_block_reference
+from distrec.evaluation.ranking import UserItemPairs, add_block_reference, rank, rank_scores
 from distrec.evaluation.topk import topk_block
 from distrec.models.base import Scorer
-from distrec.models.scoring import l2_normalize_reference
+from distrec.models.scoring import l2_normalize, l2_normalize_reference
 from distrec.serve.candidates import Seen, SeenItems
 from distrec.serve.lists import MODEL, POPULAR, Lists
 from distrec.serve.vectors import Vectors
@@ -87,18 +86,55 @@ class Ranker:
         chosen_V: np.ndarray | None,
         similarity: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return (scores, codes) of the best items by a scorer; `users` and `known` as of `rank_users`."""
-        similarity = similarity or self.similarity
-        if len(users) <= _FEW and self.exchange.workers == 1 and (found := scorer.representations(users)):
-            cosine = (scorer.similarity if similarity == "model" else similarity) == "cosine"
-            return _rank_few(*(map(l2_normalize_reference, found) if cosine else found), known, self.length(k), chosen_V)
-        return rank_users(scorer, users, known, self.items, similarity, self.exchange, self.length(k), chosen_V)
+        """Return (scores, codes) of the best items of some users by a scorer, (U, k) each.
+
+        Args:
+            scorer: a model, or vectors.
+            users: local indices of its users.
+            known: items to leave out.
+            k: length of the lists.
+            chosen_V: items to rank; None: all.
+            similarity: as `eval.similarity`, which is the default.
+        """
+        return self.rank_among(self.items, scorer, users, known, self.length(k), chosen_V, similarity)
+
+    def rank_among(
+        self,
+        partition: Partition,
+        scorer: Scorer,
+        users: np.ndarray,
+        known: UserItemPairs,
+        k: int,
+        chosen_V: np.ndarray | None,
+        similarity: str | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `rank` returns, for the rows of any partition."""
+        found, similarity = scorer.representations(users), similarity or self.similarity
+        if found is None:
+            if similarity != "model":
+                raise UserError(f"eval.similarity={similarity}: this model's scores are no similarity; use model")
+            scores, codes = rank_scores(scorer, users, known, partition.rows, self.exchange, k, chosen_V)
+            return scores.numpy(), codes.numpy()
+        few, cosine = len(users) <= _FEW and self.exchange.workers == 1, scorer.similarity == "cosine"
+        if cosine if similarity == "model" else similarity == "cosine":
+            normalize = l2_normalize_reference if few else l2_normalize
+            with torch.no_grad():
+                found = normalize(found[0]), normalize(found[1])
+        if few:
+            return _rank_few(*found, known, k, chosen_V)
+        scores, codes = rank(found[0], known, found[1], partition, self.exchange, k, chosen_V)
+        return scores.numpy(), codes.numpy()
 
     def length(self, k: int) -> int:
-        """Return the length of the lists. Raises UserError for a k below 1."""
-        if k < 1:
-            raise UserError(f"k must be at least 1; got {k}")
-        return min(k, self.items.rows)
+        """Return the length of lists of items."""
+        return min(at_least_one(k), self.items.rows)
+
+
+def at_least_one(k: int) -> int:
+    """Return the length of lists that is asked for. Raises UserError for one below 1."""
+    if k < 1:
+        raise UserError(f"k must be at least 1; got {k}")
+    return k
 
 
 def _rank_few(
