@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distrec import __version__
-from distrec.cli import serve
+from distrec.cli import report, serve
 from distrec.core.errors import UNWRITABLE, UserError, WorkerLost
 
 if TYPE_CHECKING:
@@ -125,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "export", _export, "export the vectors of a run with the ids in your data")
     serve.add_export(command)
+
+    command = _add(commands, "report", _report, "compare runs in one HTML file, which needs no network")
+    report.add_report(command)
 
     text = "print counts, density and degree quantiles of a data set, or the result of a run"
     command = _add(commands, "info", _info, text)
@@ -251,6 +254,11 @@ def _recommend(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     with _reporting():
         serve.export(arguments, _note)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    with _reporting():
+        report.report(arguments, _note)
 
 
 def _info(arguments: argparse.Namespace) -> None:
