@@ -19,12 +19,15 @@ ORDER = [
     ["evaluation"],
     ["tracking"],
     ["training"],
+    ["serve"],
+    ["report"],
     ["cli"],
 ]
 CONTAINED = {
     "ray": {
         "sampling/stream/ray.py",
         "sampling/stream/ray_internal.py",
+        "serve/sharded.py",
         "training/cluster.py",
         "training/connection.py",
         "training/driver.py",

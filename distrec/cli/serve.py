@@ -43,7 +43,9 @@ def add_recommend(command: argparse.ArgumentParser) -> None:
     command.add_argument("--exclude", type=Path, metavar="FILE", help="never recommend these items")
     text = "user's items to leave out: those of all parts of the data, of the training part, or none (default: all)"
     command.add_argument("--seen", choices=("all", "train", "none"), default="all", help=text)
-    command.add_argument("--include-seen", dest="seen", action="store_const", const="none", help="the same as --seen none")
+    command.add_argument(
+        "--include-seen", dest="seen", action="store_const", const="none", help="the same as --seen none"
+    )
     text = "with --all: rank on Ray, with the tables sharded over this many workers"
     command.add_argument("--workers", type=int, metavar="N", help=text)
 

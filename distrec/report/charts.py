@@ -6,22 +6,30 @@ matplotlib knows no CSS, so each role has a colour of its own, which is replaced
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from distrec.report.statistics import Mean
 
 RUN_COLOURS = 6
 _ROLES = {"#010101": "--ink", "#020202": "--muted", "#030303": "--grid", "#040404": "--paper"}
 _RUNS = [f"#0505{n:02d}" for n in range(RUN_COLOURS)]
-_COLOURS = _ROLES | {colour: f"--run-{n}" for n, colour in enumerate(_RUNS)}
+_PARTS = [f"#0606{n:02d}" for n in range(8)]
+_COLOURS = (
+    _ROLES
+    | {colour: f"--part-{n}" for n, colour in enumerate(_PARTS)}
+    | {colour: f"--run-{n}" for n, colour in enumerate(_RUNS)}
+)
 _INK, _MUTED, _GRID, _PAPER = _ROLES
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
-    "font.size": 9.5,
+    "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": _MUTED,
@@ -55,14 +63,14 @@ def intervals(rows: Sequence[str], means: Mapping[str, Sequence[Mean]], label: s
         y = np.arange(len(rows)) + (n - (len(means) - 1) / 2) * step
         found = means[run]
         low, high = ([abs(getattr(m, side) - m.mean) for m in found] for side in ("low", "high"))
-        options = {"color": _colour(n), "marker": _MARKERS[n % len(_MARKERS)], "markersize": 4.5, "capsize": 2.5}
+        options: Any = {"color": _colour(n), "marker": _MARKERS[n % len(_MARKERS)], "markersize": 4.5, "capsize": 2.5}
         axes.errorbar([m.mean for m in found], y, xerr=np.nan_to_num([low, high]), linestyle="", label=run, **options)
     axes.set_yticks(np.arange(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(label)
-    return _finish(figure, axes, means)
+    return _finish(figure, list(means))
 
 
 def curves(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str) -> str:
@@ -74,8 +82,8 @@ def curves(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str) ->
         axes.plot(x, y, color=_colour(n), marker=marker, markersize=3.5)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    return _finish(figure, axes, series)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _finish(figure, list(series))
 
 
 def bars(groups: Sequence[str], heights: Mapping[str, Sequence[Mean]], label: str) -> str:
@@ -85,26 +93,27 @@ def bars(groups: Sequence[str], heights: Mapping[str, Sequence[Mean]], label: st
     for n, (_, found) in enumerate(heights.items()):
         x = np.arange(len(groups)) + (n - (len(heights) - 1) / 2) * width
         error = np.nan_to_num([[m.mean - m.low for m in found], [m.high - m.mean for m in found]])
-        style = {"color": _colour(n), "edgecolor": _PAPER, "linewidth": 1.0, "ecolor": _INK, "capsize": 2.5}
+        style: Any = {"color": _colour(n), "edgecolor": _PAPER, "linewidth": 1.0, "ecolor": _INK, "capsize": 2.5}
         axes.bar(x, [m.mean for m in found], width, yerr=error, **style)
     axes.set_xticks(np.arange(len(groups)), groups)
     axes.set_ylabel(label)
     axes.grid(axis="x", visible=False)
-    return _finish(figure, axes, heights)
+    return _finish(figure, list(heights))
 
 
 def stacked(parts: Sequence[str], lengths: Mapping[str, Sequence[float]], label: str) -> str:
     """Return a horizontal bar for each run, of parts one after another."""
-    figure, axes = _new(height=0.85 + 0.34 * len(lengths) + 0.24 * -(-len(parts) // 4))
+    figure, axes = _new(height=0.75 + 0.34 * len(lengths) + 0.24 * -(-len(parts) // 5))
     left = np.zeros(len(lengths))
-    for n, part in enumerate(parts):
+    for n in range(len(parts)):
         width = np.array([values[n] for values in lengths.values()])
-        axes.barh(list(lengths), width, 0.6, left, color=_colour(n), edgecolor=_PAPER, linewidth=1.0, label=part)
+        axes.barh(list(lengths), width, 0.6, left, color=_part(n), edgecolor=_PAPER, linewidth=1.0)
         left += width
     axes.invert_yaxis()
     axes.set_xlabel(label)
     axes.grid(axis="y", visible=False)
-    return _finish(figure, axes, parts, columns=4)
+    _legend(figure, {part: (_part(n), "s") for n, part in enumerate(parts)}, columns=5)
+    return _svg(figure)
 
 
 def scatter(points: Mapping[str, tuple[np.ndarray, np.ndarray]], x_label: str, y_label: str, run: int) -> str:
@@ -124,12 +133,12 @@ def scatter(points: Mapping[str, tuple[np.ndarray, np.ndarray]], x_label: str, y
         axes.scatter(x[shown], y[shown], 7, color=colour, marker=_MARKERS[n], alpha=0.4, linewidths=0)
         bins = [part for part in np.array_split(order, min(12, max(1, len(order) // 8))) if len(part)]
         medians = [(np.median(x[part]), np.median(y[part])) for part in bins]
-        style = {"color": colour, "marker": _MARKERS[n], "markersize": 4, "markeredgecolor": _PAPER}
-        axes.plot(*zip(*medians, strict=True), label=list(points)[n], **style)
+        style: Any = {"color": colour, "marker": _MARKERS[n], "markersize": 4, "markeredgecolor": _PAPER}
+        axes.plot(*zip(*medians, strict=True), **style)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_ylim(bottom=0)
-    axes.legend(loc="best", fontsize=8.5)
+    _legend(figure, {name: (_colour(run) if n == 0 else _MUTED, _MARKERS[n]) for n, name in enumerate(points)})
     return _svg(figure)
 
 
@@ -143,18 +152,23 @@ def _colour(n: int) -> str:
     return _RUNS[n % RUN_COLOURS]
 
 
-def _finish(figure: Figure, axes: Axes, names: Mapping[str, object] | Sequence[str], columns: int = 2) -> str:
-    """Add a legend if there are several names, and return the SVG."""
-    if len(names) > 1:
-        from matplotlib.lines import Line2D
+def _part(n: int) -> str:
+    return _PARTS[n % len(_PARTS)]
 
-        entries = [
-            Line2D([], [], color=_colour(n), marker=_MARKERS[n % len(_MARKERS)], linestyle="", markersize=5)
-            for n in range(len(names))
-        ]
-        with matplotlib.rc_context(_STYLE):
-            figure.legend(entries, list(names), loc="outside upper left", ncols=columns, fontsize=8.5, handletextpad=0.2)
+
+def _finish(figure: Figure, runs: Sequence[str]) -> str:
+    """Add a legend if there are several runs, and return the SVG."""
+    if len(runs) > 1:
+        _legend(figure, {run: (_colour(n), _MARKERS[n % len(_MARKERS)]) for n, run in enumerate(runs)})
     return _svg(figure)
+
+
+def _legend(figure: Figure, entries: Mapping[str, tuple[str, str]], columns: int = 2) -> None:
+    """Add a legend above the axes, of (colour, marker) by name."""
+    lines = [Line2D([], [], color=c, marker=marker, linestyle="", markersize=5) for c, marker in entries.values()]
+    with matplotlib.rc_context(_STYLE):
+        style: Any = {"fontsize": 10, "handletextpad": 0.2, "columnspacing": 1.2, "borderpad": 0.1}
+        figure.legend(lines, list(entries), loc="outside upper left", ncols=columns, **style)
 
 
 _drawn = 0

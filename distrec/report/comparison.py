@@ -53,17 +53,18 @@ def verdict(found: Comparison) -> list[str]:
     """Return sentences on one comparison: which run, by how much, how surely, for which users and items."""
     d, metric = found.main, title(found.metric)
     a, b = (float(np.mean(run.test.values[found.metric])) for run in (found.a, found.b))
-    relative = f" ({100 * (a - b) / b:+.1f} %)" if b > 0 else ""
-    interval = f"95 % interval {d.low:+.4f} to {d.high:+.4f}, p {p_text(found.p)}, paired t-test over {d.users:,} users"
+    relative = f" ({100 * (a - b) / b:+.1f}\N{NO-BREAK SPACE}%)" if b > 0 else ""
+    certainty = (
+        f"The difference is {a - b:+.4f}, 95 % interval {d.low:+.4f} to {d.high:+.4f}, p {p_text(found.p)} (paired "
+        f"t-test over {d.users:,} users)."
+    )
     if not d.is_clear:
-        return [
-            f"{found.a.name} and {found.b.name} do not differ beyond chance: {metric} {a:.4f} against {b:.4f}, a "
-            f"difference of {a - b:+.4f}{relative} ({interval})."
-        ]
+        equals = f"{found.a.name} and {found.b.name} do not differ beyond chance"
+        return [f"{equals}: {metric} {a:.4f} and {b:.4f}{relative}.", certainty, _for_which_items(found)]
     equal = d.users - d.better - d.worse
     return [
-        f"{found.a.name} is better than {found.b.name}: {metric} {a:.4f} against {b:.4f}, a difference of {a - b:+.4f}"
-        f"{relative}; {interval}.",
+        f"{found.a.name} is better than {found.b.name}: {metric} {a:.4f} against {b:.4f}{relative}.",
+        certainty,
         f"{found.a.name} is better for {d.better:,} users, {found.b.name} for {d.worse:,}; equal for {equal:,}.",
         _for_which_items(found),
     ]

@@ -179,8 +179,8 @@ def _items(runs: Sequence[RunData], found: Sequence[Comparison], metric: str) ->
             columns = ["item", "training interactions", "held-out users", f"hits of {c.a.name}", f"hits of {c.b.name}"]
             tables.append(Table(columns, listed, "Items whose number of hits differs most"))
     text = [
-        "Popular items are the first 5 % by training interactions, neutral ones the next 15 %, unpopular ones the rest. "
-        "The parts sum to the whole metric."
+        "Popular items are the first 5 % by training interactions, neutral ones the next 15 %, unpopular ones the "
+        "rest. The parts sum to the whole metric."
     ]
     return Section(
         "For which items",
@@ -197,9 +197,11 @@ def _curves(runs: Sequence[RunData]) -> Section:
     for name in [name for name in names if name.count("/") == 0 or name.endswith(("/dot", "/cosine"))]:
         series = {run.name: _points(run, name) for run in runs}
         drawn.append(Chart(Markup(charts.curves(series, "epoch", title(name))), f"Validation {title(name)} by epoch"))
-    text = [] if len({run.config.loss.name for run in runs if "loss" not in run.config.unused()}) < 2 else [
-        "The runs minimise different losses, whose values cannot be compared."
-    ]
+    text = (
+        []
+        if len({run.config.loss.name for run in runs if "loss" not in run.config.unused()}) < 2
+        else ["The runs minimise different losses, whose values cannot be compared."]
+    )
     return Section("Training", text, drawn)
 
 
@@ -230,7 +232,9 @@ def _times(runs: Sequence[RunData]) -> Section | None:
     parts = list(dict.fromkeys(part for run in runs for record in run.history for part in record.get("split", {})))
     if not parts:
         return None
-    lengths = {run.name: [_mean([r.get("split", {}).get(part, 0.0) for r in run.history]) for part in parts] for run in runs}
+    lengths = {
+        run.name: [_mean([r.get("split", {}).get(part, 0.0) for r in run.history]) for part in parts] for run in runs
+    }
     rows = []
     for run in runs:
         epochs = [record["seconds"] for record in run.history]

@@ -10,14 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+import torch
 
 from distrec.core.config import expand_user
 from distrec.core.errors import UNWRITABLE, UserError, reason_of
 from distrec.core.status import share, stage
+from distrec.data.dataset import Dataset
 from distrec.serve.candidates import Seen
 from distrec.serve.lists import Lists, list_table
 from distrec.serve.ranker import Ranker
 from distrec.serve.recommender import Catalogue, Recommender
+from distrec.sharding.partition import Partition
+from distrec.training.evaluate import load_checkpoint, open_run
 
 _CHUNK = 2**16  # users, of all workers together
 
@@ -80,6 +84,35 @@ def write_chunks(catalogue: Catalogue, out: str | Path, lists: Iterator[Lists]) 
             write(list_table({"user": catalogue.users.of(codes)}, chunk, catalogue.items))
             first += len(codes)
     return first
+
+
+def write_parts(run: str, wanted: Wanted, folder: Path) -> None:
+    """Write the lists of this worker's users to a folder, a file for each chunk. Collective."""
+    opened, config, dataset = open_run(run)
+    loaded = load_checkpoint(opened, config, dataset, torch.device("cpu"))
+    ranker = Ranker(loaded.scorer, loaded.exchange, dataset, config.eval.similarity)
+    for number, lists in enumerate(chunks(ranker, wanted)):
+        assert lists.source_R is not None
+        file = _part(folder, number, loaded.exchange.rank)
+        np.savez(file, scores=lists.scores_RK, codes=lists.codes_RK, source=lists.source_R)
+
+
+def merged_parts(dataset: Dataset, workers: int, folder: Path) -> Iterator[Lists]:
+    """Yield the lists of all users, chunk by chunk in the order of the codes, from what the workers wrote."""
+    m, number, first_W = dataset.manifest, 0, np.zeros(workers, np.int64)
+    partition = Partition(m.users, m.buckets, workers)
+    while _part(folder, number, 0).exists():
+        parts = [np.load(_part(folder, number, worker)) for worker in range(workers)]
+        columns = [np.concatenate([part[name] for part in parts]) for name in ("scores", "codes", "source")]
+        last_W = first_W + np.array([len(part["source"]) for part in parts])
+        own = [partition.row(np.arange(*ends), worker) for worker, ends in enumerate(zip(first_W, last_W, strict=True))]
+        order = np.argsort(np.concatenate(own))
+        yield Lists(*(column[order] for column in columns))
+        number, first_W = number + 1, last_W
+
+
+def _part(folder: Path, chunk: int, worker: int) -> Path:
+    return folder / f"chunk-{chunk:06d}-worker-{worker:05d}.npz"
 
 
 @contextmanager

@@ -40,11 +40,11 @@ class Ids:
         """
         if not self._integers:
             found = pc.index_in(columns.texts([str(value) for value in wanted]), value_set=self.ids)
-            return np.nan_to_num(found.to_numpy(zero_copy_only=False), nan=UNKNOWN).astype(np.int64)
+            return _codes(found)
         values = [_integer(str(value)) for value in wanted]
         integers = columns.numeric(np.array([0 if value is None else value for value in values], np.int64))
         found = pc.index_in(integers, value_set=self.ids.cast(pa.int64()))
-        codes = np.nan_to_num(found.to_numpy(zero_copy_only=False), nan=UNKNOWN).astype(np.int64)
+        codes = _codes(found)
         codes[[value is None for value in values]] = UNKNOWN
         return codes
 
@@ -63,6 +63,12 @@ class Ids:
         if None in integers:
             return columns.texts([str(value) for value in wanted])
         return columns.numeric(np.array(integers, np.int64))
+
+
+def _codes(found: pa.Array) -> np.ndarray:
+    """Return indices as int64, -1 for null."""
+    codes: np.ndarray = np.nan_to_num(found.to_numpy(zero_copy_only=False), nan=UNKNOWN).astype(np.int64)
+    return codes
 
 
 def as_list(ids: Any) -> list[Any]:

@@ -24,7 +24,9 @@ class PyfuncModel:
             params: `k` and `seen`.
         """
         if "user" not in model_input:
-            raise UserError(f"the model reads the column user; the input has {', '.join(map(str, model_input.columns))}")
+            raise UserError(
+                f"the model reads the column user; the input has {', '.join(map(str, model_input.columns))}"
+            )
         options = {name: value for name, value in (params or {}).items() if value is not None}
         table = self._model.recommend(model_input["user"].tolist(), **options).to_pandas()
         return table.assign(source=table["source"].astype(str))

@@ -25,9 +25,7 @@ from distrec.serve.vectors import KeptVectors, Vectors
 from distrec.training.evaluate import load_checkpoint, open_run
 
 
-def load_model(
-    run: str | Path, device: str = "cpu", note: Callable[[str], object] = warnings.warn
-) -> "Recommender":
+def load_model(run: str | Path, device: str = "cpu", note: Callable[[str], object] = warnings.warn) -> "Recommender":
     """Load the model of a run: its last checkpoint, or its best epoch by `train.watch`.
 
     Args:
@@ -123,6 +121,7 @@ class Recommender(Catalogue):
         codes, index_W = np.unique(code_W, return_inverse=True)
         unknown, lists = codes == UNKNOWN, Lists.empty(len(codes), self.ranker.length(k))
         found = self.ranker.of_users(codes[~unknown], k, seen, chosen_V)
+        assert found.source_R is not None
         lists.set(~unknown, found.scores_RK, found.codes_RK, found.source_R)
         if unknown.any():
             lists.set(unknown, *self.ranker.popular(1, NO_PAIRS, k, chosen_V), POPULAR)

@@ -3,11 +3,10 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -16,16 +15,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from distrec.core.errors import UserError, WorkerLost
 from distrec.core.status import stage
-from distrec.data.dataset import Dataset
 from distrec.serve.candidates import Seen
-from distrec.serve.everyone import Wanted, checked_out, chunks, write_chunks
-from distrec.serve.lists import Lists
-from distrec.serve.ranker import Ranker
+from distrec.serve.everyone import Wanted, checked_out, merged_parts, write_chunks, write_parts
 from distrec.serve.recommender import Catalogue
-from distrec.sharding.partition import Partition
 from distrec.training.cluster import root_cause
 from distrec.training.connection import WORKER_CPUS, ray_running
-from distrec.training.evaluate import load_checkpoint, open_run
 
 
 def recommend_all_sharded(
@@ -37,7 +31,7 @@ def recommend_all_sharded(
     seen: Seen = "all",
     items: Sequence[Any] | None = None,
     exclude: Sequence[Any] | None = None,
-    note: Callable[[str], object] = lambda text: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Write what `recommend_all` writes, by several workers on Ray, on their CPUs.
 
@@ -59,7 +53,7 @@ def recommend_all_sharded(
                 raise UserError(f"--workers {workers}: the Ray cluster has {cpus:g} CPUs")
             stage(f"recommending to all users with {workers} workers")
             _fit({"run": str(catalogue.folder.path), "wanted": wanted, "folder": folder}, workers)
-        return write_chunks(catalogue, out, _merged(catalogue.dataset, workers, folder))
+        return write_chunks(catalogue, out, merged_parts(catalogue.dataset, workers, folder))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -84,29 +78,5 @@ def _fit(arguments: dict[str, Any], workers: int) -> None:
 
 
 def _run_worker(arguments: dict[str, Any]) -> None:
-    """Write the lists of this worker's users, a file for each chunk."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ray.train.get_context().get_local_world_size()))
-    folder, config, dataset = open_run(arguments["run"])
-    loaded = load_checkpoint(folder, config, dataset, torch.device("cpu"))
-    ranker = Ranker(loaded.scorer, loaded.exchange, dataset, config.eval.similarity)
-    for number, lists in enumerate(chunks(ranker, arguments["wanted"])):
-        arrays = {"scores": lists.scores_RK, "codes": lists.codes_RK, "source": lists.source_R}
-        np.savez(_part(arguments["folder"], number, loaded.exchange.rank), **arrays)
-
-
-def _merged(dataset: Dataset, workers: int, folder: Path) -> Iterator[Lists]:
-    """Yield the lists of all users, chunk by chunk, in the order of the codes."""
-    m, number, first = dataset.manifest, 0, np.zeros(workers, np.int64)
-    partition = Partition(m.users, m.buckets, workers)
-    while (_part(folder, number, 0)).exists():
-        parts = [np.load(_part(folder, number, worker)) for worker in range(workers)]
-        columns = [np.concatenate([part[name] for part in parts]) for name in ("scores", "codes", "source")]
-        last_W = first + [len(part["source"]) for part in parts]
-        own = [partition.row(np.arange(a, b), w) for w, (a, b) in enumerate(zip(first, last_W, strict=True))]
-        order = np.argsort(np.concatenate(own))
-        yield Lists(*(column[order] for column in columns))
-        number, first = number + 1, last_W
-
-
-def _part(folder: Path, chunk: int, worker: int) -> Path:
-    return folder / f"chunk-{chunk:06d}-worker-{worker:05d}.npz"
+    write_parts(**arguments)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -266,16 +267,17 @@ def save_pyfunc(
         from mlflow.models import ModelSignature
         from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-        schemas = [Schema([ColSpec(kind, name) for name, kind in columns.items()]) for columns in (inputs, outputs)]
+        read, written = (Schema([ColSpec(kind, name) for name, kind in c.items()]) for c in (inputs, outputs))
         kinds = {int: "long", str: "string"}
         known = ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in params.items()])
-        mlflow.pyfunc.save_model(
-            str(path),
-            loader_module=loader_module,
-            data_path=str(data),
-            signature=ModelSignature(*schemas, params=known),
-            pip_requirements=["distrec"],
-        )
+        with warnings.catch_warnings(action="ignore"):  # about an input example, which is not needed
+            mlflow.pyfunc.save_model(
+                str(path),
+                loader_module=loader_module,
+                data_path=str(data),
+                signature=ModelSignature(read, written, known),
+                pip_requirements=["distrec"],
+            )
 
 
 def _log_setup(
