@@ -60,5 +60,5 @@ def list_table(owner: Mapping[str, pa.Array], lists: Lists, ids: Ids, name: str 
     table["score"] = columns.numeric(lists.scores_RK[row, rank].astype(np.float32))
     if lists.source_R is not None:
         source = columns.numeric(lists.source_R[row])
-        table["source"] = pa.DictionaryArray.from_arrays(source, columns.texts(SOURCES))
+        table["source"] = pa.DictionaryArray.from_arrays(source, columns.texts(SOURCES).cast(pa.string()))
     return pa.table(table)

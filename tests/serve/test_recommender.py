@@ -146,7 +146,7 @@ def test_folding_in_solves_the_stated_least_squares_problem(run_of):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_new_users_are_recommended_items_like_those_of_known_users_with_their_history(run_of, name):
-    """Folded in from training items, the recall of the validation items is near that of the trained users' lists."""
+    """Folded in from training items, the recall of the validation items is not below that of the trained users."""
     model = load_model(run_of(name))
     trained, held_out = interactions(model, Part.TRAIN), interactions(model, Part.VALID)
     histories = {user: model.items.of(np.array(items)).to_pylist() for user, items in trained.items()}
@@ -166,8 +166,9 @@ def test_new_users_are_recommended_items_like_those_of_known_users_with_their_hi
             lists.setdefault(user, []).append(item)
         assert not any(set(lists[u]) & set(trained[u]) for u in trained)
         recalls.append(np.mean([len(set(lists[u]) & set(held_out[u])) / len(held_out[u]) for u in held_out]))
-    exact = name in ("ease", "itemknn", "pop")
-    assert recalls[0] == pytest.approx(recalls[1], abs=1e-9 if exact else 0.05)
+    if name in ("ease", "itemknn", "pop"):
+        assert recalls[0] == pytest.approx(recalls[1])
+    assert recalls[0] > recalls[1] - 0.03  # better for most, whose rows were trained for two epochs
     (known,) = (histories[user] for user in [next(iter(histories))])
     assert set(known) & set(model.recommend_new({0: known}, 10**6, include_seen=True)["item"].to_pylist())
 
