@@ -1,4 +1,4 @@
-"""`distrec recommend`: all users, beside implicit's `recommend` on the same factors, and one user, beside `import torch`.
+"""`distrec recommend`: all users beside implicit's `recommend` on the same factors, one user beside `import torch`.
 
     python benchmarks/recommend.py --rivals .venv-rivals/bin/python
     python benchmarks/recommend.py --rivals .venv-rivals/bin/python --source path/to/ml-1m --quick

@@ -14,7 +14,7 @@ def add_report(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help=text)
 
 
-def report(arguments: argparse.Namespace, note: Callable[[str], object]) -> None:
+def report(arguments: argparse.Namespace, note: Callable[[str], None]) -> None:
     """Run `distrec report`: write the file, and add it to the runs in MLflow that are recorded there."""
     from distrec.report.page import report as write_report
     from distrec.training.run_folder import RunFolder

@@ -1,4 +1,4 @@
-"""The commands `recommend` and `export`. Heavy modules are imported when a command runs; none needs Ray for one user."""
+"""The commands `recommend` and `export`. Heavy modules are imported when a command runs; one user needs no Ray."""
 
 import argparse
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from distrec.serve.recommender import Catalogue, Recommender
 
-Note = Callable[[str], object]
+Note = Callable[[str], None]
 
 _EXAMPLES = """\
 examples:

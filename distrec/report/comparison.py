@@ -115,5 +115,5 @@ def p_text(p: float) -> str:
 
 def title(metric: str) -> str:
     """Return a metric as it is written in text: NDCG@20."""
-    name, at, k = metric.partition("@")
-    return {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}.get(name, name.replace("_", " ").capitalize()) + at + k
+    name, sign, k = metric.partition("@")
+    return {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}.get(name, name.replace("_", " ").capitalize()) + sign + k

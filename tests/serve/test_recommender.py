@@ -179,8 +179,8 @@ def test_similar_items_and_users_are_those_of_largest_cosine(run_of):
         (model.items, model.item_vectors(), model.similar_items, model.trained_V),
         (model.users, model.user_vectors(), model.similar_users, model.dataset.user_degrees() > 0),
     ):
-        unit = torch.nn.functional.normalize(vectors.double(), dim=1).numpy()
-        cosine = unit[5] @ unit.T
+        normalized = torch.nn.functional.normalize(vectors.double(), dim=1).numpy()
+        cosine = normalized[5] @ normalized.T
         cosine[5] = cosine[~trained] = -np.inf
         table = similar(ids.ids[5].as_py(), 6)
         assert ids.codes(table["similar"].to_pylist()).tolist() == np.argsort(-cosine, kind="stable")[:6].tolist()
