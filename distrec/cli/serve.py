@@ -140,7 +140,8 @@ def _restrictions(arguments: argparse.Namespace, catalogue: "Catalogue", note: N
     files = {"items": arguments.items, "exclude": arguments.exclude}
     ids = {name: None if file is None else read_ids(file, column) for name, file in files.items()}
     for listed in ids.values():
-        _note_unknown(note, catalogue.items.missing(listed or []), "items")
+        if listed:
+            _note_unknown(note, catalogue.items.missing(listed), "items")
     return ids
 
 
@@ -157,10 +158,14 @@ def _note_unknown(note: Note, unknown: list[Any], what: str) -> None:
 
 def _note_popular(note: Note, table: "pa.Table") -> None:
     """Say which users are answered with popular items."""
+    import numpy as np
+
+    from distrec.core import columns
     from distrec.serve.lists import POPULAR
 
-    is_popular = table["source"].combine_chunks().indices.to_numpy() == POPULAR
-    popular = list(dict.fromkeys(table["user"].to_numpy()[is_popular]))
+    source = columns.values(table["source"].combine_chunks().indices, np.int8)
+    users = table["user"].take(columns.numeric(np.flatnonzero(source == POPULAR)))
+    popular = list(dict.fromkeys(users.to_pylist()))
     if popular:
         who = f"user {str(popular[0])!r} is" if len(popular) == 1 else f"{len(popular):,} users are"
         first = "" if len(popular) == 1 else f" (the first: {str(popular[0])!r})"

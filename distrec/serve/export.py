@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from distrec import __version__
+from distrec.core import columns
 from distrec.core.config import dump, expand_user
 from distrec.core.errors import UserError
 from distrec.core.status import stage
 from distrec.data.writer import atomic_directory
 from distrec.models.base import EmbeddingConfig
-from distrec.serve import ann, columns
+from distrec.serve import ann
 from distrec.serve.recommender import Recommender
 from distrec.sharding.table import ITEMS, USERS
 from distrec.training.evaluate import checkpoint_of

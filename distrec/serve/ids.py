@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from distrec.core import columns
 from distrec.core.config import expand_user
 from distrec.core.errors import UserError, reason_of
-from distrec.serve import columns
 
 UNKNOWN = -1
 
@@ -67,7 +67,8 @@ class Ids:
 
 def _codes(found: pa.Array) -> np.ndarray:
     """Return indices as int64, -1 for null."""
-    codes: np.ndarray = np.nan_to_num(found.to_numpy(zero_copy_only=False), nan=UNKNOWN).astype(np.int64)
+    codes = columns.values(found, np.int32).astype(np.int64)
+    codes[columns.values(found.is_null().cast(pa.uint8()), np.uint8) != 0] = UNKNOWN
     return codes
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from distrec.core import columns
 from distrec.evaluation.topk import NO_ITEM
-from distrec.serve import columns
 from distrec.serve.ids import Ids
 
 SOURCES = ("model", "popular", "history")

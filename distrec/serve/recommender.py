@@ -11,11 +11,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from distrec.core import columns
 from distrec.core.errors import UserError
 from distrec.evaluation.ranking import UserItemPairs
 from distrec.models.base import Scorer
 from distrec.models.solver import ItemItemLearner
-from distrec.serve import columns
 from distrec.serve.candidates import NO_PAIRS, Seen, candidates, pairs_of
 from distrec.serve.fold_in import HistoryScorer, fold_in
 from distrec.serve.ids import UNKNOWN, Ids, as_list
