@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distrec.core.errors import UserError, WorkerLost
+    from distrec.serve.recommender import load_model
     from distrec.training.config import Config, load_config
     from distrec.training.driver import train
     from distrec.training.evaluate import evaluate
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "UserError", "WorkerLost", "evaluate", "load_config", "train", "tune"]
+__all__ = ["Config", "UserError", "WorkerLost", "evaluate", "load_config", "load_model", "train", "tune"]
 
 _MODULES = {
     "Config": "distrec.training.config",
@@ -32,6 +33,7 @@ _MODULES = {
     "WorkerLost": "distrec.core.errors",
     "evaluate": "distrec.training.evaluate",
     "load_config": "distrec.training.config",
+    "load_model": "distrec.serve.recommender",
     "train": "distrec.training.driver",
     "tune": "distrec.tuning.tuner",
 }

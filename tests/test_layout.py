@@ -20,12 +20,15 @@ ORDER = [
     ["tracking"],
     ["training"],
     ["tuning"],
+    ["serve"],
+    ["report"],
     ["cli"],
 ]
 CONTAINED = {
     "ray": {
         "sampling/stream/ray.py",
         "sampling/stream/ray_internal.py",
+        "serve/sharded.py",
         "training/cluster.py",
         "training/connection.py",
         "training/driver.py",

@@ -36,9 +36,9 @@ def python_blocks(document: Path) -> list[str]:
 
 
 def test_every_python_block_is_run_by_a_test_below():
-    """README: one block. CONTRIBUTING: a loss, its formula and its settings; a model and its case."""
+    """README: two blocks. CONTRIBUTING: a loss, its formula and its settings; a model and its case."""
     found = {document.name: len(python_blocks(document)) for document in DOCUMENTS if python_blocks(document)}
-    assert found == {"README.md": 1, "CONTRIBUTING.md": 5}
+    assert found == {"README.md": 2, "CONTRIBUTING.md": 5}
 
 
 @pytest.mark.timeout(240)
@@ -57,13 +57,16 @@ def test_the_example_of_the_readme(ray_cluster, empty_store, tmp_path, monkeypat
     for name, part in (("train.txt", slice(10)), ("test.txt", slice(10, 12))):
         lines = [f"{user} {' '.join(map(str, own[part]))}\n" for user, own in enumerate(items)]
         (data / name).write_text("".join(lines))
-    (block,) = python_blocks(ROOT / "README.md")
+    block, serving = python_blocks(ROOT / "README.md")
     names = {}
     exec(compile(block, "README.md", "exec"), names)
     result, printed = names["result"], capsys.readouterr().out.splitlines()
     assert result.folder == tmp_path / "runs" / "search" and result.test_users == 40
     assert any("'kind': 'epoch'" in line for line in printed)  # on_event=print
     assert printed[-2].startswith(f"{result.metrics['test/ndcg@20']} ") and 0 < float(printed[-1]) <= 1
+    exec(compile(serving, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert re.search(r"user +rank +item +score +source\n0 +0 +1 .* model\n", out)
 
 
 def test_the_loss_of_the_contributing_guide(preferences, monkeypatch):  # noqa: F811

@@ -23,7 +23,7 @@ def ranking(bench: Bench) -> Callable[[], np.ndarray]:
     users_UD, items_VD = (torch.from_numpy(factors[name]).to(bench.device) for name in ("users", "items"))
     known = UserItemPairs(bench.data.user.astype(np.int64), bench.data.item.astype(np.int64))
     partition, exchange = Partition(len(items_VD), 64, 1), Exchange(bench.device)
-    return lambda: rank(users_UD, known, items_VD, partition, exchange, _K).numpy()
+    return lambda: rank(users_UD, known, items_VD, partition, exchange, _K)[1].numpy()
 
 
 def measure(bench: Bench) -> list[Row]:

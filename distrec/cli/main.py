@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distrec import __version__
-from distrec.cli import plan, tune
+from distrec.cli import plan, report, serve, tune
 from distrec.core.errors import UNWRITABLE, UserError, WorkerLost
 
 if TYPE_CHECKING:
@@ -122,6 +122,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     command.add_argument("words", nargs="*", metavar="key=value", help="overrides, for instance eval.k=10,20,50")
     command.add_argument("--part", choices=("test", "valid"), default="test", help="part of the data (default: test)")
+
+    command = _add(commands, "recommend", _recommend, "recommend items to users of a run, by the ids in your data")
+    serve.add_recommend(command)
+
+    command = _add(commands, "export", _export, "export the vectors of a run with the ids in your data")
+    serve.add_export(command)
+
+    command = _add(commands, "report", _report, "compare runs in one HTML file, which needs no network")
+    report.add_report(command)
 
     text = "print counts, density and degree quantiles of a data set, or the result of a run"
     command = _add(commands, "info", _info, text)
@@ -242,6 +251,21 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     results_table([{"metric": key, "value": value} for key, value in found.metrics.items()])
     print(f"over {found.users:,} users; {found.left_out_users:,} have no {arguments.part} items, or no training items")
     _print_untrained(found, arguments.part)
+
+
+def _recommend(arguments: argparse.Namespace) -> None:
+    with _reporting():
+        serve.recommend(arguments, _note)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    with _reporting():
+        serve.export(arguments, _note)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    with _reporting():
+        report.report(arguments, _note)
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distrec.core import columns
 from distrec.core.config import Section, parse
 from distrec.core.errors import UserError
 
@@ -151,19 +152,19 @@ class Dataset:
         for bucket in buckets:
             assert 0 <= bucket < self.manifest.buckets, bucket
             table = _read(bucket_file(self.path, bucket))
-            parts = table["part"].to_numpy()
+            parts = _values(table, "part", np.int8)
             first, last = np.searchsorted(parts, (part, part + 1))
-            users.append(table["user"].to_numpy()[first:last])
-            items.append(table["item"].to_numpy()[first:last])
+            users.append(_values(table, "user", np.int32)[first:last])
+            items.append(_values(table, "item", np.int32)[first:last])
         return np.concatenate(users), np.concatenate(items)
 
     def user_degrees(self) -> np.ndarray:
         """Read the number of training interactions of each user: (users,) int64."""
-        return np.asarray(_read(self.path / "users.parquet", ["degree"])["degree"])
+        return _values(_read(self.path / "users.parquet", ["degree"]), "degree", np.int64).copy()
 
     def item_degrees(self) -> np.ndarray:
         """Read the number of training interactions of each item: (items,) int64."""
-        return np.asarray(_read(self.path / "items.parquet", ["degree"])["degree"])
+        return _values(_read(self.path / "items.parquet", ["degree"]), "degree", np.int64).copy()
 
     def user_ids(self) -> pa.Array:
         """Read the raw id of each user, in the order of the codes: int64 or large_string."""
@@ -225,6 +226,12 @@ def _read_manifest(path: Path) -> Manifest:
     if version < FORMAT_VERSION:
         raise UserError(f"{path} has the old format {version}; delete the folder and prepare it again")
     return parse(Manifest, tree, where=f"{path}: ")
+
+
+def _values(table: pa.Table, name: str, dtype: type[np.generic]) -> np.ndarray:
+    column = table[name].combine_chunks()
+    assert column.type == pa.from_numpy_dtype(np.dtype(dtype)), (name, column.type)
+    return columns.values(column, dtype)
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -140,11 +140,11 @@ class _Evaluation:
         k = min(max(self.config.k), self.of_items.rows)
         lists = self.exchange, k, self.candidates, self.progress
         if representations is None:
-            return rank_scores(self.scorer, self.users, self.known, self.of_items.rows, *lists).numpy()
+            return rank_scores(self.scorer, self.users, self.known, self.of_items.rows, *lists)[1].numpy()
         if similarity == "cosine":
             with torch.no_grad():
                 representations = l2_normalize(representations[0]), l2_normalize(representations[1])
-        return rank(representations[0], self.known, representations[1], self.of_items, *lists).numpy()
+        return rank(representations[0], self.known, representations[1], self.of_items, *lists)[1].numpy()
 
     def _metrics(self, ranked_UK: np.ndarray, by_stratum: bool = True) -> UserMetrics:
         strata = None

@@ -124,18 +124,18 @@ def user_metrics(
     assert indptr[0] == 0 and indptr[-1] == len(indices), "indptr does not cover the indices"
     if any(k < 1 for k in ks):
         raise UserError(f"a cut-off must be at least 1; got {list(ks)}")
-    hits_UK, relevant_U = _hits(ranked_UK, indptr, indices)
+    hits_UK, relevant_U = hits(ranked_UK, indptr, indices)
     (row_U,) = np.nonzero(relevant_U)
     hits_UK, relevant_U = hits_UK[row_U], relevant_U[row_U]
-    hits = {"": hits_UK}
+    parts = {"": hits_UK}
     if strata is not None:
         stratum_UK = strata[0][ranked_UK[row_U]]
-        hits |= {f"/{name}": hits_UK & (stratum_UK == g) for g, name in enumerate(strata[1])}
+        parts |= {f"/{name}": hits_UK & (stratum_UK == g) for g, name in enumerate(strata[1])}
     values = {
         f"{name}@{k}{part}": METRICS[name](hits_UK[:, :k], relevant_U, k)
         for name in names
         for k in ks
-        for part, hits_UK in hits.items()
+        for part, hits_UK in parts.items()
         if not part or name in ADDITIVE
     }
     if strata is not None:
@@ -197,7 +197,7 @@ def average_precision(hits_UK: Bools, relevant_U: Ints, k: int) -> Floats:
     return average_U
 
 
-def _hits(ranked_UK: Ints, indptr: Ints, indices: Ints) -> tuple[Bools, Ints]:
+def hits(ranked_UK: Ints, indptr: Ints, indices: Ints) -> tuple[Bools, Ints]:
     """Return which entries of `ranked_UK` are relevant, and the number of distinct relevant items per user."""
     users, width = ranked_UK.shape
     # One integer key per (user, item), so that one binary search serves all users.

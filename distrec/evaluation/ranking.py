@@ -71,7 +71,7 @@ def rank(
     k: int,
     candidates: np.ndarray | None = None,
     progress: Progress = lambda share: None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Return the top-K items of each user by dot product, known items excluded. Collective, also without users.
 
     Args:
@@ -83,7 +83,8 @@ def rank(
         progress: called as the ranking proceeds.
 
     Returns:
-        Item ids, (U, k) int64 on the CPU, best first, ties by ascending id; -1 where no item is left.
+        (scores; item ids, int64), (U, k) each on the CPU, best first, ties by ascending id; -inf and -1 where no item
+        is left.
 
     Raises:
         UserError: a score is NaN.
@@ -99,7 +100,7 @@ def rank(
             add_block(lists, users_UD[rows], block_VD, ids_V, masked.of_rows(rows))
             done += (rows.stop - rows.start) * len(ids_V)
             progress(done / total)
-    return best[1].cpu()
+    return best[0].cpu(), best[1].cpu()
 
 
 def _item_blocks(
@@ -139,7 +140,7 @@ def rank_scores(
     k: int,
     candidates: np.ndarray | None = None,
     progress: Progress = lambda share: None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Return the top-K items of each user by the scores of a scorer; arguments and result otherwise as of `rank`.
 
     Args:
@@ -153,7 +154,7 @@ def rank_scores(
     width = max(1, min(_BLOCK_ITEMS, len(ids)))
     size = max(1, _SCORES // width)
     longest = int(exchange.all_max(torch.tensor([len(users)], device=exchange.device)))
-    ranked = torch.empty(len(users), k, dtype=torch.int64)
+    ranked = torch.empty(len(users), k), torch.empty(len(users), k, dtype=torch.int64)
     for start in range(0, longest, size):
         rows = slice(min(start, len(users)), min(start + size, len(users)))
         best = topk_block(torch.empty(rows.stop - rows.start, 0), torch.empty(0, dtype=torch.int64), k)
@@ -165,7 +166,7 @@ def rank_scores(
             inside = (known_rows.item >= first) & (known_rows.item < first + width)
             tile_UV[known_rows.row[inside], known_rows.item[inside] - first] = -torch.inf
             best = merge_topk(best, topk_block(tile_UV, torch.from_numpy(ids_V), k), k)
-        ranked[rows] = best[1]
+        ranked[0][rows], ranked[1][rows] = best
         progress(min(1.0, (start + size) / longest))
     return ranked
 

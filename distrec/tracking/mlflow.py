@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -234,6 +235,59 @@ class MlflowTracker(Tracker):
             if failing is not None:
                 self._warn(f"{self._where} works again; no record was lost")
             self._failing_since = None
+
+
+def add_to_run(uri: str, run_id: str, path: Path, folder: str | None = None) -> None:
+    """Add a file, or the files of a folder, to the artifacts of a recorded run.
+
+    Raises:
+        UserError: the store cannot be reached, or has no such run.
+    """
+    try:
+        check_database(uri)
+        with _mlflow_settings():
+            from mlflow import MlflowClient
+
+            client = MlflowClient(tracking_uri=uri)
+            (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), folder)
+    except Exception as error:  # as in `_connected`
+        raise UserError(f"MLflow at {public_uri(uri)} did not take {path.name}: {_cause(error)}") from error
+
+
+def save_pyfunc(
+    path: Path,
+    data: Path,
+    loader_module: str,
+    inputs: Mapping[str, str],
+    outputs: Mapping[str, str],
+    params: Mapping[str, int | str],
+) -> None:
+    """Write a model of MLflow's pyfunc flavour to a new folder.
+
+    Args:
+        path: the folder.
+        data: folder that is copied into it.
+        loader_module: its `_load_pyfunc` returns the model, given the copy.
+        inputs: MLflow's type of each column of the input.
+        outputs: the same of the output.
+        params: defaults of the parameters.
+    """
+    with _mlflow_settings():
+        import mlflow.pyfunc
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+        read, written = (Schema([ColSpec(kind, name) for name, kind in c.items()]) for c in (inputs, outputs))
+        kinds = {int: "long", str: "string"}
+        known = ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in params.items()])
+        with warnings.catch_warnings(action="ignore"):  # about an input example, which is not needed
+            mlflow.pyfunc.save_model(
+                str(path),
+                loader_module=loader_module,
+                data_path=str(data),
+                signature=ModelSignature(read, written, known),
+                pip_requirements=["distrec"],
+            )
 
 
 def _log_setup(

@@ -18,7 +18,7 @@ from distrec.evaluation.per_user import MOST_USERS
 from distrec.models.base import Scorer, SolverConfig
 from distrec.sharding.collectives import Exchange
 from distrec.training.config import Config, load_config
-from distrec.training.run_folder import RunFolder
+from distrec.training.run_folder import BEST, RunFolder
 from distrec.training.sharded_model import ShardedModel
 
 PARTS = {"test": Part.TEST, "valid": Part.VALID}
@@ -70,26 +70,16 @@ def evaluate(
     """
     if part not in PARTS:
         raise UserError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
-    folder = RunFolder(expand_user(run))
-    before = flat(folder.config())
-    config = load_config(folder.config_file, overrides)
-    now = flat(config)
-    if wrong := [k for k in now if k in before and before[k] != now[k] and not k.startswith("eval.")]:
-        raise UserError(f"{', '.join(wrong)}: only eval.* keys of a trained run can be changed")
-    best = folder.best_checkpoint(note) if config.watched else None
-    checkpoint = best or folder.last_checkpoint(note)
-    prepared = Path(folder.facts().get("data", ""))
-    # Prepared again if they are gone.
-    dataset = Dataset.open(prepared) if (prepared / MANIFEST).exists() else prepare(config.data)
-    folder.check_fingerprint(dataset.manifest.fingerprint)
+    folder, config, dataset = open_run(run, overrides)
     if not dataset.manifest.count(PARTS[part]):
         raise UserError(f"the data of {run} have no {part} part")
-    stage(f"loading {checkpoint.name}")
     cuda = torch.cuda.is_available() and config.train.device != "cpu"
-    scorer, exchange, meta = _load(config, dataset, torch.device("cuda" if cuda else "cpu"), checkpoint)
+    loaded = load_checkpoint(folder, config, dataset, torch.device("cuda" if cuda else "cpu"), note)
     stage(f"evaluating on the {part} part")
     per_user = config.eval.per_user
-    sums = evaluate_part(scorer, dataset, PARTS[part], config.eval, exchange, share, per_user=per_user is not None)
+    sums = evaluate_part(
+        loaded.scorer, dataset, PARTS[part], config.eval, loaded.exchange, share, per_user=per_user is not None
+    )
     if per_user is not None:
         if sums.per_user is None:
             raise UserError(f"eval.per_user: the data have more than {MOST_USERS:,} users")
@@ -102,11 +92,77 @@ def evaluate(
         sums.users,
         sums.left_out,
         *untrained,
-        len(meta["history"]),
+        len(loaded.history),
         config.epochs,
-        best is not None,
+        loaded.best,
         folder.result() is not None,
     )
+
+
+def open_run(run: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Config, Dataset]:
+    """Return the folder of a run, its configuration with overrides of `eval.*` keys, and its prepared data.
+
+    Data that are gone are prepared again.
+
+    Raises:
+        UserError: no run, data that are gone or have changed, an override of a key outside `eval`.
+    """
+    folder = RunFolder(expand_user(run))
+    config = trained = folder.config()
+    if overrides:
+        config = load_config(folder.config_file, overrides)
+    before, now = flat(trained), flat(config)
+    if wrong := [k for k in now if k in before and before[k] != now[k] and not k.startswith("eval.")]:
+        raise UserError(f"{', '.join(wrong)}: only eval.* keys of a trained run can be changed")
+    prepared = folder.path / folder.facts().get("data", "")  # absolute, or beside the run in an exported model
+    if (prepared / MANIFEST).exists():
+        dataset = Dataset.open(prepared)
+    else:
+        try:
+            dataset = prepare(config.data)
+        except UserError as error:
+            raise UserError(
+                f"the prepared data of {folder.path}, {prepared}, are gone, and cannot be prepared again: {error}\n"
+                "Restore that folder, or run the command where data.source can be read."
+            ) from None
+    folder.check_fingerprint(dataset.manifest.fingerprint)
+    return folder, config, dataset
+
+
+def checkpoint_of(folder: RunFolder, config: Config, note: Callable[[str], object] = warnings.warn) -> Path:
+    """Return the checkpoint by which a run is evaluated: of its best epoch by `train.watch`, or the last."""
+    best = folder.best_checkpoint(note) if config.watched else None
+    return best or folder.last_checkpoint(note)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What one worker needs of a checkpoint to rank."""
+
+    scorer: Scorer
+    exchange: Exchange
+    history: list[dict[str, Any]]
+    """Records of the epochs."""
+    best: bool
+    """Whether it is the best epoch by `train.watch`."""
+
+
+def load_checkpoint(
+    folder: RunFolder,
+    config: Config,
+    dataset: Dataset,
+    device: torch.device,
+    note: Callable[[str], object] = warnings.warn,
+) -> Loaded:
+    """Load the last checkpoint of a run, or its best epoch by `train.watch`. Collective.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    checkpoint = checkpoint_of(folder, config, note)
+    stage(f"loading {checkpoint.name}")
+    scorer, exchange, meta = _load(config, dataset, device, checkpoint)
+    return Loaded(scorer, exchange, meta["history"], checkpoint.parent.name == BEST)
 
 
 def _load(

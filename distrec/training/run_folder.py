@@ -192,7 +192,9 @@ class RunFolder:
     def check_fingerprint(self, fingerprint: str) -> None:
         """Raise UserError if the run was started on other data."""
         if self.facts().get("fingerprint", fingerprint) != fingerprint:
-            raise UserError(f"{self.path}: the data have changed since this run was started")
+            raise UserError(
+                f"{self.path}: the data have changed since this run was started: restore them, or train again"
+            )
 
     def result(self) -> Result | None:
         """Return the result, or None if the run is not finished."""

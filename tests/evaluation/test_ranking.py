@@ -68,9 +68,11 @@ def rank_own(k, block, candidates=None, by_scores=False, shares=None):
                 def scores(self, users, items, out_UV):
                     out_UV.copy_(rows[users] @ torch.from_numpy(of_items[items]).float().T)
 
-            ranked = ranking.rank_scores(Products(), np.arange(len(rows)), pairs, ITEMS, exchange, k, candidates, note)
+            ranked = ranking.rank_scores(Products(), np.arange(len(rows)), pairs, ITEMS, exchange, k, candidates, note)[
+                1
+            ]
         else:
-            ranked = ranking.rank(rows, pairs, own_items, item_partition, exchange, k, candidates, note)
+            ranked = ranking.rank(rows, pairs, own_items, item_partition, exchange, k, candidates, note)[1]
     return list(zip(own_users.tolist(), ranked.tolist(), strict=True))
 
 

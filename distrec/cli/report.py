@@ -1,0 +1,32 @@
+"""The command `report`. Heavy modules are imported when it runs."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from distrec.core.errors import UserError
+
+
+def add_report(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `distrec report`."""
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    text = "the file to write (default: report.html)"
+    command.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help=text)
+
+
+def report(arguments: argparse.Namespace, note: Callable[[str], None]) -> None:
+    """Run `distrec report`: write the file, and add it to the runs in MLflow that are recorded there."""
+    from distrec.report.page import report as write_report
+    from distrec.training.run_folder import RunFolder
+
+    out = write_report(arguments.runs, arguments.out, note)
+    print(out)
+    for run in arguments.runs:
+        facts = RunFolder(run).facts()
+        if facts.get("mlflow_run") and facts.get("mlflow_uri"):
+            from distrec.tracking.mlflow import add_to_run
+
+            try:
+                add_to_run(facts["mlflow_uri"], facts["mlflow_run"], out)
+            except UserError as error:
+                note(str(error))
