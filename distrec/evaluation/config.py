@@ -1,10 +1,13 @@
 """Configuration of the evaluation."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from distrec.core.config import Section, split_words
+from distrec.evaluation.catalogue import CATALOGUE_METRICS
+from distrec.evaluation.metrics import METRICS
 
 
 def _one_or_more(value: Any) -> Any:
@@ -14,6 +17,25 @@ def _one_or_more(value: Any) -> Any:
 class EvalConfig(Section):
     k: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_one_or_more), Field(min_length=1)] = (20,)
     """Cut-offs K of the rankings: one number, or a list."""
+    metrics: Annotated[tuple[str, ...], BeforeValidator(split_words), Field(min_length=1)] = ("recall", "ndcg")
+    """Metrics at each K, or `all`. Means over users: recall, ndcg, precision, hit_rate, mrr, map; of all lists:
+    coverage (share of the items recommended to anyone), gini (inequality of the items' numbers of lists), popularity
+    (mean number of training interactions of a recommended item)."""
+    strata: bool = False
+    """Also recall and ndcg by stratum: the parts that hits of `popular` (first 5 % of the items by training
+    interactions), `neutral` (next 15 %) and `unpopular` items make up, which sum to the whole; and the means over
+    `active` (first 5 % of the users), `moderate` (next 15 %) and `inactive` users."""
+    magnitudes: bool = False
+    """Also the correlation of log(training interactions + 2) with the length of the representations, of users and of
+    items, and the metrics by `dot` beside those by `cosine`. A second ranking: evaluation takes twice as long."""
+    diagnostics: bool = True
+    """Measure the representations at each evaluation on the validation part (effective rank, cosines, norms), and warn
+    when they collapse."""
+    bootstrap: int = Field(0, ge=0)
+    """Resamples of the users for 95 % intervals of the metrics on the test part, and of `distrec evaluate`; 0: none."""
+    per_user: Path | None = None
+    """Parquet file to which `distrec evaluate` writes the metrics of each user. Training writes those on the test part
+    to `test_users.parquet` in the run folder."""
     similarity: Literal["model", "dot", "cosine"] = "model"
     """Similarity that ranks: `model` is that of training; `dot` and `cosine` rank by the dot product or the cosine of
     the representations, whatever the training."""
@@ -24,3 +46,13 @@ class EvalConfig(Section):
     """Epochs between evaluations on the validation part; 0 disables them. The test part is evaluated once, last."""
     test: bool = True
     """Evaluate the test part at the end. false: not before `distrec evaluate` does."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = [*METRICS, *CATALOGUE_METRICS]
+        if names == ("all",):
+            return tuple(known)
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"unknown metric {', '.join(unknown)}; known: all, {', '.join(known)}")
+        return tuple(dict.fromkeys(names))

@@ -8,6 +8,7 @@ from distrec.losses import (  # noqa: F401
     mutual_information,
     pairwise,
     pointwise,
+    popularity,
     sampled_softmax,
 )
 from distrec.losses.base import Loss, LossInputs, losses

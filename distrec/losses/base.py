@@ -83,6 +83,8 @@ class LossInputs:
     the option `extra_positives` of the loss."""
     degree_B: Tensor
     """Training interactions of the pair's user, float32."""
+    positive_degree_B: Tensor
+    """Training interactions of the pair's positive, float32."""
     mean_degree: float
     """Training interactions of the average user that has any."""
     user_norm2_B: Tensor
@@ -95,6 +97,11 @@ class LossInputs:
     user_rows_BD: Tensor
     """Rows of the model's tables of the pairs' users and positives, before the model; several tables adjoin."""
     positive_rows_BD: Tensor
+    user_logit_B: Tensor
+    """Logits of the model, each of a row alone (`EmbeddingConfig.logits`): of the users, the positives and the
+    negatives ((B, N) or (1, N))."""
+    positive_logit_B: Tensor
+    negative_logit_BN: Tensor
     user_B: Tensor
     """Index of the pair's user among those of this worker, int64. All pairs of a user lie on one worker."""
     tables: dict[str, Tensor]

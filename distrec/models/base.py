@@ -64,6 +64,9 @@ class EmbeddingConfig(ModelConfig):
 
     reads: ClassVar[tuple[Literal["history", "graph"], ...]] = ()
     """Fields of `ModelInputs` that it reads beside rows. A model that reads the graph gets all rows at each step."""
+    logits: ClassVar[bool] = False
+    """Whether its representations have one more column in training: a logit of the row alone, which is no part of the
+    score, and which a loss may read. In evaluation all columns are part of the score."""
 
     def tables(self) -> tuple[TableSpec, ...]:
         """Return one table of users and one of items, of width `dim`."""
@@ -197,6 +200,9 @@ class Learner(Protocol):
 
     def timing(self) -> dict[str, float]:
         """Return the seconds spent in each part of the steps since the last call."""
+
+    def diagnostics(self) -> dict[str, float]:
+        """Return figures of the last step, by name, equal at all workers."""
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write this worker's part of a checkpoint, and `meta`, which is equal at all workers."""

@@ -91,6 +91,9 @@ class SolverLearner(Scorer):
         seconds, self._seconds = self._seconds, {}
         return seconds
 
+    def diagnostics(self) -> dict[str, float]:
+        return {}
+
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
         """Add the duration of the block to a part of `timing`."""

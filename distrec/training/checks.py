@@ -16,6 +16,15 @@ def check_workers(config: Config) -> None:
         _check_buckets(config.train.workers, config.data.buckets)
 
 
+def check_evaluation(config: Config) -> None:
+    """Raise UserError for an option that only `distrec evaluate` has."""
+    if config.eval.per_user is not None:
+        raise UserError(
+            "eval.per_user is an option of distrec evaluate; training writes the metrics of each user on the test part "
+            "to test_users.parquet in the run folder"
+        )
+
+
 def check_dataset(config: Config, dataset: Dataset) -> None:
     """Raise UserError if the data cannot be trained or evaluated on as configured."""
     manifest, source = dataset.manifest, config.data.source

@@ -128,6 +128,8 @@ class Config(Section):
                 f"loss.name={loss.name} is defined on {loss.similarity} similarity, not {similarity}: "
                 f"set model.similarity={loss.similarity}"
             )
+        if "user_logit_B" in loss.needs() and not getattr(self.model, "logits", False):
+            raise ValueError(f"loss.name={loss.name} reads logits of the model: set model.name=macr")
         if self.optim.decay.scope == "occurrences" and "catalogue" in loss.needs():
             raise ValueError(
                 f"optim.decay.scope=occurrences: loss.name={loss.name} reads all items, not those of pairs"

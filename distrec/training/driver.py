@@ -19,12 +19,12 @@ from distrec.data.prepare import prepare
 from distrec.tracking import open_tracker
 from distrec.tracking.base import Tracker
 from distrec.training import cluster, connection
-from distrec.training.checks import check_dataset, check_workers
+from distrec.training.checks import check_dataset, check_evaluation, check_workers
 from distrec.training.config import Config
 from distrec.training.loop import Job
 from distrec.training.mailbox import Mailbox
 from distrec.training.outcome import make_result
-from distrec.training.run_folder import BEST, CHECKPOINTS, Result, RunFolder
+from distrec.training.run_folder import BEST, CHECKPOINTS, TEST_USERS, Result, RunFolder
 from distrec.training.worker import run_worker
 
 Event = dict[str, Any]
@@ -61,6 +61,7 @@ def train(config: Config, name: str = "distrec", on_event: Listener | None = Non
         emit({"kind": "note", "text": text})
 
     check_workers(config)
+    check_evaluation(config)
     folder = RunFolder.choose(config, name)
     try:
         if config.run.resume and (finished := folder.finished(config)):
@@ -101,6 +102,8 @@ def _train(
         with _finishing(tracker, folder):
             with stopped_by_sigterm():
                 outcome = _fit(config, dataset, folder, lambda event: _record(event, tracker, emit))
+            if outcome["per_user"] is not None:
+                outcome["per_user"].write(folder.path / TEST_USERS, dataset.user_ids())
             result = make_result(config, dataset, folder, outcome, time.perf_counter() - start)
             tracker.log_metrics(result.metrics, result.epochs)
             tracker.log_table([{"metric": key, "value": value} for key, value in result.metrics.items()])
@@ -212,5 +215,6 @@ def _record(event: Event, tracker: Tracker, emit: Listener) -> None:
         figures["train/interactions_per_s"] = event["interactions_per_s"]
         figures |= {f"time/{part}_s": seconds for part, seconds in event["split"].items()}
         figures |= {f"valid/{key}": value for key, value in event.get("metrics", {}).items()}
+        figures |= {f"diagnostics/{key}": value for key, value in event.get("diagnostics", {}).items()}
         tracker.log_metrics(figures, event["epoch"])
     emit(event)

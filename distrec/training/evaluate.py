@@ -14,6 +14,7 @@ from distrec.core.status import share, stage
 from distrec.data.dataset import MANIFEST, Dataset, Part
 from distrec.data.prepare import prepare
 from distrec.evaluation.evaluator import evaluate_part
+from distrec.evaluation.per_user import MOST_USERS
 from distrec.models.base import Scorer, SolverConfig
 from distrec.sharding.collectives import Exchange
 from distrec.training.config import Config, load_config
@@ -87,7 +88,12 @@ def evaluate(
     cuda = torch.cuda.is_available() and config.train.device != "cpu"
     scorer, exchange, meta = _load(config, dataset, torch.device("cuda" if cuda else "cpu"), checkpoint)
     stage(f"evaluating on the {part} part")
-    sums = evaluate_part(scorer, dataset, PARTS[part], config.eval, exchange, share)
+    per_user = config.eval.per_user
+    sums = evaluate_part(scorer, dataset, PARTS[part], config.eval, exchange, share, per_user=per_user is not None)
+    if per_user is not None:
+        if sums.per_user is None:
+            raise UserError(f"eval.per_user: the data have more than {MOST_USERS:,} users")
+        sums.per_user.write(per_user, dataset.user_ids())
     metrics = {f"{part}/{key}": value for key, value in sums.means().items()}
     m = dataset.manifest
     untrained = m.users_without_train, m.items_without_train, sums.untrained_share

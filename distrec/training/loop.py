@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +16,8 @@ from torch import Tensor
 from distrec.core.errors import Diverged
 from distrec.core.status import reporting, share, stage
 from distrec.data.dataset import Dataset, Part
-from distrec.evaluation.evaluator import evaluate_part
-from distrec.evaluation.metrics import RankingSums
+from distrec.evaluation.collapse import collapse_warning
+from distrec.evaluation.evaluator import Evaluated, evaluate_part
 from distrec.models.base import EmbeddingConfig, Learner, SolverConfig
 from distrec.sampling.batch import Batch
 from distrec.sampling.stream import stream
@@ -73,6 +73,7 @@ class Loop:
         self.job, self.learner, self.host, self.config = job, learner, host, job.config
         self.history: list[dict[str, Any]] = []
         self.epoch_start = self.last_step_event = 0.0
+        self._warned = False
 
     def run(self) -> dict[str, Any]:
         """Train and evaluate. Return the history of the epochs, test metrics and timings; rank 0's are the run's."""
@@ -90,13 +91,15 @@ class Loop:
         first_batch_s = 0.0 if self._ends() else self._train_epochs()
         tested = self._load_best() or len(self.history)
         start = time.perf_counter()
-        test = None
+        test = per_user = None
         if self.config.eval.test:
             self._note(f"evaluating epoch {tested} on the test part")
             test = self._evaluate(Part.TEST)
-        eval_s = time.perf_counter() - start
-        times = {"first_batch_s": first_batch_s, "eval_s": eval_s}
-        return {"history": self.history, "test": test, "tested_epoch": tested, **times}
+            # Once, by rank 0: the values of all users may be many.
+            per_user = test.per_user if self.learner.exchange.rank == 0 else None
+            test = replace(test, per_user=None)
+        times = {"first_batch_s": first_batch_s, "eval_s": time.perf_counter() - start}
+        return {"history": self.history, "test": test, "tested_epoch": tested, "per_user": per_user, **times}
 
     def _ends(self) -> bool:
         """Return whether training is over: after the last epoch, or `train.patience` evaluations without progress."""
@@ -158,12 +161,29 @@ class Loop:
             source, first, train.epochs, source.bytes_per_step, ahead_mib, job.stream_backend, job.stream_actors
         )
 
-    def _evaluate(self, part: Part) -> RankingSums:
-        config = self.config.eval
+    def _evaluate(self, part: Part) -> Evaluated:
+        config, is_test = self.config.eval, part == Part.TEST
         stage(f"evaluating on the {part.name.lower()} part")
-        if part == Part.VALID and (watched := self.config.watched):
-            config = config.model_copy(update={"k": tuple(dict.fromkeys([*config.k, int(watched.partition("@")[2])]))})
-        return evaluate_part(self.learner.scorer, self.job.dataset, part, config, self.learner.exchange, share)
+        if not is_test:
+            changes: dict[str, Any] = {"bootstrap": 0}
+            if watched := self.config.watched:
+                name, _, k = watched.partition("@")
+                changes |= {"k": tuple(dict.fromkeys([*config.k, int(k)]))}
+                changes |= {"metrics": tuple(dict.fromkeys([*config.metrics, name]))}
+            config = config.model_copy(update=changes)
+        scorer, exchange = self.learner.scorer, self.learner.exchange
+        return evaluate_part(scorer, self.job.dataset, part, config, exchange, share, per_user=is_test)
+
+    def _diagnose(self, found: Evaluated) -> dict[str, float]:
+        """Return the diagnostics of an evaluation and of the last step; emit a note the first time that they show a
+        collapse."""
+        figures = dict(found.diagnostics) | self.learner.diagnostics()
+        before = [record["diagnostics"] for record in self.history if record.get("diagnostics")]
+        warning = collapse_warning(figures, before)
+        if warning and not self._warned:
+            self._warned = True
+            self._note(f"warning: {warning}")
+        return figures
 
     def _end_epoch(self, epoch: int, seconds: float, loss_sum: float) -> None:
         pairs, epochs = self.job.dataset.manifest.train, self.config.epochs
@@ -174,7 +194,8 @@ class Loop:
         last, every = epoch + 1 == epochs, self.config.eval.every
         if every and self.job.dataset.manifest.valid and ((epoch + 1) % every == 0 or last):
             start = time.perf_counter()
-            record["metrics"] = self._evaluate(Part.VALID).means()
+            found = self._evaluate(Part.VALID)
+            record["metrics"], record["diagnostics"] = found.means(), self._diagnose(found)
             record["eval_s"] = time.perf_counter() - start
         self.history.append(record)
         self.learner.observe(self._watched_values())

@@ -18,8 +18,8 @@ from distrec.sharding.collectives import Exchange
 from distrec.sharding.device_copy import to_device
 from distrec.sharding.differentiable import StepExchange
 
-_SCORES = {"positive_B", "negative_BN", "unmasked_B", "extra_BM", "log_q_BN", "negative_norm2_BN"}
-_OF_USERS = {"user_norm2_B", "users_BD", "user_rows_BD", "user_B", "degree_B", "catalogue"}
+_SCORES = {"positive_B", "negative_BN", "unmasked_B", "extra_BM", "log_q_BN", "negative_norm2_BN", "negative_logit_BN"}
+_OF_USERS = {"user_norm2_B", "users_BD", "user_rows_BD", "user_B", "degree_B", "user_logit_B", "catalogue"}
 
 
 def fetches_items(reads: Collection[str], item_tables: Collection[str]) -> bool:
@@ -28,7 +28,9 @@ def fetches_items(reads: Collection[str], item_tables: Collection[str]) -> bool:
 
 
 REPRESENTATION = ""
-"""Name of the representations beside the names of tables."""
+"""Name of the representations beside the names of tables,"""
+LOGIT = "logit"
+"""and of the logits of a model that has them."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,10 @@ class LossInputBuilder:
                 else:
                     fields[f"{name}_norm2_B"] = rows_UD.square().sum(1).index_select(0, row_B)
             if f"{name}_rows_BD" in reads:
-                columns = [rows for k, rows in values.items() if k not in own_tables and k != REPRESENTATION]
+                columns = [rows for k, rows in values.items() if k not in (*own_tables, REPRESENTATION, LOGIT)]
                 fields[f"{name}_rows_BD"] = torch.cat(columns, 1).index_select(0, index_B)
+            if f"{name}_logit_B" in reads:
+                fields[f"{name}_logit_B"] = values[LOGIT][:, 0].index_select(0, index_B)
             if f"{name}s_BD" in reads or "batch" in reads or (name == "user" and "catalogue" in reads):
                 fields[f"{name}s_BD"] = rows_UD.index_select(0, row_B)
         if "batch" in reads:
@@ -140,17 +144,23 @@ class LossInputBuilder:
             fields["unmasked_B"] = (n - masked_B).clamp(max=self.sampling.hardest or n).to(positive_B.dtype)
         if len(arrays["log_q"]):
             fields["log_q_BN"] = arrays["log_q"].view(-1, n)
+        of_negatives = self._of_negatives(reads, n)
+        if self.sampling.hardest:
+            negative_BN, column_BN = negative_BN.topk(min(n, self.sampling.hardest), dim=1, sorted=False)
+            of_negatives = {k: value.expand(pairs, n).gather(1, column_BN) for k, value in of_negatives.items()}
+        return fields | of_negatives | {"negative_BN": negative_BN}
+
+    def _of_negatives(self, reads: Collection[str], n: int) -> dict[str, Tensor]:
+        """Return what a loss reads of each negative beside its score, (B, N) or (1, N) each."""
+        fields, items_UD, index = {}, self.items[REPRESENTATION], self.arrays["negative_index"]
         if "negative_norm2_BN" in reads:
             if self.normalized:
                 fields["negative_norm2_BN"] = items_UD.new_ones(1, 1)
             else:
-                norm2_U = items_UD.square().sum(1)
-                fields["negative_norm2_BN"] = norm2_U.index_select(0, negative_index).view(-1, n)
-        if self.sampling.hardest:
-            negative_BN, column_BN = negative_BN.topk(min(n, self.sampling.hardest), dim=1, sorted=False)
-            if "negative_norm2_BN" in reads:
-                fields["negative_norm2_BN"] = fields["negative_norm2_BN"].expand(pairs, n).gather(1, column_BN)
-        return fields | {"negative_BN": negative_BN}
+                fields["negative_norm2_BN"] = items_UD.square().sum(1).index_select(0, index).view(-1, n)
+        if "negative_logit_BN" in reads:
+            fields["negative_logit_BN"] = self.items[LOGIT][:, 0].index_select(0, index).view(-1, n)
+        return fields
 
     def _global_batch(self, users_BD: Tensor, positives_BD: Tensor) -> GlobalBatch:
         all_users_BD, own = self.exchange.gather(users_BD)

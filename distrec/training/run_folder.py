@@ -17,7 +17,7 @@ from distrec.sharding.checkpoint import is_complete
 from distrec.training.config import Config
 from distrec.training.ray_snapshot import restore_from
 
-CHECKPOINTS, BEST = "checkpoints", "best"
+CHECKPOINTS, BEST, TEST_USERS = "checkpoints", "best", "test_users.parquet"
 _CONFIG, _RESULT, _RUN, _LOCK = "config.yaml", "result.json", "run.json", "run.lock"
 _FORMAT = 2  # of configuration and checkpoints; 1 had no key for it in run.json
 # Prefixes of the keys that a resumed run may change: where it runs and how it is recorded, not what it computes;

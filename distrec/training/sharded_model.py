@@ -38,7 +38,7 @@ class ShardedModel(Scorer):
         self.exchange = Exchange(device, config.train.send_bfloat16)
         m, workers = dataset.manifest, self.exchange.workers
         self.partitions = {USERS: Partition(m.users, m.buckets, workers), ITEMS: Partition(m.items, m.buckets, workers)}
-        self.reads, self.similarity = config.model.reads, config.model.similarity
+        self.reads, self.similarity, self.logits = config.model.reads, config.model.similarity, config.model.logits
         self.dtype = torch.bfloat16 if config.model.bfloat16 else torch.float32
         self.specs = {spec.name: spec for spec in (*config.model.tables(), *config.loss.tables())}
         self.own_tables = {spec.name for spec in config.loss.tables()}
@@ -54,8 +54,15 @@ class ShardedModel(Scorer):
     def _initial_table(self, name: str) -> Table:
         spec, worker = self.specs[name], self.exchange.rank
         partition = self.partitions[spec.entity]
-        rows_VD = spec.init.rows(self.config.run.seed, name, partition, worker, spec.width)
+        degree_V = self.owned_degrees(spec.entity) if spec.init.reads_degrees else None
+        rows_VD = spec.init.rows(self.config.run.seed, name, partition, worker, spec.width, degree_V)
         return Table(name, partition, worker, rows_VD.to(self.device, self.dtype), spec.decay, spec.bounds)
+
+    def owned_degrees(self, entity: str) -> np.ndarray:
+        """Return the training interactions of this worker's users or items, (V,)."""
+        degrees = self.dataset.user_degrees() if entity == USERS else self.dataset.item_degrees()
+        owned: np.ndarray = degrees[self.partitions[entity].rows_of(self.exchange.rank)]
+        return owned
 
     @cached_property
     def graph(self) -> Graph | None:

@@ -26,7 +26,7 @@ from distrec.sharding.differentiable import StepExchange
 from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
-from distrec.training.loss_inputs import REPRESENTATION, LossInputBuilder, fetches_items
+from distrec.training.loss_inputs import LOGIT, REPRESENTATION, LossInputBuilder, fetches_items
 from distrec.training.sharded_model import ShardedModel
 
 # Arrays of a batch that are only read on the host.
@@ -67,17 +67,16 @@ class Trainer:
         self._fetches = self._loss_fetches or "history" in self.sharded.reads
         self._degree_V: Tensor | None = None
         if "degree_B" in reads:
-            (self._degree_V,) = to_device([self._owned_degrees()], device)
+            (self._degree_V,) = to_device([self.sharded.owned_degrees(USERS).astype(np.float32)], device)
+        if "positive_degree_B" in reads:
+            self._item_degrees = dataset.item_degrees().astype(np.float32)
         degrees = dataset.user_degrees()
         self._facts = {"items": dataset.manifest.items, "mean_degree": dataset.manifest.train / (degrees > 0).sum()}
         self._counts = config.optim.decay.scope == "occurrences"
         self._prefetched_lookup: tuple[Batch, Future[LookupPlan]] | None = None
         self._prefetched_arrays: tuple[Batch, dict[str, Tensor]] | None = None
         self._following: Batch | None = None
-
-    def _owned_degrees(self) -> np.ndarray:
-        owned: np.ndarray = self.sharded.partitions[USERS].rows_of(self.exchange.rank)
-        return np.asarray(self.source.dataset.user_degrees()[owned], np.float32)
+        self._gradient_norm: float | None = None
 
     @property
     def scorer(self) -> Scorer:
@@ -106,6 +105,10 @@ class Trainer:
         seconds = self.meters.snapshot()
         self.meters.reset()
         return seconds
+
+    def diagnostics(self) -> dict[str, float]:
+        """Return the norm of the gradient of the last step of an epoch, before clipping."""
+        return {} if self._gradient_norm is None else {"gradient_norm": self._gradient_norm}
 
     def train_epoch(self, epoch: int, first_step: int, batches: Iterator[Batch], emit: Emit) -> float:
         """Take the steps of an epoch; see `Learner.train_epoch`."""
@@ -159,9 +162,16 @@ class Trainer:
         """Apply the gradients of rows and parameters."""
         grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
         item_counts_R1 = grads.pop(_OCCURRENCES, None)
-        dense = self.dense.gradient()
-        if self.config.optim.clip_norm is not None:
-            self._clip(list(grads.values()), dense, self.config.optim.clip_norm)
+        dense, clip_norm = self.dense.gradient(), self.config.optim.clip_norm
+        ends = batch.step + 1 == self.source.steps
+        if ends or clip_norm is not None:
+            norm = self._norm(list(grads.values()), dense)
+            if ends:
+                self._gradient_norm = norm.item()
+            if clip_norm is not None:
+                factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0).float()  # as torch.nn.utils.clip_grad_norm_
+                for grad in [*grads.values(), *([] if dense is None else [dense])]:
+                    grad.mul_(factor)
         if item_counts_R1 is not None:
             self._decay_by_occurrence(batch, leaves, grads, item_counts_R1)
         for name, optimizer in self.optimizers.items():
@@ -169,15 +179,13 @@ class Trainer:
         if dense is not None:
             self.dense.step(dense)
 
-    def _clip(self, grads: list[Tensor], dense: Tensor | None, clip_norm: float) -> None:
-        """Scale the gradients of all workers down to a norm, as `torch.nn.utils.clip_grad_norm_`."""
+    def _norm(self, grads: list[Tensor], dense: Tensor | None) -> Tensor:
+        """Return the norm of the gradients of all workers, ()."""
         norm2 = torch.stack([grad.square().sum(dtype=torch.float64) for grad in grads]).sum()
         norm2 = self.exchange.all_add(norm2.view(1))[0]
         if dense is not None:
-            grads, norm2 = [*grads, dense], norm2 + dense.square().sum()
-        factor = (clip_norm / (norm2.sqrt() + 1e-6)).clamp(max=1.0).float()
-        for grad in grads:
-            grad.mul_(factor)
+            norm2 = norm2 + dense.square().sum()
+        return norm2.sqrt()
 
     def _decay_by_occurrence(self, batch: Batch, leaves: Leaves, grads: Leaves, item_counts_R1: Tensor) -> None:
         """Add the gradient of strength / (2 B) |row|^2 for each occurrence of a row in the pairs of all workers."""
@@ -256,12 +264,18 @@ class Trainer:
             elif plan is not None and entity == ITEMS and self._loss_fetches:
                 rows = {name: self._requested(leaf, plan) for name, leaf in rows.items()}
                 rows_XD = rows_XD if self._whole_graph else self._requested(rows_XD, plan)
-            values[entity] = {REPRESENTATION: rows_XD} | rows
+            values[entity] = self._split(rows_XD) | rows
         if plan is not None and self._loss_fetches:
             # The owner of an item computes its representation once for all workers that request it.
             fetched = exchange.fetch(plan, *values[ITEMS].values())
             values[ITEMS] = dict(zip(values[ITEMS], fetched, strict=True))
         return values[USERS], values[ITEMS]
+
+    def _split(self, rows_XD: Tensor) -> dict[str, Tensor]:
+        """Return representations, and the logits of a model that has them, by name."""
+        if not self.sharded.logits:
+            return {REPRESENTATION: rows_XD}
+        return {REPRESENTATION: rows_XD[:, :-1], LOGIT: rows_XD[:, -1:]}
 
     def _loss_inputs(
         self, batch: Batch, users: dict[str, Tensor], items: dict[str, Tensor], exchange: StepExchange
@@ -271,6 +285,8 @@ class Trainer:
         assert isinstance(model, EmbeddingConfig), model
         if self._degree_V is not None:
             others["degree_B"] = self._degree_V[arrays["users_U"].long()].index_select(0, arrays["user_index_B"])
+        if "positive_degree_B" in self.config.loss.needs():
+            others["positive_degree_B"] = self._degrees_of_positives(batch)
         if model.user_dropout:
             users_BD = users[REPRESENTATION].index_select(0, arrays["user_index_B"].long())
             share, width, seed = model.user_dropout, users_BD.shape[1], self.config.run.seed
@@ -289,6 +305,15 @@ class Trainer:
             users_of_pairs=model.user_dropout > 0,
         )
         return builder.build(self.config.loss.needs(), self.sharded.own_tables, **others)
+
+    def _degrees_of_positives(self, batch: Batch) -> Tensor:
+        """Return the training interactions of each pair's positive, (B,)."""
+        partition, degrees_U, first = self.sharded.partitions[ITEMS], [], 0
+        for worker, count in enumerate(batch.item_splits_W.tolist()):
+            local = batch.items_U[first : first + count].astype(np.int64)
+            degrees_U.append(self._item_degrees[partition.row(local, worker)])
+            first += count
+        return to_device([np.concatenate(degrees_U)[batch.positive_index_B]], self.device)[0]
 
     def _encode(
         self, arrays: dict[str, Tensor], plan: LookupPlan | None, leaves: Leaves, exchange: StepExchange

@@ -17,7 +17,7 @@ from distrec.training.checks import check_dataset
 from distrec.training.config import Config
 from distrec.training.loop import Job, Loop, make_learner
 from distrec.training.outcome import make_result
-from distrec.training.run_folder import BEST, CHECKPOINTS, Result, RunFolder, best_name
+from distrec.training.run_folder import BEST, CHECKPOINTS, TEST_USERS, Result, RunFolder, best_name
 
 Event = dict[str, Any]
 OnEpoch = Callable[[Event], bool | None]
@@ -116,6 +116,8 @@ def _run_here(config: Config, folder: RunFolder, on_epoch: OnEpoch, dataset: Dat
         stopped = {"history": loop.history, "test": None, "tested_epoch": len(loop.history)}
         times = {"first_batch_s": 0.0, "eval_s": 0.0}
         return make_result(config, dataset, folder, stopped | times, time.perf_counter() - start)
+    if outcome["per_user"] is not None:
+        outcome["per_user"].write(folder.path / TEST_USERS, dataset.user_ids())
     result = make_result(config, dataset, folder, outcome, time.perf_counter() - start)
     folder.finish(result)
     return result

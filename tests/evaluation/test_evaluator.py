@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from distrec.core.errors import UserError
 from distrec.data.dataset import Dataset, Part
 from distrec.evaluation.config import EvalConfig
 from distrec.evaluation.evaluator import evaluate_part
+from distrec.evaluation.strata import ITEM_STRATA, USER_GROUPS, strata_by_degree
 from distrec.models.base import Scorer
 from distrec.sharding.collectives import Exchange
 from distrec.sharding.partition import Partition
@@ -88,3 +91,112 @@ def test_only_untrained_items_were_held_out(tmp_path):
         "data: 1 of 2 items have no training interactions: rankings leave them out unless "
         "eval.untrained_items=include; held-out interactions with them (2 of 2 test) count as misses"
     )
+
+
+class Random(Scorer):
+    """Random rows, of which one user's is zero; the same on any number of workers."""
+
+    similarity = "cosine"
+
+    def __init__(self, dataset: Dataset, exchange: Exchange) -> None:
+        draws, m = np.random.default_rng(0), dataset.manifest
+        self.all = [draws.standard_normal((n, 4)) * draws.random((n, 1)) for n in (m.users, m.items)]
+        self.all[0][3] = 0
+        partitions = [Partition(n, m.buckets, exchange.workers) for n in (m.users, m.items)]
+        self.own = [
+            torch.from_numpy(rows[partition.rows_of(exchange.rank)]).float()
+            for rows, partition in zip(self.all, partitions, strict=True)
+        ]
+
+    def representations(self, users):
+        return self.own[0][torch.from_numpy(users)], self.own[1]
+
+
+EVERYTHING = EvalConfig(k=(5, 20), metrics=("all",), strata=True, magnitudes=True, bootstrap=50)
+
+
+def measure_everything(dataset):
+    exchange = Exchange(torch.device("cpu"))
+    found = evaluate_part(Random(dataset, exchange), dataset, Part.TEST, EVERYTHING, exchange, per_user=True)
+    return found.means(), dict(found.diagnostics), found.per_user
+
+
+def test_everything_is_the_same_on_any_number_of_workers(dataset):
+    (one,) = run_ranks(1, measure_everything, dataset)
+    for workers in (2, 3):
+        for metrics, figures, per_user in run_ranks(workers, measure_everything, dataset):
+            for name, value in metrics.items():
+                exact = not name.startswith("norm_correlation")  # sums of real numbers in another order
+                assert value == (one[0][name] if exact else pytest.approx(one[0][name], rel=1e-12)), name
+            assert metrics.keys() == one[0].keys() and figures == pytest.approx(one[1], rel=1e-9)
+            assert np.array_equal(per_user.user_U, one[2].user_U)
+            assert all(np.array_equal(value, one[2].values[name]) for name, value in per_user.values.items())
+
+
+def test_parts_sum_to_the_whole_and_groups_are_means_over_their_users(dataset):
+    metrics, _, per_user = measure_everything(dataset)
+    group_U = strata_by_degree(dataset.user_degrees())[per_user.user_U]
+    for name in ("recall@5", "recall@20", "ndcg@5", "ndcg@20"):
+        assert sum(metrics[f"{name}/{stratum}"] for stratum in ITEM_STRATA) == pytest.approx(metrics[name], abs=1e-8)
+        assert metrics[f"{name}/low"] < metrics[name] == pytest.approx(per_user.values[name].mean(), abs=1e-9)
+        assert metrics[f"{name}/high"] > metrics[name] == metrics[f"{name}/cosine"] != metrics[f"{name}/dot"]
+        for g, group in enumerate(USER_GROUPS):
+            assert metrics[f"{name}/{group}"] == pytest.approx(per_user.values[name][group_U == g].mean(), abs=1e-9)
+            assert f"{name}/{group}" not in per_user.values
+    by_dot = EvalConfig(k=20, similarity="dot", metrics=("mrr", "coverage"))
+    scorer = Random(dataset, Exchange(torch.device("cpu")))
+    found = evaluate_part(scorer, dataset, Part.TEST, by_dot, Exchange(torch.device("cpu"))).means()
+    assert found["mrr@20"] == metrics["mrr@20/dot"] and found.keys() == {"mrr@20", "coverage@20"}
+
+
+def test_correlations_by_numpy(dataset):
+    metrics, _, _ = measure_everything(dataset)
+    rows = dict(zip(("users", "items"), Random(dataset, Exchange(torch.device("cpu"))).all, strict=True))
+    for side, degrees in (("users", dataset.user_degrees()), ("items", dataset.item_degrees())):
+        kept = degrees > 0
+        norms = np.linalg.norm(rows[side], axis=1)
+        expected = np.corrcoef(np.log(degrees[kept] + 2), norms[kept])[0, 1]
+        assert metrics[f"norm_correlation_{side}"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_file_of_users(dataset, tmp_path):
+    _, _, per_user = measure_everything(dataset)
+    table = pq.read_table(per_user.write(tmp_path / "new" / "users.parquet", dataset.user_ids()))
+    ids = dataset.user_ids().to_pylist()
+    assert table["user"].to_pylist() == [ids[user] for user in per_user.user_U]
+    assert np.array_equal(table["ndcg@20"].to_numpy(), per_user.values["ndcg@20"])
+    assert table.column_names == ["user", *per_user.values] and (np.diff(per_user.user_U) > 0).all()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*file/users.parquet"):
+        per_user.write(tmp_path / "file" / "users.parquet", dataset.user_ids())
+
+
+def test_magnitudes_need_representations(dataset):
+    exchange = Exchange(torch.device("cpu"))
+    with pytest.raises(UserError, match="eval.magnitudes=true: this model's scores are no similarity; use false"):
+        evaluate_part(ByItem(dataset, exchange, True), dataset, Part.TEST, EVERYTHING, exchange)
+
+
+def test_no_user_to_evaluate(tmp_path):
+    """The only user of the test part has no training items."""
+    write(tmp_path / "d/train.csv", [("a", "tea"), ("b", "tea")])
+    write(tmp_path / "d/test.csv", [("c", "tea")])
+    dataset = run(tmp_path, tmp_path / "d")
+    exchange = Exchange(torch.device("cpu"))
+    found = evaluate_part(ByItem(dataset, exchange, False), dataset, Part.TEST, EVERYTHING, exchange, per_user=True)
+    assert found.users == 0 and len(found.per_user.user_U) == 0
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        found.means()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("auc", "unknown metric auc; known: all, recall, ndcg"),
+        ("recall,auc", "unknown metric auc"),
+        ("", "unknown met"),
+    ],
+)
+def test_unknown_metrics(name, expected):
+    with pytest.raises(ValueError, match=expected):
+        EvalConfig(metrics=name)

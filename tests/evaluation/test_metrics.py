@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distrec.core.errors import UserError
-from distrec.evaluation.metrics import METRICS, ranking_sums
+from distrec.evaluation.metrics import METRICS, ranking_sums, user_metrics
 
 
 def csr(relevant):
@@ -20,7 +20,7 @@ def csr(relevant):
 
 def loop(ranked, relevant, ks):
     """Oracle: one user, one rank at a time."""
-    totals = {f"{name}@{k}": 0.0 for name in ("recall", "ndcg") for k in ks}
+    totals = {f"{name}@{k}": 0.0 for name in METRICS for k in ks}
     users = 0
     for row, wanted in zip(ranked, relevant, strict=True):
         wanted = set(wanted)
@@ -32,6 +32,10 @@ def loop(ranked, relevant, ks):
             ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(wanted)) + 1))
             totals[f"recall@{k}"] += len(hits) / len(wanted)
             totals[f"ndcg@{k}"] += sum(1 / math.log2(rank + 1) for rank in hits) / ideal
+            totals[f"precision@{k}"] += len(hits) / k
+            totals[f"hit_rate@{k}"] += bool(hits)
+            totals[f"mrr@{k}"] += 1 / hits[0] if hits else 0
+            totals[f"map@{k}"] += sum((n + 1) / rank for n, rank in enumerate(hits)) / len(wanted)
     return totals, users
 
 
@@ -50,7 +54,7 @@ def rankings(draw):
 @settings(max_examples=300, deadline=None)
 def test_equals_the_loop_over_users(ranking, ks):
     ranked, relevant = ranking
-    got = ranking_sums(ranked, *csr(relevant), ks)
+    got = ranking_sums(ranked, *csr(relevant), ks, tuple(METRICS))
     totals, users = loop(ranked.tolist(), relevant, ks)
     assert (got.users, got.left_out) == (users, len(relevant) - users)
     assert got.sums == pytest.approx(totals, abs=1e-8)
@@ -113,8 +117,53 @@ def test_rounding_error():
 
 def test_errors():
     ranked, relevant = np.array([[1]]), csr([[1]])
-    with pytest.raises(UserError, match="unknown metric 'hits'; known: ndcg, recall"):
+    with pytest.raises(UserError, match="unknown metric 'hits'; known: hit_rate, map, mrr, ndcg, precision, recall"):
         ranking_sums(ranked, *relevant, (1,), names=("hits",))
     with pytest.raises(UserError, match="at least 1"):
         ranking_sums(ranked, *relevant, (0,))
-    assert sorted(METRICS) == ["ndcg", "recall"]
+
+
+def test_strata_by_hand():
+    """Of three relevant items one at rank 1 is popular and one at rank 4 is not."""
+    ranked, stratum_V = np.array([[7, 0, 1, 5, *range(20, 36)]]), np.full(40, 2)
+    stratum_V[7], stratum_V[12] = 0, 1
+    found = user_metrics(ranked, *csr([[5, 7, 12]]), (20,), strata=(stratum_V, ("popular", "neutral", "unpopular")))
+    parts = {name: value_U[0] for name, value_U in found.values.items()}
+    assert parts == pytest.approx(
+        {
+            "recall@20": 2 / 3,
+            "recall@20/popular": 1 / 3,
+            "recall@20/neutral": 0.0,
+            "recall@20/unpopular": 1 / 3,
+            "ndcg@20": 0.671386,
+            "ndcg@20/popular": 0.469279,
+            "ndcg@20/neutral": 0.0,
+            "ndcg@20/unpopular": 0.202107,
+        },
+        abs=1e-6,
+    )
+
+
+def random_rankings(users=300, items=200, width=30):
+    rng = np.random.default_rng(5)
+    ranked = rng.permuted(np.tile(np.arange(items), (users, 1)), axis=1)[:, :width]
+    return ranked, [rng.choice(items, rng.integers(0, 40), replace=False).tolist() for _ in range(users)]
+
+
+def test_equals_trec_eval():
+    """ir-measures computes each metric of each user from the same lists by trec_eval."""
+    ir = pytest.importorskip("ir_measures")
+    ranked, relevant = random_rankings()
+    names = {"ndcg": ir.nDCG, "recall": ir.R, "precision": ir.P, "hit_rate": ir.Success, "mrr": ir.RR, "map": ir.AP}
+    assert names.keys() == METRICS.keys()
+    found, ks = user_metrics(ranked, *csr(relevant), (5, 20), tuple(METRICS)), (5, 20)
+    qrels = {str(u): {str(item): 1 for item in wanted} for u, wanted in enumerate(relevant) if wanted}
+    run = {str(u): {str(item): -float(rank) for rank, item in enumerate(row)} for u, row in enumerate(ranked)}
+    index = {str(u): n for n, u in enumerate(found.row_U)}
+    of_measure = {str(measure @ k): f"{name}@{k}" for name, measure in names.items() for k in ks}
+    seen = 0
+    for metric in ir.iter_calc([measure @ k for measure in names.values() for k in ks], qrels, run):
+        value = found.values[of_measure[str(metric.measure)]][index[metric.query_id]]
+        assert abs(value - metric.value) < 1e-9, metric
+        seen += 1
+    assert seen == len(of_measure) * len(found.row_U)

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,8 +78,13 @@ def draw(loss: Loss, pairs: int = 7, n: int = 5, m: int = 3, seed: int = 0, scal
     return Pairs(users_UD, items_VD, *drawn, tables)
 
 
+LOGIT = torch.tensor([0.7, -1.1, 0.4])
+"""A row's logit is its product with this."""
+
+
 def inputs(loss: Loss, data: Pairs, **others) -> LossInputs:
     """Return the inputs that a loss declares, with others in their stead."""
+    logit_U, logit_V = (rows @ LOGIT[: rows.shape[1]].to(rows) for rows in (data.users_UD, data.items_VD))
     u_BD, i_BD, items_VD = data.users_UD[data.user_B], data.items_VD[data.item_B], data.items_VD
     scores_BV, norm2_V, exchange = u_BD @ items_VD.T, items_VD.square().sum(1), Exchange(torch.device("cpu"))
     n, dtype = data.negative_BN.shape[1], u_BD.dtype
@@ -89,6 +95,10 @@ def inputs(loss: Loss, data: Pairs, **others) -> LossInputs:
         "log_q_BN": lambda: _log_q(data).to(dtype),
         "extra_BM": lambda: scores_BV.gather(1, data.extra_BM),
         "degree_B": lambda: data.degree_U[data.user_B].to(dtype),
+        "positive_degree_B": lambda: 1 + data.item_B.to(dtype) % 4,
+        "user_logit_B": lambda: logit_U[data.user_B],
+        "positive_logit_B": lambda: logit_V[data.item_B],
+        "negative_logit_BN": lambda: logit_V[data.negative_BN],
         "user_norm2_B": lambda: u_BD.square().sum(1),
         "positive_norm2_B": lambda: norm2_V[data.item_B],
         "negative_norm2_BN": lambda: norm2_V[data.negative_BN],
@@ -135,6 +145,10 @@ def pairs_of(data: Pairs) -> list[SimpleNamespace]:
             distances=[distance(users[user], items[j]) for j in negatives],
             of_user=[dot(users[user], items[i]) for v, i in zip(user_B, item_B, strict=True) if v == user],
             catalogue=[dot(users[user], row) for row in items],
+            scores_of_batch=[dot(users[v], items[i]) for v, i in zip(user_B, item_B, strict=True)],
+            item_degree={i: 1.0 + i % 4 for i in item_B},
+            logits=[dot(row, LOGIT.double().tolist()) for row in (users[user], items[item])],
+            negative_logits=[dot(items[j], LOGIT.double().tolist()) for j in negatives],
             degree=float(data.degree_U[user]),
             mean_degree=4.5,
             items=len(items),
@@ -303,6 +317,33 @@ def mawu(pair, loss):
     return align + loss.user_weight * users + loss.item_weight * items
 
 
+def ipl(pair, loss):
+    sums = {}
+    for (item, _), s in zip(pair.items_of_batch, pair.scores_of_batch, strict=True):
+        sums[item] = sums.get(item, 0) + 1 / (1 + math.exp(-s))
+    rates = [c / pair.item_degree[item] ** (2 - loss.gamma) for item, c in sums.items()]
+    n = len(rates)
+    deviation = math.sqrt(sum((r - mean(rates)) ** 2 for r in rates) / (n - 1)) if n > 1 else 0.0
+    return bpr(pair, loss) + loss.weight * deviation
+
+
+def resn(pair, loss):
+    users, items = (dict(rows).values() for rows in (pair.users_of_batch, pair.items_of_batch))
+    scores = np.array([[dot(user, item) for item in items] for user in users])
+    column_sums = scores.sum(0)
+    return bpr(pair, loss) + loss.weight * ((scores @ column_sums) ** 2).sum() / (column_sums**2).sum()
+
+
+def macr(pair, loss):
+    def of(positive, negatives):
+        return softplus(-positive) + mean([softplus(x) for x in negatives])
+
+    user, item = pair.logits
+    of_user = of(user, [user] * len(pair.negatives))
+    of_item = of(item, pair.negative_logits)
+    return of(pair.s, pair.negatives) + loss.item_weight * of_item + loss.user_weight * of_user
+
+
 FORMULAS = {
     "bpr": bpr,
     "hinge": hinge,
@@ -325,6 +366,9 @@ FORMULAS = {
     "debiased_ccl": debiased(lambda s: 1 - s, lambda s, loss: max(0, s - loss.margin)),
     "directau": directau,
     "mawu": mawu,
+    "ipl": ipl,
+    "resn": resn,
+    "macr": macr,
 }
 # Options to test beside the defaults.
 OPTIONS = {
@@ -350,6 +394,9 @@ OPTIONS = {
     "debiased_mse": [{"user_mean": True}, {"form": "topk", "k": 2}],
     "debiased_ccl": [{"margin": 0.1, "user_mean": True}, {"margin": -0.3, "alpha": 0.5}],
     "directau": [{"rows": "positions"}],
+    "ipl": [{"gamma": 2.0, "weight": 3.0}, {"gamma": 0.3}],
+    "resn": [{"weight": 0.3}],
+    "macr": [{"item_weight": 0.6, "user_weight": 0.8}],
     "mawu": [{"rows": "positions"}, {"uniformity": "pairs"}, {"rows": "positions", "uniformity": "pairs"}],
 }
 

@@ -22,6 +22,7 @@ NEEDS = {
     "generalized_contrastive": {"loss": {"positive": "d", "negative": "d+m"}, "sampling": PAIRS},
     "simce": {"sampling": PAIRS},
     "ccl": {"loss": {"margin": 0.1}},
+    "macr": {"model": {"name": "macr", "similarity": "dot", "init": {"std": 0.3}}, "sampling": PAIRS},
     "mml": {"loss": {"margins": (-0.2, 0.1), "margin_weights": (0.4, 0.6), "negative_weight": 9.0}},
 }
 CASES = {
@@ -34,13 +35,16 @@ CASES = {
     "dropout": ("bsl", {"model": {"user_dropout": 0.3, "user_dropout_before_norm": True}}),
     "dropout_of_distances": ("contrastive", {"model": {"user_dropout": 0.3}}),
     "dropout_of_a_batch": ("directau", {"model": {"user_dropout": 0.3, "user_dropout_before_norm": True}}),
+    "resn_of_few": ("resn", {"loss": {"weight": 0.1}, "model": {"similarity": "dot", "init": {"std": 0.3}}}),
+    "macr_hardest": ("macr", {"loss": {"item_weight": 0.5, "user_weight": 0.5}, "sampling": PAIRS | {"hardest": 2}}),
+    "macr_dropout": ("macr", {"model": {**NEEDS["macr"]["model"], "user_dropout": 0.3}, "sampling": {"shared": True}}),
     "softmax_clipped": ("softmax", {"optim": {"clip_norm": 0.01}}),
     "occurrences": ("mawu", {"optim": OCCURRENCES}),
     "occurrences_of_pairs": ("bsl", {"sampling": PAIRS, "optim": OCCURRENCES | {"clip_norm": 0.5}}),
     "occurrences_shared": ("ccl", {"optim": OCCURRENCES}),
 }
 # Trained on steps of three pairs too, of which a worker may have none: one for each kind of input.
-FEW = ["bpr", "bsl", "triplet", "debiased_ccl", "directau", "mawu", "softmax"]
+FEW = ["bpr", "ipl", "resn", "macr", "bsl", "triplet", "debiased_ccl", "directau", "mawu", "softmax"]
 
 
 def case_of(small, name, sections, batch_size=256):

@@ -71,7 +71,20 @@ def gcmc(config, module, users, items, seen, histories, training):
     return side(module.dense_users, users, of_users), side(module.dense_items, items, of_items)
 
 
-FORMULAS = {"mf": mf, "mlp": mlp, "simplex": simplex, "lightgcn": lightgcn, "gcmc": gcmc}
+def macr(config, module, users, items, seen, histories, training):
+    (logit_U, logit_V) = (
+        rows @ layer.weight[0] for rows, layer in ((users, module.of_users), (items, module.of_items))
+    )
+    users, items = users * logit_U.sigmoid()[:, None], items * logit_V.sigmoid()[:, None]
+    if training:
+        return users, items
+    # Of the ranking by (<u, i> - c) sigmoid(p_u) sigmoid(p_i).
+    return torch.cat([users, -config.c * logit_U.sigmoid()[:, None]], 1), torch.cat(
+        [items, logit_V.sigmoid()[:, None]], 1
+    )
+
+
+FORMULAS = {"macr": macr, "mf": mf, "mlp": mlp, "simplex": simplex, "lightgcn": lightgcn, "gcmc": gcmc}
 
 
 class DenseModel:

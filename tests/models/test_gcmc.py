@@ -5,8 +5,11 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
+from distrec.evaluation.diagnostics import Side, diagnostics
 from distrec.losses import Loss, losses
 from distrec.models.message_passing import Convolution
+from distrec.testing.host import FolderHost
+from distrec.training.loop import Job, Loop
 from distrec.training.trainer import Trainer
 from tests.conftest import changed
 from tests.kernels.test_sparse_matrix import random_matrix
@@ -45,11 +48,17 @@ class OneSigmoid(Loss):
         return softplus(-total) / step.workers
 
 
-def effective_rank(rows_VD):
-    """Return the exponential of the entropy of the singular values (Roy and Vetterli, EUSIPCO 2007)."""
-    share = torch.linalg.svdvals(rows_VD.double())
-    share = share / share.sum()
-    return torch.exp(-(share * share.clamp(min=1e-300).log()).sum()).item()
+def config_of(small, name, seed):
+    """Return a configuration in which GC-MC collapses if its loss lets it."""
+    return changed(
+        small,
+        run={"seed": seed},
+        model={"name": "gcmc", "similarity": "dot", "init": {"std": 0.1}},
+        loss={"name": name},
+        sampling={"shared": False, "negatives": 1},
+        optim={"rule": "sgd", "lr": 0.02},
+        train={"batch_size": 1024, "epochs": 12},
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -57,20 +66,29 @@ def test_representations_collapse_where_the_sum_is_inside_the_sigmoid(small, dat
     """All pairs push along one direction, whatever their own scores, and rows grow without a bound."""
     ranks, largest = {}, {}
     for name in ("one_sigmoid", "bpr"):
-        config = changed(
-            small,
-            run={"seed": seed},
-            model={"name": "gcmc", "similarity": "dot", "init": {"std": 0.1}},
-            loss={"name": name},
-            sampling={"shared": False, "negatives": 1},
-            optim={"rule": "sgd", "lr": 0.02},
-            train={"batch_size": 1024},
-        )
-        trainer = Trainer(config, dataset, CPU)
+        trainer = Trainer(config_of(small, name, seed), dataset, CPU)
         for k in range(60):
             trainer.step(trainer.source.batch(*divmod(k, trainer.source.steps)))
         sides = trainer.scorer.representations(np.arange(dataset.manifest.users))
-        ranks[name] = min(effective_rank(rows) for rows in sides)
+        partitions = trainer.sharded.partitions
+        figures = {}
+        for side, rows in zip(("users", "items"), sides, strict=True):
+            degrees = trainer.sharded.owned_degrees(side)
+            figures |= diagnostics(Side(side, rows, degrees, partitions[side]), trainer.exchange)
+        ranks[name] = min(figures[f"effective_rank_{side}"] for side in ("users", "items"))
         largest[name] = max(rows.abs().max() for rows in sides)
     assert ranks["one_sigmoid"] < 3.5 < 5 < ranks["bpr"]
     assert largest["one_sigmoid"] > 5 * largest["bpr"]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_collapse_is_noticed_in_training(small, dataset, tmp_path, seed):
+    for name in ("one_sigmoid", "bpr"):
+        config = config_of(small, name, seed)
+        host = FolderHost(tmp_path)
+        Loop(Job(config, dataset, "thread"), Trainer(config, dataset, CPU), host).run()
+        warnings = [e["text"] for e in host.events if e["kind"] == "note" and e["text"].startswith("warning")]
+        assert len(warnings) == (name == "one_sigmoid"), warnings
+        if warnings:
+            assert "collapse to one direction" in warnings[0]
+            assert "lower optim.lr" in warnings[0] or "saturated loss" in warnings[0]

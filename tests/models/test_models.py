@@ -11,6 +11,7 @@ import torch
 
 from distrec.data import planted
 from distrec.data.prepare import prepare
+from distrec.evaluation.collapse import collapse_warning
 from distrec.testing.ranks import run_ranks
 from distrec.training.trainer import Trainer
 from tests.conftest import changed
@@ -35,8 +36,8 @@ def cases(small):
     options = {name: {"name": name} for name in own_models()}
     for name, variants in VARIANTS.items():
         options |= {f"{name}_{variant}": {"name": name, **more} for variant, more in variants.items()}
-    history = {key: {"history": 7} for key, model in options.items() if model["name"] == "simplex"}
-    return {key: changed(config, model=model | history.get(key, {})) for key, model in options.items()}
+    needs = {"simplex": {"history": 7}, "macr": {"similarity": "dot"}}
+    return {key: changed(config, model=model | needs.get(model["name"], {})) for key, model in options.items()}
 
 
 # Losses with other inputs than scores of pairs, on which the numbers of workers are compared.
@@ -152,7 +153,11 @@ def test_the_smallest_data(small, tmp_path):
         assert_close(found[1][name], found[0][name], name, 1e-4)
 
 
-LEARNS = {"gcmc": {"optim": {"lr": 0.02}}, "mlp": {"model": {"init": {"std": 0.1}}, "train": {"batch_size": 256}}}
+LEARNS = {
+    "macr": {"model": {"similarity": "dot", "init": {"std": 0.1}}, "loss": {"name": "macr"}},
+    "gcmc": {"optim": {"lr": 0.02}},
+    "mlp": {"model": {"init": {"std": 0.1}}, "train": {"batch_size": 256}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -176,4 +181,6 @@ def test_every_model_learns_the_planted_preferences(preferences, name):
     for epoch in range(6):
         for batch in trainer.source.batches(epoch, 0, trainer.source.steps):
             trainer.step(batch)
-    assert 1.4 * popular < evaluate(trainer).means()["ndcg@20"] < best
+    found = evaluate(trainer)
+    assert 1.4 * popular < found.means()["ndcg@20"] < best
+    assert collapse_warning(found.diagnostics | trainer.diagnostics(), []) is None

@@ -15,14 +15,20 @@ from distrec.sharding.partition import Partition
 NORMAL = initializers["normal"](std=0.5)
 
 
+def degrees(rows):
+    """Return degrees of some rows of a table, from 0 on."""
+    return rows * rows % 91
+
+
 def whole(init: Init, rows, buckets, workers, seed=0, table="items", width=8):
     """Return the rows of a table, merged from its shards."""
     out = torch.full((rows, width), torch.nan)
     for worker in range(workers):
         partition = Partition(rows, buckets, workers)
-        shard = init.rows(seed, table, partition, worker, width)
+        owned = partition.rows_of(worker)
+        shard = init.rows(seed, table, partition, worker, width, degrees(owned) if init.reads_degrees else None)
         assert shard.dtype == torch.float32
-        out[torch.from_numpy(partition.rows_of(worker))] = shard
+        out[torch.from_numpy(owned)] = shard
     return out
 
 
@@ -71,3 +77,39 @@ def test_xavier_has_the_moments_of_torch_over_the_whole_table():
     bound = math.sqrt(6 / (rows + width))
     uniform = whole(initializers["xavier_uniform"](), rows, 64, 3, width=width)
     assert -bound <= uniform.min() < -0.999 * bound and 0.999 * bound < uniform.max() < bound
+
+
+@pytest.mark.parametrize("base", ["xavier_uniform", "normal"])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_prism_norms_and_directions(base, alpha):
+    """Norms are alpha ln(d + 2) + 1 - alpha, ln 2 at d = 0 and alpha = 1; directions are those of the base."""
+    rows, of_base = (
+        whole(init, 100, 8, 3).double()
+        for init in (initializers["prism"](alpha=alpha, base=base), initializers[base]())
+    )
+    d = torch.from_numpy(degrees(np.arange(100))).double()
+    torch.testing.assert_close(rows.norm(dim=1), alpha * torch.log(d + 2) + 1 - alpha, rtol=1e-6, atol=0)
+    cosine = (rows * of_base).sum(1) / rows.norm(dim=1) / of_base.norm(dim=1)
+    assert cosine.min() > 1 - 1e-6
+    if alpha == 1:
+        assert d[0] == 0 and abs(rows[0].norm() - 0.693147) < 1e-6
+
+
+@initializers.register("mostly_zero")
+class MostlyZero(Init):
+    """Rows of which nine in ten are zero."""
+
+    def draw(self, draws, shape, table_rows):
+        return ((draws.random((shape[0], 1)) < 0.1) * draws.standard_normal(shape)).astype(np.float32)
+
+
+def test_prism_draws_rows_of_zeros_again():
+    init = initializers["prism"](alpha=0, base="mostly_zero")
+    rows = whole(init, 100, 8, 1)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(100))
+    assert len({tuple(row) for row in rows.tolist()}) == 100 and torch.equal(rows, whole(init, 100, 8, 3))
+
+
+def test_the_base_of_prism_is_another_initialisation():
+    with pytest.raises(ValueError, match="'prism' is no base; known: mostly_zero, normal, xavier_normal, xavier_unif"):
+        initializers["prism"](base="prism")

@@ -11,6 +11,7 @@ from os import getpid, kill, truncate
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -51,6 +52,28 @@ def test_the_run_folder_and_the_events(whole, small, runs):
     assert tuple(event["loss"] for event in epochs) == result.loss
     assert all(set(event["split"]) == {"wait", "look_up", "exchange", "compute", "update"} for event in epochs)
     assert any(event["kind"] == "step" for event in events)
+
+
+def test_the_metrics_of_each_user(whole, dataset, tmp_path):
+    """Training writes them beside the result, an evaluation of the checkpoint writes the same."""
+    result, _ = whole
+    trained = pq.read_table(result.folder / "test_users.parquet")
+    assert trained.column_names == ["user", "recall@20", "ndcg@20"] and len(trained) == result.test_users
+    ids = {user: index for index, user in enumerate(dataset.user_ids().to_pylist())}
+    index_U = [ids[user] for user in trained["user"].to_pylist()]
+    assert index_U == sorted(index_U)
+    for name in ("recall@20", "ndcg@20"):
+        assert np.mean(trained[name].to_numpy()) == pytest.approx(result.metrics[f"test/{name}"], abs=1e-9)
+    file = tmp_path / "users.parquet"
+    found = evaluate(result.folder, overrides=[f"eval.per_user={file}", "eval.bootstrap=20", "eval.metrics=all"])
+    again = pq.read_table(file)
+    assert again.select(trained.column_names).equals(trained) and "mrr@20" in again.column_names
+    assert found.metrics["test/ndcg@20/low"] < found.metrics["test/ndcg@20"] < found.metrics["test/ndcg@20/high"]
+
+
+def test_a_file_of_users_is_an_option_of_evaluate(small, runs):
+    with pytest.raises(UserError, match="eval.per_user is an option of distrec evaluate"):
+        train(run_config(small, runs, "per_user", eval={"per_user": "x.parquet"}))
 
 
 def test_mlflow_records_the_run(whole):

@@ -49,6 +49,20 @@ def test_a_watched_metric_keeps_its_best_epoch_without_stopping(small, dataset, 
     assert {path.name for path in tmp_path.iterdir()} == rises | {"8"}
 
 
+def test_a_watched_metric_is_measured_on_the_validation_part_alone(small, dataset, tmp_path):
+    config = changed(small, train={"epochs": 2, "watch": "mrr@5"}, eval={"bootstrap": 9, "magnitudes": True})
+    outcome, texts, _ = run(config, dataset, tmp_path)
+    metrics, figures = (outcome["history"][-1][key] for key in ("metrics", "diagnostics"))
+    assert {"mrr@5", "ndcg@20", "ndcg@20/dot", "ndcg@20/cosine", "norm_correlation_items"} < metrics.keys()
+    assert not any(name.endswith("/low") for name in metrics) and not any(t.startswith("warning") for t in texts)
+    assert 1 < figures["effective_rank_users"] < config.model.dim and figures["gradient_norm"] > 0
+    tested = outcome["test"].means()
+    assert "mrr@5" not in tested and tested["ndcg@20/low"] < tested["ndcg@20"] < tested["ndcg@20/high"]
+    assert outcome["per_user"].values.keys() == {
+        f"{m}@20{s}" for m in ("recall", "ndcg") for s in ("", "/dot", "/cosine")
+    }
+
+
 @pytest.mark.parametrize("schedule", [{}, {"name": "step", "every_steps": 15}, {"warmup_steps": 30}])
 def test_an_extended_run_equals_one_that_was_longer_from_the_start(small, dataset, tmp_path, schedule):
     config = changed(small, train={"epochs": 2}, optim={"schedule": schedule, "rule": "adam"})

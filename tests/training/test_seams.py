@@ -173,6 +173,9 @@ class Counts(Scorer):
     def timing(self):
         return {}
 
+    def diagnostics(self):
+        return {}
+
     def train_epoch(self, epoch, first_step, batches, emit):
         self.counts_V += self.exchange.all_add(torch.from_numpy(np.bincount(self.own_items, minlength=self.items.rows)))
         return float(len(self.own_items)) / (epoch + 1)

@@ -9,8 +9,9 @@ import torch
 from distrec.data import planted
 from distrec.data.dataset import Part
 from distrec.data.prepare import prepare
-from distrec.evaluation.evaluator import evaluate_part, held_out_pairs
-from distrec.evaluation.metrics import RankingSums, ranking_sums
+from distrec.evaluation.collapse import collapse_warning
+from distrec.evaluation.evaluator import Evaluated, evaluate_part, held_out_pairs
+from distrec.evaluation.metrics import ranking_sums
 from distrec.losses import losses
 from distrec.optim.dense_reference import DenseReference
 from distrec.sharding.checkpoint import load_shard
@@ -41,6 +42,9 @@ SETTINGS = {
     "debiased_mse": {"loss": {"negative_weight": 1.0}, "sampling": UNCORRECTED},
     "debiased_ccl": {"loss": {"margin": 0.0, "negative_weight": 0.3}, "sampling": UNCORRECTED},
     "directau": {"loss": {"gamma": 0.3}, "optim": {"lr": 0.03}},
+    "ipl": {"model": DOT, "sampling": {"shared": False, "negatives": 4}},
+    "resn": {"model": DOT, "sampling": {"shared": False, "negatives": 4}},
+    "macr": {"model": {"name": "macr", **DOT}},
     "mawu": {"loss": {"user_weight": 0.15, "item_weight": 0.15}, "optim": {"lr": 0.03}},
 }
 
@@ -72,7 +76,7 @@ def ndcg_of(dataset, scores_UV):
     return ranking_sums(ranked_UK, indptr, item, (20,)).means()["ndcg@20"]
 
 
-def evaluate(trainer: Trainer) -> RankingSums:
+def evaluate(trainer: Trainer) -> Evaluated:
     """Evaluate on the test part."""
     return evaluate_part(trainer.scorer, trainer.source.dataset, Part.TEST, trainer.config.eval, trainer.exchange)
 
@@ -89,8 +93,9 @@ def test_every_loss_learns_the_planted_preferences(preferences, name):
     for epoch in range(config.train.epochs):
         for batch in trainer.source.batches(epoch, 0, trainer.source.steps):
             trainer.step(batch)
-    found = evaluate(trainer).means()["ndcg@20"]
-    assert 1.4 * popular < found < best
+    found = evaluate(trainer)
+    assert 1.4 * popular < found.means()["ndcg@20"] < best
+    assert collapse_warning(found.diagnostics | trainer.diagnostics(), []) is None
 
 
 def test_evaluation_equals_a_sort_of_the_full_score_matrix(preferences):
