@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from distrec.training.config import Config, load_config
     from distrec.training.driver import train
     from distrec.training.evaluate import evaluate
+    from distrec.tuning.tuner import tune
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "UserError", "WorkerLost", "evaluate", "load_config", "train"]
+__all__ = ["Config", "UserError", "WorkerLost", "evaluate", "load_config", "train", "tune"]
 
 _MODULES = {
     "Config": "distrec.training.config",
@@ -32,6 +33,7 @@ _MODULES = {
     "evaluate": "distrec.training.evaluate",
     "load_config": "distrec.training.config",
     "train": "distrec.training.driver",
+    "tune": "distrec.tuning.tuner",
 }
 
 

@@ -19,6 +19,7 @@ ORDER = [
     ["evaluation"],
     ["tracking"],
     ["training"],
+    ["tuning"],
     ["cli"],
 ]
 CONTAINED = {
@@ -29,10 +30,12 @@ CONTAINED = {
         "training/connection.py",
         "training/driver.py",
         "training/worker.py",
+        "tuning/ray_tune.py",
     },
     "mlflow": {"tracking/mlflow.py"},
     "torch.distributed": {"sharding/collectives.py", "testing/ranks.py"},
-    "rich": {"cli/progress.py", "cli/main.py"},
+    "optuna": {"tuning/sampler.py", "tuning/search_figures.py"},
+    "rich": {"cli/progress.py", "cli/main.py", "cli/search_progress.py"},
 }
 TESTS_ONLY = {"testing"}
 

@@ -245,7 +245,10 @@ def _info(arguments: argparse.Namespace) -> None:
     from distrec.data.prepare import prepare
     from distrec.training.run_folder import RunFolder
 
-    folder = RunFolder(expand_user(arguments.path))
+    if tune.is_search(path := expand_user(arguments.path)):
+        tune.show_folder(path)
+        return
+    folder = RunFolder(path)
     if not folder.config_file.exists():
         config, _ = _load([*arguments.words, f"data.source={arguments.path}"])
         with _reporting():
@@ -278,13 +281,13 @@ def _keys(arguments: argparse.Namespace) -> None:
     from rich.text import Text
 
     from distrec.core.config import describe
-    from distrec.training.config import Config
+    from distrec.tuning.config import SearchConfig
 
     settings = [word for word in arguments.words if "=" in word or Path(word).suffix in (".yaml", ".yml")]
     prefixes = tuple(word for word in arguments.words if word not in settings)
     if settings:
         _load(settings)  # imports the modules that register parts
-    known = list(describe(Config))
+    known = list(describe(SearchConfig))
     for prefix in prefixes:
         if not any(option.key.startswith(prefix) for option in known):
             sections = dict.fromkeys(option.key.split(".")[0] for option in known)

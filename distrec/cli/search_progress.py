@@ -14,7 +14,7 @@ from rich.text import Text
 from distrec.cli.progress import Mode, Progress, Terminal
 from distrec.tuning.journal import Record
 from distrec.tuning.search import Search
-from distrec.tuning.table import short
+from distrec.tuning.trial_table import short
 
 
 class SearchProgress:

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not 1 <= len(files) <= 2:
         raise UserError(f"distrec tune needs a run file and a search file; got {', '.join(files) or 'none'}")
     from distrec.cli.search_progress import SearchProgress
-    from distrec.tuning.tune import load_search, run_search
+    from distrec.tuning.tuner import load_search, run_search
 
     run_file, search_file = (Path(files[0]) if len(files) == 2 else None), Path(files[-1])
     with SearchProgress("quiet" if arguments.quiet else "plain" if arguments.verbose else "auto") as progress:
@@ -49,11 +49,24 @@ def run(arguments: argparse.Namespace) -> None:
     show(result)
 
 
+def is_search(path: Path) -> bool:
+    """Return whether a path is the folder of a search."""
+    return (path / "search.yaml").exists()
+
+
+def show_folder(path: Path) -> None:
+    """Print the trials of a search, which may run or be unfinished."""
+    from distrec.cli.progress import results_table
+    from distrec.tuning.trial_table import search_table
+
+    results_table(search_table(path))
+
+
 def show(result: Any) -> None:
     """Print the best configuration and its test metrics."""
     from distrec.cli.progress import results_table
     from distrec.tuning.folder import BEST_CONFIG
-    from distrec.tuning.table import short, trial_rows
+    from distrec.tuning.trial_table import short, trial_rows
 
     results_table(trial_rows(result.trials, result.metric)[:10])
     print(f"best validation {result.metric} {result.value:.4f} at epoch {result.epochs}, with")

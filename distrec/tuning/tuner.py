@@ -20,13 +20,13 @@ from distrec.training.config import Config
 from distrec.training.driver import stopped_by_sigterm
 from distrec.tuning import ray_tune
 from distrec.tuning.config import SearchConfig
-from distrec.tuning.figures import save_figures
+from distrec.tuning.search_figures import save_figures
 from distrec.tuning.folder import BEST_CONFIG, TABLE, SearchFolder
 from distrec.tuning.journal import Journal, Record
 from distrec.tuning.recorder import Recorder
 from distrec.tuning.search import Search, refits
 from distrec.tuning.space import Space, make_space, read_search
-from distrec.tuning.table import trial_rows
+from distrec.tuning.trial_table import trial_rows
 
 Event = dict[str, Any]
 
