@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from distrec.training.config import Config, load_config
     from distrec.training.driver import train
     from distrec.training.evaluate import evaluate
+    from distrec.tuning.study import study
     from distrec.tuning.tuner import tune
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "UserError", "WorkerLost", "evaluate", "load_config", "train", "tune"]
+__all__ = ["Config", "UserError", "WorkerLost", "evaluate", "load_config", "study", "train", "tune"]
 
 _MODULES = {
     "Config": "distrec.training.config",
@@ -32,6 +33,7 @@ _MODULES = {
     "WorkerLost": "distrec.core.errors",
     "evaluate": "distrec.training.evaluate",
     "load_config": "distrec.training.config",
+    "study": "distrec.tuning.study",
     "train": "distrec.training.driver",
     "tune": "distrec.tuning.tuner",
 }

@@ -179,9 +179,7 @@ class _Study:
                 errors |= {(cell.label, seed): str(error) for seed in self.config.seeds}
         return found, errors
 
-    def _plan(
-        self, found: Mapping[str, Mapping[str, Any]], errors: Mapping[tuple[str, int], str]
-    ) -> list[StudyRun]:
+    def _plan(self, found: Mapping[str, Mapping[str, Any]], errors: Mapping[tuple[str, int], str]) -> list[StudyRun]:
         """Return the runs of all cells and seeds, without those whose search failed."""
         runs = []
         for seed in self.config.seeds:  # a study that is stopped has whole columns of its table
@@ -213,7 +211,8 @@ class _Study:
         for done, (k, error) in enumerate(run_jobs(train_run, jobs, self.parallel), 1):
             run = list(waiting.values())[k]
             event: Event = {"kind": "run", "done": len(finished) + done, "runs": total, "cell": run.cell.label}
-            event |= {"seed": run.seed, "error": error, "left_s": (time.monotonic() - start) / done * (len(jobs) - done)}
+            left_s = (time.monotonic() - start) / done * (len(jobs) - done)
+            event |= {"seed": run.seed, "error": error, "left_s": left_s}
             if error is not None:
                 failed[run.key] = error
             else:

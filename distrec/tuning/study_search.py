@@ -18,7 +18,9 @@ from distrec.tuning.study_cells import Cell
 _IGNORED = ("run.dir", "run.resume", "tracking.", "data.")
 
 
-def cell_search(search: str | dict[str, Any], cell: Cell, folder: Path, fingerprint: str, uri: str | None) -> SearchConfig:
+def cell_search(
+    search: str | dict[str, Any], cell: Cell, folder: Path, fingerprint: str, uri: str | None
+) -> SearchConfig:
     """Return the search of a cell, in a folder of `folder` that its configuration and data name.
 
     Args:
@@ -58,7 +60,7 @@ def search_cell(config: SearchConfig, on_event: Callable[[dict[str, Any]], objec
     Raises:
         UserError: the search has failed.
     """
-    from distrec.tuning.tune import run_search  # here, as it imports Ray
+    from distrec.tuning.tuner import run_search  # here, as it imports Ray
 
     assert config.run.dir is not None
     if not (config.run.dir / BEST_CONFIG).exists():

@@ -10,10 +10,10 @@ import numpy as np
 
 from distrec.core.errors import UserError
 from distrec.evaluation.paired_tests import holm, paired_p
+from distrec.training.run_folder import Result
 from distrec.tuning.study_cells import Cell
 from distrec.tuning.study_config import StudyConfig, label_of
 from distrec.tuning.study_run import figures_of, users_of
-from distrec.training.run_folder import Result
 
 
 @dataclass(frozen=True)
