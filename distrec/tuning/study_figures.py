@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LOG_RANGE = 30  # largest over smallest value of an axis from which it is logarithmic
+_LOG_RANGE = 10  # largest over smallest value of an axis from which it is logarithmic
 _COLUMNS = 4
 _MARKERS = "os^Dvp*X"
 
@@ -59,7 +59,8 @@ def _draw(table: StudyTable, config: FigureConfig) -> "Figure":
         axes.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
     if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=8, frameon=False)
+        ncols = max(1, int(figure.get_figwidth() / (0.45 + 0.08 * max(map(len, labels)))))  # inches, at this font size
+        figure.legend(handles, labels, loc="outside upper left", ncols=ncols, fontsize=8, frameon=False)
     return figure
 
 
