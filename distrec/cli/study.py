@@ -1,6 +1,7 @@
 """The command `distrec study`."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -40,12 +41,18 @@ def run(arguments: argparse.Namespace) -> None:
     def show(event: Mapping[str, Any]) -> None:
         if event["kind"] == "run":
             progress({"kind": "note", "text": run_line(event)})
+        elif event["kind"] == "end":
+            progress({"kind": "note", "text": f"  trial {event['trial']} has ended"})
         elif event["kind"] in ("note", "status"):
             progress(event)
 
     size = "small" if arguments.small else "full"
-    with progress, stopped_by_sigterm():
-        found = study(arguments.study, arguments.words, size, arguments.out, arguments.parallel, show)
+    try:
+        with progress, stopped_by_sigterm():
+            found = study(arguments.study, arguments.words, size, arguments.out, arguments.parallel, show)
+    except KeyboardInterrupt:
+        print("\nThe same command goes on from here.", file=sys.stderr)
+        raise KeyboardInterrupt from None
     results_table(text_rows(found.table))
     print("\n".join(explanation(found.table)))
     for name, text in found.failed.items():

@@ -94,7 +94,8 @@ def _locked(path: Path) -> Iterator[None]:
     """Create and lock the folder of a study. Raises UserError."""
     lock = FileLock(path / "study.lock")
     try:
-        if path.exists() and any(path.iterdir()) and not (path / _FILE).exists():
+        others = [file for file in path.iterdir() if file != lock.path] if path.exists() else []
+        if others and not (path / _FILE).exists():
             raise UserError(f"{path} holds something else than a study: choose another folder")
         path.mkdir(parents=True, exist_ok=True)
         locked = lock.acquire()
@@ -263,6 +264,8 @@ def write_study(table: StudyTable, folder: Path) -> list[Path]:
     """Write the table as Markdown, Parquet and HTML, and the figures, to a folder. Return the files."""
     facts = {"date": date.today().isoformat(), "hardware": hardware(), "distrec": versions().get("distrec", "")}
     facts |= {name: versions()[name] for name in ("python", "torch", "numpy", "numba") if name in versions()}
+    seconds = [result.timing.total_s for found in table.cells for result in found.results.values()]
+    facts["runs"] = f"{len(seconds)}, of {sum(seconds):.0f} s in all"
     file = yaml.safe_dump(table.study.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
     figures = save_figures(table, folder)
     try:

@@ -57,7 +57,7 @@ class StudyConfig(Section):
     """Run file that the study is based on, beside the study file or by its path from there."""
     base: dict[str, Any] = {}
     """Keys of all runs: optim.lr: 0.01."""
-    cells: dict[str, Any]
+    cells: dict[str, Any] = {}
     """Axes, of which all combinations are run. A key with a list of values, sampling.negatives: [4, 64]; or a name with
     groups of keys, loss: {bpr: {loss.name: bpr}, ssm: {loss.name: ssm, loss.temperature: 0.2}}."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
