@@ -14,14 +14,13 @@ import pytest
 from scipy import stats
 
 from distrec import UserError, study
-from distrec.core.config import flat
 from distrec.training.config import load_config
 from distrec.tuning.study_cells import check_metrics, make_cells
 from distrec.tuning.study_config import load_study
 from distrec.tuning.study_rows import explanation, text_rows
 from distrec.tuning.study_table import CellResult, check_comparable
 from distrec.tuning.trial import run_trial
-from tests.conftest import SMALL
+from tests.conftest import SMALL, changed
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.yaml"))
 CELLS = {
@@ -117,20 +116,18 @@ def test_a_folder_with_something_else(cache, tmp_path):
         study(make(cache), folder=tmp_path)
 
 
-def test_the_table_is_of_the_single_runs(finished, tmp_path):
+def test_the_table_is_of_the_single_runs(small, finished, tmp_path):
     """Each run equals one trained by itself; mean, deviation and p are those of the definition."""
     given, result, _ = finished
     rows = {(row["loss"], row["sampling.negatives"]): row for row in result.rows}
     alone, users = {}, {}
     for loss in ("ssm", "bpr"):
-        keys = [f"{k}={v}" for k, v in flat(make_cells(load_study(given))[0].config).items() if k.startswith("data.")]
-        keys += [f"loss.name={loss}", *(["loss.temperature=0.2"] if loss == "ssm" else []), "model.dim=16"]
-        keys += ["sampling.negatives=40", "optim.lr=0.01", "train.epochs=1", "train.batch_size=256", "train.workers=1"]
-        keys += ["train.device=cpu", "train.threads=1"]
+        options = {"name": loss} | ({"temperature": 0.2} if loss == "ssm" else {})
         for seed in (0, 3):
             folder = tmp_path / f"{loss}{seed}"
-            run = run_trial(load_config(None, [*keys, f"run.seed={seed}", f"run.dir={folder}"]))
-            alone.setdefault(loss, []).append(run.metrics["test/ndcg@20"])
+            run = {"dir": str(folder), "seed": seed}
+            config = changed(small, loss=options, sampling={"negatives": 40}, train={"epochs": 1}, run=run)
+            alone.setdefault(loss, []).append(run_trial(config).metrics["test/ndcg@20"])
             column = pq.read_table(folder / "test_users.parquet")["ndcg@20"].to_numpy()
             users[loss] = users.get(loss, 0) + column / 2
         row = rows[loss, "40"]
