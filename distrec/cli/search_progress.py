@@ -26,11 +26,11 @@ class SearchProgress:
         self._quiet = mode == "quiet"
         self._progress = Progress("quiet" if self._quiet else "plain", self._console)
         live = mode == "auto" and self._console.is_terminal
-        self._is_live, self._drawn_s = live, 0.0
+        self._is_live = live
         self._search: Search | None = None
         self._epochs: dict[str, int] = {}
         self._start_s, self._done_at_start = time.monotonic(), 0
-        self._live = Live(get_renderable=self._render, console=self._console, transient=True, auto_refresh=False)
+        self._live = Live(get_renderable=self._render, console=self._console, transient=True, refresh_per_second=2)
 
     def __enter__(self) -> "SearchProgress":
         return self
@@ -53,16 +53,10 @@ class SearchProgress:
                 self._epochs[event["trial"]] = event["epochs"]
             case "end":
                 self._print_end(event["trial"])
-            case "tick":
-                if time.monotonic() - self._drawn_s < 0.5:
-                    return
             case "status" if self._search is not None:
                 pass
             case _:
                 self._progress(event)
-        if self._is_live and self._search is not None:
-            self._drawn_s = time.monotonic()
-            self._live.refresh()
 
     def _print_end(self, name: str) -> None:
         """Print a line on a trial that has ended, and on the search."""

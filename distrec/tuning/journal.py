@@ -104,6 +104,7 @@ class Records(dict[str, Record]):
             record = self[event["trial"]]
             details = {key: value for key, value in event.items() if key not in ("kind", "trial", "s")}
             if event["kind"] == "report":
+                record.end = details.pop("end", None)
                 record.reports.append(details)
             else:
                 record.end = details
@@ -128,9 +129,8 @@ class Journal:
         self._append({"kind": "trial", "trial": name, "values": values, "s": at_s})
 
     def report(self, name: str, report: Event, at_s: float, end: Event | None = None) -> None:
-        """Record an epoch of a trial and, in the same write, its end."""
-        events = [{"kind": "report", "trial": name, **report, "s": at_s}]
-        self._append(*events, *([{"kind": "end", "trial": name, **end, "s": at_s}] if end else []))
+        """Record an epoch of a trial and, in the same line, which a kill cannot divide, its end."""
+        self._append({"kind": "report", "trial": name, **report, **({"end": end} if end else {}), "s": at_s})
 
     def end(self, name: str, end: Event, at_s: float) -> None:
         """Record the end of a trial, with its `reason`."""
@@ -139,12 +139,10 @@ class Journal:
     def close(self) -> None:
         self._file.close()
 
-    def _append(self, *events: Event) -> None:
-        text = "".join(json.dumps(event) + "\n" for event in events)
+    def _append(self, event: Event) -> None:
         try:
-            self._file.write(text.encode())
+            self._file.write((json.dumps(event) + "\n").encode())
             os.fsync(self._file.fileno())
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {reason_of(error)}") from None
-        for event in events:
-            self.records.apply(event)
+        self.records.apply(event)

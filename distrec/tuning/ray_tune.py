@@ -129,10 +129,27 @@ class _Scheduler(_NotSaved, FIFOScheduler):
         if name is None or search.closing:
             return TrialScheduler.STOP
         event = json.loads(result[_PAYLOAD])
-        if event.pop("kind") == "end":
-            search.end(name, event)
-            return TrialScheduler.CONTINUE
-        return TrialScheduler.STOP if search.report(name, event) else TrialScheduler.CONTINUE
+        try:
+            if event.pop("kind") == "end":
+                search.end(name, event)
+                return TrialScheduler.CONTINUE
+            return TrialScheduler.STOP if search.report(name, event) else TrialScheduler.CONTINUE
+        except UserError as error:  # the journal cannot be written
+            search.fail(error)
+            return TrialScheduler.STOP
+
+
+class _Stopper(_NotSaved, ray.tune.Stopper):
+    """Stops all trials when the search closes."""
+
+    def __init__(self, adapter: _Adapter) -> None:
+        self.adapter = adapter
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.adapter.search.closing
 
 
 @contextlib.contextmanager
@@ -160,8 +177,8 @@ def trial_resources(config: SearchConfig) -> dict[str, float]:
         raise UserError("train.device=cuda: a trial needs a GPU, or a part of one: set tune.resources.gpu")
     for key, need in (("CPU", cpu), ("GPU", gpu)):
         if need > total.get(key, 0):
-            asked = f"tune.resources.{key.lower()}={need:g}"
-            raise UserError(f"{asked}: the Ray cluster has {total.get(key, 0):g} {key}s, so no trial could ever start")
+            key_given = f"tune.resources.{key.lower()}={need:g}"
+            raise UserError(f"{key_given}: the Ray cluster has {total.get(key, 0):g} {key}s, so no trial could ever start")
     return {"CPU": cpu} | ({"GPU": gpu} if gpu else {})
 
 
@@ -169,6 +186,8 @@ def trials_at_once(config: SearchConfig, resources: dict[str, float]) -> int:
     """Return for how many trials the cluster has room."""
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     room = min(int(total[key] / need + 1e-9) for key, need in resources.items())
+    if config.train.workers > 1 and config.train.device != "cpu" and total.get("GPU", 0) >= config.train.workers:
+        room = min(room, int(total["GPU"]) // config.train.workers)  # its workers take the GPUs, not the trial itself
     return min(room, config.tune.concurrent or room)
 
 
@@ -179,11 +198,13 @@ def run_jobs(search: Search, resources: dict[str, float], poll: Callable[[], obj
         KeyboardInterrupt: after the trials have been stopped; they go on after a resume.
     """
     adapter = _Adapter(search, {})
+    storage = search.folder.path / ".ray"  # where all nodes can write, as they write the trials there
+    shutil.rmtree(storage, ignore_errors=True)
     errors: list[BaseException] = []
 
     def fit() -> None:
         try:
-            _tuner(adapter, resources, search.folder.path).fit()
+            _tuner(adapter, resources, storage).fit()
         except BaseException as error:
             errors.append(error)
 
@@ -198,6 +219,7 @@ def run_jobs(search: Search, resources: dict[str, float], poll: Callable[[], obj
         search.closing = True
         thread.join(_STOP_S)
         raise
+    shutil.rmtree(storage, ignore_errors=True)
     poll()
     if search.error:
         raise search.error
@@ -205,10 +227,7 @@ def run_jobs(search: Search, resources: dict[str, float], poll: Callable[[], obj
         raise errors[0]
 
 
-def _tuner(adapter: _Adapter, resources: dict[str, float], folder: Path) -> ray.tune.Tuner:
-    # Where all nodes can write, as they write the trials there.
-    storage = folder / ".ray"
-    shutil.rmtree(storage, ignore_errors=True)
+def _tuner(adapter: _Adapter, resources: dict[str, float], storage: Path) -> ray.tune.Tuner:
     return ray.tune.Tuner(
         ray.tune.with_resources(train_function, resources),
         tune_config=ray.tune.TuneConfig(
@@ -221,6 +240,7 @@ def _tuner(adapter: _Adapter, resources: dict[str, float], folder: Path) -> ray.
         run_config=ray.tune.RunConfig(
             name="session",
             storage_path=str(storage),
+            stop=_Stopper(adapter),
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=_RESTARTS),
         ),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distrec.core.config import parse
+from distrec.core.errors import UserError
 from distrec.tracking import open_tracker
 from distrec.tracking.base import Tracker
 from distrec.tracking.result_table import Row
@@ -31,6 +32,7 @@ class Recorder:
         self.parent = open_tracker(config.tracking, folder.path, facts.get("mlflow_run"), note, facts.get("mlflow_uri"))
         self._children: dict[str, Tracker] = {}
         self._logged: dict[str, int] = {}
+        self._failing = False
         self._file = folder.path / _CHILDREN
         self._known: dict[str, tuple[str, bool]] = {}
         with contextlib.suppress(OSError, ValueError):  # new, or torn: the children are recorded again
@@ -48,7 +50,14 @@ class Recorder:
         complete = self._known.get(name, ("", False))[1]
         if not self._config.tracking.enabled or complete or record.reason == "invalid":
             return
-        child = self._children.get(name) or self._open(name, tree)
+        try:
+            child = self._children.get(name) or self._open(name, tree)
+        except UserError as error:  # no failure of tracking may end a search; it is tried again at its next epoch
+            if not self._failing:
+                self._note(f"tracking: {str(error).splitlines()[0]}; the search continues and records later")
+            self._failing = True
+            return
+        self._failing = False
         for report in record.reports[self._logged.get(name, 0) :]:
             figures = {"train/loss": report["loss"], "train/epoch_s": report["seconds"]}
             figures |= {f"valid/{key}": value for key, value in report.get("metrics", {}).items()}

@@ -55,7 +55,7 @@ def propose(space: Space, sampler: str, seed: int, number: int, before: Sequence
         study = optuna.create_study(direction="maximize", sampler=made)
         if sampler != "random":
             study.add_trials([_frozen(space, sampler, outcome) for outcome in before])
-        study.enqueue_trial(cells[number % len(cells)])
+        study.enqueue_trial(_params(space.ranges, cells[number % len(cells)]))
         return _suggest(space, study.ask())
 
 
@@ -116,11 +116,16 @@ def _trial(
     value: float | None = None,
     curve: Sequence[tuple[int, float]] = (),
 ) -> FrozenTrial:
-    given = [r for r in ranges if r.key in values]
     return create_trial(
         state=state,
         value=value,
-        params={r.key: r.choices.index(values[r.key]) if r.choices else values[r.key] for r in given},
-        distributions={r.key: distribution(r) for r in given},
+        params=_params(ranges, values),
+        distributions={r.key: distribution(r) for r in ranges if r.key in values},
         intermediate_values=dict(curve),
     )
+
+
+def _params(ranges: Sequence[Range], values: Values) -> dict[str, Any]:
+    """Return values as optuna has them: of a list the index."""
+    given = [r for r in ranges if r.key in values]
+    return {r.key: r.choices.index(values[r.key]) if r.choices else values[r.key] for r in given}

@@ -1,5 +1,6 @@
 """A search without its cluster: which trial is next, which is stopped, which is best. Its state is the journal."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 from distrec.core.config import parse, tree_with
 from distrec.core.errors import UserError
+from distrec.data.config import DataConfig
 from distrec.training.config import Config
 from distrec.tuning.config import SearchConfig, absolute
 from distrec.tuning.folder import SearchFolder
@@ -37,9 +39,15 @@ class Search:
         folder: SearchFolder,
         journal: Journal,
         emit: Callable[[Event], object] = lambda event: None,
+        refit_data: Callable[[], DataConfig] = DataConfig,
     ) -> None:
-        """`emit` is called with events `trial`, `report` and `end`, each with the name of the trial."""
+        """
+        Args:
+            emit: called with events `trial`, `report` and `end`, each with the name of the trial.
+            refit_data: prepares the data of the refits, and returns their configuration.
+        """
         self.config, self.space, self.folder, self.journal, self.emit = config, space, folder, journal, emit
+        self.refit_data = functools.cache(refit_data)
         self.slots, self.threads = 1, 0
         self.live: set[str] = set()
         self.closing = False
@@ -63,7 +71,7 @@ class Search:
             name = self._next_unfinished() or self._next_trial() or self._next_refit()
             return None if name is None else self._job(name)
         except UserError as error:
-            self._fail(error)
+            self.fail(error)
             return None
 
     @property
@@ -106,14 +114,17 @@ class Search:
     def _may_propose(self) -> bool:
         return not self._spent() and (self.most_trials is None or len(self.journal.records.trials) < self.most_trials)
 
-    def _spent(self) -> str:
-        """Return which budget is used up, `minutes` or `epochs`; "" for none."""
+    def _spent(self, new_epochs: int = 0) -> str:
+        """Return which budget is used up, `minutes` or `epochs`, with epochs not recorded yet; "" for none."""
         tune = self.config.tune
         if tune.minutes is not None and self.elapsed_s >= 60 * tune.minutes:
             return "minutes"
-        if tune.epochs is not None and sum(record.epochs for record in self.journal.records.trials) >= tune.epochs:
+        if tune.epochs is not None and new_epochs + self._epochs() >= tune.epochs:
             return "epochs"
         return ""
+
+    def _epochs(self) -> int:
+        return sum(record.epochs for record in self.journal.records.trials)
 
     def _outcome(self, record: Record) -> Outcome:
         state = "running" if not record.end else "finished" if record.reason == FINISHED else "stopped"
@@ -159,6 +170,8 @@ class Search:
         if not config.train.threads:
             settings["train.threads"] = self.threads
         tree = tree_with(config, settings)
+        if name.startswith(REFIT):
+            tree["data"] = self.refit_data().model_dump(mode="json", exclude_unset=True)
         return {key: value for key, value in tree.items() if key not in ("tune", "space")}
 
     # What has happened.
@@ -172,7 +185,7 @@ class Search:
             return False
         metric = self.config.metric
         if "metrics" in report and metric not in report["metrics"] and not record.is_refit:
-            self._fail(UserError(f"tune.metric={metric} is not evaluated; known: {', '.join(report['metrics'])}"))
+            self.fail(UserError(f"tune.metric={metric} is not evaluated; known: {', '.join(report['metrics'])}"))
             return True
         kept = ("epoch", "loss", "seconds", "eval_s", "metrics")
         reason = "" if record.is_refit else self._reason_to_stop(record, report)
@@ -186,7 +199,7 @@ class Search:
     def _reason_to_stop(self, record: Record, report: Event) -> str:
         if report["epoch"] >= report["epochs"]:
             return ""  # it ends by itself
-        if spent := self._spent():
+        if spent := self._spent(new_epochs=1):
             return spent
         tune, metric = self.config.tune, self.config.metric
         if tune.stop == "none" or "metrics" not in report:
@@ -202,13 +215,13 @@ class Search:
         if self.closing or self.journal.records[name].end is not None:
             return
         if name.startswith(REFIT) and end["reason"] != FINISHED:  # not recorded, so that a resume tries again
-            self._fail(UserError(f"the refit failed: {end.get('text', end['reason'])}"))
+            self.fail(UserError(f"the refit failed: {end.get('text', end['reason'])}"))
             return
         self.journal.end(name, end, self.elapsed_s)
         self._ended(name)
         failed = [record for record in self.journal.records.trials if record.reason in FAILED and not record.reports]
         if len(failed) == len(self.journal.records.trials) == _HOPELESS and end["reason"] == "failed":
-            self._fail(UserError(f"the first {_HOPELESS} trials failed: {end['text']}"))
+            self.fail(UserError(f"the first {_HOPELESS} trials failed: {end['text']}"))
 
     def _ended(self, name: str) -> None:
         self.live.discard(name)
@@ -220,7 +233,8 @@ class Search:
         """Let a trial that has not ended be handed out again."""
         self.live.discard(name)
 
-    def _fail(self, error: UserError) -> None:
+    def fail(self, error: UserError) -> None:
+        """End the search with an error."""
         self.error, self.closing = error, True
 
 
@@ -234,7 +248,7 @@ def refits(config: SearchConfig, best: Record) -> dict[str, Values]:
     """Return the values of each refit of the best trial, by name."""
     point = best.best(config.metric)
     assert point is not None
-    fixed = {"train.epochs": point[0], "train.patience": 0, "train.watch": None, "data.valid_fraction": 0}
+    fixed = {"train.epochs": point[0], "train.patience": 0, "train.watch": None}
     seed = config.run.seed
     return {
         f"{REFIT}{best.name}_{point[0]}_{seed + k}": {**best.values, **fixed, "run.seed": seed + k}

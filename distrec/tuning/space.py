@@ -171,18 +171,18 @@ def _bounds(key: str, kind: str, value: Any) -> tuple[float, float, float | None
     wanted = {"quantised": "[low, high, step]", "int": "[low, high] or [low, high, step]"}.get(kind, "[low, high]")
     counts = {"quantised": (3,), "int": (2, 3)}.get(kind, (2,))
     try:
-        numbers = [_NUMBER.validate_python(v) for v in value]
+        bounds = [_NUMBER.validate_python(v) for v in value]
     except (ValidationError, TypeError):
-        numbers = []
-    if len(numbers) not in counts or not all(map(math.isfinite, numbers)) or isinstance(value, str):
+        bounds = []
+    if len(bounds) not in counts or not all(map(math.isfinite, bounds)) or isinstance(value, str):
         raise UserError(f"{key}: {kind} needs {wanted}, got {value!r}")
-    low, high, step = numbers[0], numbers[1], numbers[2] if len(numbers) == 3 else None
+    low, high, step = bounds[0], bounds[1], bounds[2] if len(bounds) == 3 else None
     if not low < high or (step is not None and not 0 < step <= high - low):
         raise UserError(f"{key}: {kind} needs low < high{' and a step between' if step else ''}, got {value!r}")
     if kind.startswith("log") and low <= 0:
         raise UserError(f"{key}: {kind} needs bounds above 0, got {value!r}")
     if kind in _INTS:
-        if any(n != int(n) for n in numbers):
+        if any(n != int(n) for n in bounds):
             raise UserError(f"{key}: {kind} needs whole numbers, got {value!r}")
         low, high, step = int(low), int(high), None if step is None else int(step)
     return low, high, step

@@ -91,11 +91,20 @@ def _choose(config: Config) -> RunFolder:
 def _run_workers(config: Config, on_epoch: OnEpoch) -> Result:
     from distrec.training.driver import train  # here: one worker does without Ray
 
-    def listen(event: Event) -> None:
-        if event["kind"] == "epoch" and on_epoch(event):
-            raise Stopped
+    assert config.run.dir is not None
+    folder, start = RunFolder(config.run.dir), time.perf_counter()
+    history = past_epochs(folder, config) if config.run.resume else []
 
-    return train(config, on_event=listen)
+    def listen(event: Event) -> None:
+        if event["kind"] == "epoch":
+            history.append(event)
+            if on_epoch(event):
+                raise Stopped
+
+    try:
+        return train(config, on_event=listen)
+    except Stopped:
+        return _stopped(config, Dataset.open(Path(folder.facts()["data"])), folder, history, start)
 
 
 def _run_here(config: Config, folder: RunFolder, on_epoch: OnEpoch, dataset: Dataset) -> Result:
@@ -113,14 +122,18 @@ def _run_here(config: Config, folder: RunFolder, on_epoch: OnEpoch, dataset: Dat
     try:
         outcome = loop.run()
     except Stopped:
-        stopped = {"history": loop.history, "test": None, "tested_epoch": len(loop.history)}
-        times = {"first_batch_s": 0.0, "eval_s": 0.0}
-        return make_result(config, dataset, folder, stopped | times, time.perf_counter() - start)
+        return _stopped(config, dataset, folder, loop.history, start)
     if outcome["per_user"] is not None:
         outcome["per_user"].write(folder.path / TEST_USERS, dataset.user_ids())
     result = make_result(config, dataset, folder, outcome, time.perf_counter() - start)
     folder.finish(result)
     return result
+
+
+def _stopped(config: Config, dataset: Dataset, folder: RunFolder, history: list[Event], start: float) -> Result:
+    """Return the result of a training that its callback has stopped."""
+    outcome = {"history": history, "test": None, "tested_epoch": len(history), "first_batch_s": 0.0, "eval_s": 0.0}
+    return make_result(config, dataset, folder, outcome, time.perf_counter() - start)
 
 
 class _FolderHost:

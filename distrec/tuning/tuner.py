@@ -12,6 +12,8 @@ import yaml
 from distrec.core.config import expand_user, load, parse, tree_with, with_values
 from distrec.core.errors import UserError
 from distrec.core.status import reporting, stage
+from distrec.data.dataset import Dataset
+from distrec.data.merge import refit_data
 from distrec.data.prepare import prepare
 from distrec.tracking.result_table import markdown_table
 from distrec.training import connection
@@ -20,11 +22,11 @@ from distrec.training.config import Config
 from distrec.training.driver import stopped_by_sigterm
 from distrec.tuning import ray_tune
 from distrec.tuning.config import SearchConfig
-from distrec.tuning.search_figures import save_figures
 from distrec.tuning.folder import BEST_CONFIG, TABLE, SearchFolder
 from distrec.tuning.journal import Journal, Record
 from distrec.tuning.recorder import Recorder
 from distrec.tuning.search import Search, refits
+from distrec.tuning.search_figures import save_figures
 from distrec.tuning.space import Space, make_space, read_search
 from distrec.tuning.trial_table import trial_rows
 
@@ -113,7 +115,9 @@ def run_search(
     try:
         with reporting(emit):
             note(f"search folder: {folder.path}")
-            facts = _prepare(config, folder, note)
+            dataset = _prepare(config, folder, note)
+            fingerprint = dataset.manifest.fingerprint
+            facts = {**folder.facts(), "fingerprint": fingerprint, "data": str(dataset.path.absolute())}
             recorder = Recorder(config, folder, facts, note)
             note(f"tracking: {recorder.parent.destination}")
             note(f"ray: {connection.describe_connection()}")
@@ -121,16 +125,16 @@ def run_search(
             with ray_tune.ray_for_trials(config, verbose, note):
                 resources = ray_tune.trial_resources(config)
                 stage("tracking: opening the run")
-                facts |= recorder.start(facts["fingerprint"])
+                facts |= recorder.start(fingerprint)
                 folder.start(config, facts)
                 stage("")
-                return _run(config, space, folder, resources, recorder, emit)
+                return _run(config, space, folder, resources, recorder, dataset, emit)
     finally:
         folder.release()
 
 
-def _prepare(config: SearchConfig, folder: SearchFolder, note: Callable[[str], None]) -> dict[str, Any]:
-    """Prepare the data that all trials use. Return the facts of the folder."""
+def _prepare(config: SearchConfig, folder: SearchFolder, note: Callable[[str], None]) -> Dataset:
+    """Prepare the data that all trials use."""
     stage("data: preparing")
     dataset = prepare(config.data, log=note)
     check_dataset(config, dataset)
@@ -139,7 +143,7 @@ def _prepare(config: SearchConfig, folder: SearchFolder, note: Callable[[str], N
             "a search is judged on a validation part, and the data have none: set data.valid_fraction=0.1 or data.valid"
         )
     folder.check_fingerprint(dataset.manifest.fingerprint)
-    return {**folder.facts(), "fingerprint": dataset.manifest.fingerprint, "data": str(dataset.path.absolute())}
+    return dataset
 
 
 def _run(
@@ -148,12 +152,13 @@ def _run(
     folder: SearchFolder,
     resources: dict[str, float],
     recorder: Recorder,
+    dataset: Dataset,
     emit: Callable[[Event], object],
 ) -> SearchResult:
     """Run the trials and refits that the journal does not hold yet, record them, and write what was found."""
     journal, status = Journal(folder.journal), "FAILED"
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    search = Search(config, space, folder, journal, events.put)
+    search = Search(config, space, folder, journal, events.put, lambda: refit_data(config.data, dataset))
     search.slots, search.threads = ray_tune.trials_at_once(config, resources), max(1, int(resources["CPU"]))
 
     def poll() -> None:
@@ -162,15 +167,18 @@ def _run(
             name = event["trial"]
             recorder.update(journal.records[name], search.tree(name, journal.records[name].values))
             emit(event)
-        emit({"kind": "tick"})
+
+    def record_all() -> None:
+        for record in list(journal.records.values()):
+            recorder.update(record, search.tree(record.name, record.values))
 
     try:
         emit({"kind": "search", "search": search})
-        for record in journal.records.values():
-            recorder.update(record, search.tree(record.name, record.values))
+        record_all()
         if not search.is_over:
             with stopped_by_sigterm():
                 ray_tune.run_jobs(search, resources, poll)
+        record_all()  # what failed at first
         result = _finish(search, recorder)
         status = "FINISHED"
         return result
@@ -194,6 +202,8 @@ def _finish(search: Search, recorder: Recorder) -> SearchResult:
     metrics = [r.end["metrics"] for r in search.journal.records.refits if r.name in wanted and r.end]
     settings = next(iter(wanted.values()), best.values)
     tree = tree_with(config, {**settings, "run.dir": None, "run.resume": False})
+    if wanted:
+        tree["data"] = search.refit_data().model_dump(mode="json", exclude_unset=True)
     kept = {key: value for key, value in tree.items() if key not in ("tune", "space")}
     (path / BEST_CONFIG).write_text(yaml.safe_dump(kept, sort_keys=False))
     rows = trial_rows(trials, config.metric)
