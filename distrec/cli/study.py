@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     from distrec.cli.progress import Progress, results_table
     from distrec.training.driver import stopped_by_sigterm
     from distrec.tuning.study import study
+    from distrec.tuning.study_config import Size
     from distrec.tuning.study_rows import explanation, text_rows
 
     progress = Progress("quiet" if arguments.quiet else "plain")
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         elif event["kind"] in ("note", "status"):
             progress(event)
 
-    size = "small" if arguments.small else "full"
+    size: Size = "small" if arguments.small else "full"
     try:
         with progress, stopped_by_sigterm():
             found = study(arguments.study, arguments.words, size, arguments.out, arguments.parallel, show)

@@ -5,29 +5,25 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from distrec.core.config import dump, expand_user, parse
 from distrec.core.errors import UserError, reason_of
 from distrec.core.file_lock import FileLock
 from distrec.core.status import reporting, stage
 from distrec.data.dataset import Dataset
+from distrec.data.merge import refit_data
 from distrec.data.prepare import prepare
-from distrec.tracking.environment import hardware, versions
-from distrec.tracking.result_table import Row, markdown_table
+from distrec.tracking.result_table import Row
 from distrec.training.checks import check_dataset
 from distrec.training.config import Config
 from distrec.training.run_folder import Result
 from distrec.tuning.study_cells import Cell, check_metrics, make_cells, run_key
 from distrec.tuning.study_config import Size, StudyConfig, load_study
-from distrec.tuning.study_figures import save_figures
-from distrec.tuning.study_page import study_page
+from distrec.tuning.study_page import write_study
 from distrec.tuning.study_recorder import StudyRecorder
-from distrec.tuning.study_rows import cell_rows, explanation, run_rows, text_rows, write_rows
+from distrec.tuning.study_rows import cell_rows, text_rows
 from distrec.tuning.study_run import Job, StudyRun, figures_of, threads_of, train_run
 from distrec.tuning.study_search import cell_search, search_cell
 from distrec.tuning.study_table import CellResult, StudyTable, make_table
@@ -86,7 +82,7 @@ def study(
     check_metrics(config, cells)
     path = (Path("runs") / config.name if folder is None else expand_user(folder)).absolute()
     with _locked(path), reporting(emit):
-        return _Study(config, cells, path, parallel, emit).run()
+        return _Study(config, cells, overrides, path, parallel, emit).run()
 
 
 @contextlib.contextmanager
@@ -113,9 +109,16 @@ class _Study:
     """One call of `study`."""
 
     def __init__(
-        self, config: StudyConfig, cells: Sequence[Cell], path: Path, parallel: int, emit: Callable[[Event], object]
+        self,
+        config: StudyConfig,
+        cells: Sequence[Cell],
+        overrides: Sequence[str],
+        path: Path,
+        parallel: int,
+        emit: Callable[[Event], object],
     ) -> None:
-        self.config, self.cells, self.path, self.parallel, self.emit = config, cells, path, parallel, emit
+        self.config, self.cells, self.overrides, self.path = config, cells, overrides, path
+        self.parallel, self.emit = parallel, emit
         self._datasets: dict[str, Dataset] = {}
 
     def note(self, text: str) -> None:
@@ -187,14 +190,23 @@ class _Study:
             for cell in self.cells:
                 if (cell.label, seed) in errors:
                     continue
-                values = {**found.get(cell.label, {}), "run.seed": seed, "run.resume": False, "tracking.enabled": False}
-                config = parse(Config, cell.with_values(values))
+                tree = self._tree(cell, seed, found.get(cell.label))
+                config = parse(Config, tree)
                 dataset = self._dataset(config)
                 key = run_key(config, cell.values, dataset.manifest.fingerprint)
                 folder = self.path / "runs" / key
-                tree = cell.with_values({**values, "run.dir": str(folder)})
+                tree["run"]["dir"] = str(folder)
                 runs.append(StudyRun(cell, seed, key, folder, dataset.path.absolute(), tree))
         return runs
+
+    def _tree(self, cell: Cell, seed: int, found: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the configuration of a run as plain values: of its cell, or of the refit that its search has found."""
+        fixed = {"run.seed": seed, "run.resume": False, "tracking.enabled": False}
+        tree = cell.with_values({**(found or {}), **fixed})
+        if found is not None:
+            data = refit_data(cell.config.data, self._dataset(cell.config), self.note)
+            tree["data"] = data.model_dump(mode="json", exclude_unset=True)
+        return tree
 
     def _train(self, runs: Sequence[StudyRun], recorder: StudyRecorder) -> dict[tuple[str, int], str]:
         """Train the runs that are not finished. Return errors by (label, seed)."""
@@ -248,7 +260,7 @@ class _Study:
             raise UserError(f"no run has a result; the first said: {next(iter(errors.values()))}")
         stage("writing the table and figures")
         table = make_table(self.config, results)
-        files = write_study(table, self.path)
+        files = write_study(table, self.path, self.overrides)
         best = {metric: max(s.mean for c in results if (s := table.summary(c, metric))) for metric in _shared(table)}
         recorder.finish({f"best/{name}": value for name, value in best.items()}, text_rows(table), files)
         failed = {f"{label}, seed {seed}": text for (label, seed), text in errors.items()}
@@ -258,29 +270,3 @@ class _Study:
 def _shared(table: StudyTable) -> list[str]:
     """Return the metrics of the table that at least one cell has."""
     return [m for m in table.study.metrics if any(table.summary(found, m) for found in table.cells)]
-
-
-def write_study(table: StudyTable, folder: Path) -> list[Path]:
-    """Write the table as Markdown, Parquet and HTML, and the figures, to a folder. Return the files."""
-    facts = {"date": date.today().isoformat(), "hardware": hardware(), "distrec": versions().get("distrec", "")}
-    facts |= {name: versions()[name] for name in ("python", "torch", "numpy", "numba") if name in versions()}
-    seconds = [result.timing.total_s for found in table.cells for result in found.results.values()]
-    facts["runs"] = f"{len(seconds)}, of {sum(seconds):.0f} s in all"
-    file = yaml.safe_dump(table.study.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
-    figures = save_figures(table, folder)
-    try:
-        markdown, page = folder / "table.md", folder / "report.html"
-        markdown.write_text(_markdown(table, facts, figures))
-        page.write_text(study_page(table, file, facts))
-        parquet = [write_rows(cell_rows(table), folder / "cells.parquet")]
-        parquet.append(write_rows(run_rows(table), folder / "runs.parquet"))
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {reason_of(error)}") from None
-    return [markdown, page, *parquet, *figures]
-
-
-def _markdown(table: StudyTable, facts: Mapping[str, str], figures: Sequence[Path]) -> str:
-    parts = [f"# {table.study.name}\n", markdown_table(text_rows(table)), "\n".join(explanation(table)) + "\n"]
-    parts += [f"![figure]({figure.name})\n" for figure in figures]
-    parts.append("; ".join(f"{key} {value}" for key, value in facts.items()) + "\n")
-    return "\n".join(parts)

@@ -126,5 +126,14 @@ def _draw_points(table: StudyTable, x: str, y: str, axes: "Axes") -> None:
         a, b = table.summary(found, x), table.summary(found, y)
         if a is not None and b is not None:
             label = ", ".join(_with_name(axis, label) for axis, label in found.cell.labels.items())
-            style = {"color": f"C{number % 10}", "marker": _MARKERS[number // 10 % len(_MARKERS)], "capsize": 2}
-            axes.errorbar(a.mean, b.mean, b.deviation, a.deviation, label=label, linestyle="", **style)
+            axes.errorbar(
+                a.mean,
+                b.mean,
+                b.deviation,
+                a.deviation,
+                label=label,
+                color=f"C{number % 10}",
+                marker=_MARKERS[number // 10 % len(_MARKERS)],
+                capsize=2,
+                linestyle="",
+            )

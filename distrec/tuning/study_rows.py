@@ -17,7 +17,7 @@ from distrec.tuning.study_table import CellResult, Comparison, StudyTable, Summa
 
 def cell_rows(table: StudyTable) -> list[Row]:
     """Return a row for each cell with numbers, for files: means, deviations, comparison, seeds, error."""
-    rows = []
+    rows: list[Row] = []
     for found in table.cells:
         row: dict[str, Any] = dict(found.cell.labels)
         for metric in table.study.columns:
@@ -55,7 +55,7 @@ def text_rows(table: StudyTable) -> list[Row]:
     columns = [*table.study.metrics, *table.study.ratios]
     summaries = [[table.summary(found, metric) for metric in columns] for found in table.cells]
     best = [max((s.mean for s in column if s), default=math.nan) for column in zip(*summaries, strict=True)]
-    rows = []
+    rows: list[Row] = []
     for found, values in zip(table.cells, summaries, strict=True):
         row: dict[str, Any] = dict(found.cell.labels)
         for metric, value, top in zip(columns, values, best, strict=True):
@@ -104,9 +104,9 @@ def short(value: Any) -> str:
 def explanation(table: StudyTable) -> list[str]:
     """Return sentences on how to read the table."""
     study, test = table.study, table.study.test
-    seeds = f"{len(study.seeds)} seeds" if len(study.seeds) > 1 else "one seed, so there is no spread"
-    lines = [f"Figures on the test part: mean {'± standard deviation ' if len(study.seeds) > 1 else ''}over {seeds}."]
-    lines[0] += " * marks the best of a column."
+    several = f"mean ± standard deviation over {len(study.seeds)} seeds"
+    seeds = several if len(study.seeds) > 1 else "of one seed, so there is no spread"
+    lines = [f"Figures on the test part, {seeds}. * marks the best of a column."]
     if not table.comparisons:
         return lines
     kind = {"t": "paired t-test", "wilcoxon": "Wilcoxon's signed-rank test"}[test.name]

@@ -54,8 +54,8 @@ def _parts(search: str | dict[str, Any]) -> tuple[Values, Values]:
 
 
 def search_cell(config: SearchConfig, on_event: Callable[[dict[str, Any]], object]) -> Values:
-    """Return what the search of a cell gives its runs, after running it if it is not finished: the best values, their
-    epochs, and no validation part.
+    """Return what the search of a cell gives its runs, after running it if it is not finished: the best values, for
+    their best number of epochs.
 
     Raises:
         UserError: the search has failed.

@@ -50,24 +50,30 @@ def run_jobs(work: Work, jobs: Sequence[Any], processes: int) -> Iterator[tuple[
                     member.job = waiting.pop()
                     attempts[member.job] += 1
                     member.pipe.send(jobs[member.job])
-            ready = connection.wait([member.pipe for member in members if member.job is not None])
-            for member in [member for member in members if member.pipe in ready]:
-                job = member.job
-                assert job is not None
-                try:
-                    error = member.pipe.recv()
-                    member.job = None
-                except (EOFError, OSError):  # the process has ended
+            busy = {member.pipe: member for member in members if member.job is not None}
+            for pipe in connection.wait(list(busy)):
+                member = next(m for p, m in busy.items() if p is pipe)
+                job, error = _received(member)
+                if error == _LOST:
                     members.remove(member)
-                    _end(member)
                     if attempts[job] < _ATTEMPTS:
                         waiting.append(job)
                         continue
-                    error = _LOST
                 yield job, error
     finally:
         for member in members:
             _end(member)
+
+
+def _received(member: _Member) -> tuple[int, str | None]:
+    """Return the job of a process that has answered, or ended, and its error."""
+    job, member.job = member.job, None
+    assert job is not None
+    try:
+        return job, member.pipe.recv()
+    except (EOFError, OSError):
+        _end(member)
+        return job, _LOST
 
 
 def _start(work: Work) -> _Member:
