@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from distrec.training.config import Config, load_config
     from distrec.training.driver import train
     from distrec.training.evaluate import evaluate
-    from distrec.tuning.study import study
+    from distrec.tuning.studies import study
     from distrec.tuning.tuner import tune
 
 __version__ = "0.1.0"
@@ -33,7 +33,7 @@ _MODULES = {
     "WorkerLost": "distrec.core.errors",
     "evaluate": "distrec.training.evaluate",
     "load_config": "distrec.training.config",
-    "study": "distrec.tuning.study",
+    "study": "distrec.tuning.studies",
     "train": "distrec.training.driver",
     "tune": "distrec.tuning.tuner",
 }

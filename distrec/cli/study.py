@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run a study, and print its table."""
     from distrec.cli.progress import Progress, results_table
     from distrec.training.driver import stopped_by_sigterm
-    from distrec.tuning.study import study
+    from distrec.tuning.studies import study
     from distrec.tuning.study_config import Size
     from distrec.tuning.study_rows import explanation, text_rows
 

@@ -101,16 +101,16 @@ def _with_name(axis: str, label: str) -> str:
 def _positions(ticks: list[str], axes: "Axes") -> dict[str, float]:
     """Return where each value of an axis is drawn, and set the ticks: in proportion, by logarithm, or one by one."""
     values = [_number(tick) for tick in ticks]
-    numbers = [value for value in values if value is not None]
-    far_apart = len(numbers) > 1 and max(numbers) > _LOG_RANGE * min(numbers)
-    if len(numbers) < len(ticks) or (far_apart and min(numbers) <= 0):
+    ticked = [value for value in values if value is not None]
+    far_apart = len(ticked) > 1 and max(ticked) > _LOG_RANGE * min(ticked)
+    if len(ticked) < len(ticks) or (far_apart and min(ticked) <= 0):
         axes.set_xticks(range(len(ticks)), ticks, rotation=20 if max(map(len, ticks)) > 6 else 0)
         return {tick: float(k) for k, tick in enumerate(ticks)}
     if far_apart:
         axes.set_xscale("log")
         axes.set_xticks([], minor=True)
-    axes.set_xticks(numbers, ticks)
-    return dict(zip(ticks, numbers, strict=True))
+    axes.set_xticks(ticked, ticks)
+    return dict(zip(ticks, ticked, strict=True))
 
 
 def _number(label: str) -> float | None:
