@@ -221,21 +221,27 @@ class _Study:
         jobs = [Job(run.tree, run.data, threads_of(self.parallel)) for run in waiting.values()]
         failed: dict[str, str] = {}
         start = time.monotonic()
-        for done, (k, error) in enumerate(run_jobs(train_run, jobs, self.parallel), 1):
-            run = list(waiting.values())[k]
-            event: Event = {"kind": "run", "done": len(finished) + done, "runs": total, "cell": run.cell.label}
-            left_s = (time.monotonic() - start) / done * (len(jobs) - done)
-            event |= {"seed": run.seed, "error": error, "left_s": left_s}
-            if error is not None:
-                failed[run.key] = error
-            else:
-                result = self._result(run)
-                recorder.record(run, result)
-                figures = figures_of(result, self.config.ratios)
-                event |= {"figures": {m: figures[m] for m in self.config.metrics if m in figures}}
-                event |= {"seconds": result.timing.total_s, "epochs": result.epochs}
-            self.emit(event)
+        with contextlib.closing(run_jobs(train_run, jobs, self.parallel)) as ended:  # else processes outlive an error
+            for done, (k, error) in enumerate(ended, 1):
+                run = list(waiting.values())[k]
+                if error is not None:
+                    failed[run.key] = error
+                else:
+                    recorder.record(run, self._result(run))
+                left_s = (time.monotonic() - start) / done * (len(jobs) - done)
+                counts = {"done": len(finished) + done, "runs": total, "left_s": left_s}
+                self.emit({"kind": "run", **counts, **self._event(run, error)})
         return {(run.cell.label, run.seed): failed[run.key] for run in runs if run.key in failed}
+
+    def _event(self, run: StudyRun, error: str | None) -> Event:
+        """Return what is said of a run that has ended."""
+        event: Event = {"cell": run.cell.label, "seed": run.seed, "error": error}
+        if error is not None:
+            return event
+        result = self._result(run)
+        figures = figures_of(result, self.config.ratios)
+        shown = {name: figures[name] for name in self.config.metrics if name in figures}
+        return {**event, "figures": shown, "seconds": result.timing.total_s, "epochs": result.epochs}
 
     @staticmethod
     def _result(run: StudyRun) -> Result:
@@ -252,6 +258,9 @@ class _Study:
     ) -> StudyResult:
         """Write what was found. Raises UserError if no run has a result."""
         results: list[CellResult] = []
+        for run in runs:
+            if (result := run.result()) is not None:
+                recorder.record(run, result)  # what could not be recorded before
         for cell in self.cells:
             own = {r.seed: result for r in runs if r.cell is cell and (result := r.result()) is not None}
             own_errors = {seed: text for (label, seed), text in errors.items() if label == cell.label}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LOG_RANGE = 10  # largest over smallest value of an axis from which it is logarithmic
-_COLUMNS = 4
+_COLUMNS = 3
 _MARKERS = "os^Dvp*X"
 
 
@@ -44,7 +44,7 @@ def _draw(table: StudyTable, config: FigureConfig) -> "Figure":
     from matplotlib.figure import Figure  # without pyplot, which keeps figures and chooses a window system
 
     metrics = config.y or table.study.metrics[:1]
-    columns = min(_COLUMNS, len(metrics))
+    columns = 2 if len(metrics) == 4 else min(_COLUMNS, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = Figure(figsize=(1 + 3.6 * columns, 0.4 + 3.2 * rows), layout="constrained")
     panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -101,16 +101,16 @@ def _with_name(axis: str, label: str) -> str:
 def _positions(ticks: list[str], axes: "Axes") -> dict[str, float]:
     """Return where each value of an axis is drawn, and set the ticks: in proportion, by logarithm, or one by one."""
     values = [_number(tick) for tick in ticks]
-    ticked = [value for value in values if value is not None]
-    far_apart = len(ticked) > 1 and max(ticked) > _LOG_RANGE * min(ticked)
-    if len(ticked) < len(ticks) or (far_apart and min(ticked) <= 0):
+    known = [value for value in values if value is not None]
+    far_apart = len(known) > 1 and max(known) > _LOG_RANGE * min(known)
+    if len(known) < len(ticks) or (far_apart and min(known) <= 0):
         axes.set_xticks(range(len(ticks)), ticks, rotation=20 if max(map(len, ticks)) > 6 else 0)
         return {tick: float(k) for k, tick in enumerate(ticks)}
     if far_apart:
         axes.set_xscale("log")
         axes.set_xticks([], minor=True)
-    axes.set_xticks(ticked, ticks)
-    return dict(zip(ticks, ticked, strict=True))
+    axes.set_xticks(known, ticks)
+    return dict(zip(ticks, known, strict=True))
 
 
 def _number(label: str) -> float | None:

@@ -47,8 +47,8 @@ def write_study(table: StudyTable, folder: Path, overrides: Sequence[str] = ()) 
     """Write the table as Markdown, Parquet and HTML, and the figures, to a folder. Return the files."""
     facts = _facts(table, overrides)
     file = yaml.safe_dump(table.study.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
-    figures = save_figures(table, folder)
     try:
+        figures = save_figures(table, folder)
         markdown, page = folder / "table.md", folder / "report.html"
         markdown.write_text(_markdown(table, facts, figures))
         page.write_text(_page(table, file, facts))

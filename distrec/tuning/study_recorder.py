@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distrec.core.config import parse
+from distrec.core.errors import UserError
 from distrec.tracking import open_tracker
 from distrec.tracking.config import TrackingConfig
 from distrec.tracking.result_table import Row
@@ -26,6 +27,7 @@ class StudyRecorder:
         """Raises UserError for a tracking URI that cannot be used."""
         self._config, self._note, self._file = config, note, folder / _FILE
         self._facts: dict[str, str] = {}
+        self._failing = False
         with contextlib.suppress(OSError, ValueError):  # new, or torn: everything is recorded again
             self._facts = json.loads(self._file.read_text())
         known = self._facts.get("parent"), self._facts.get("uri")
@@ -39,12 +41,19 @@ class StudyRecorder:
         self._save()
 
     def record(self, run: StudyRun, result: Result) -> None:
-        """Record a finished run, if it is not recorded yet."""
+        """Record a finished run, if it is not recorded yet. A failure is noted, and no error: call it again later."""
         if not self._config.enabled or run.key in self._recorded:
             return
         child = open_tracker(self._config, run.folder, None, self._note, self.parent.uri)
         tags = {_PARENT: str(self.parent.run_id), "cell": run.cell.label, "folder": str(run.folder), **_SOURCE}
-        child.start(parse(Config, run.tree), tags, f"{run.cell.label}, seed {run.seed}")
+        try:
+            child.start(parse(Config, run.tree), tags, f"{run.cell.label}, seed {run.seed}")
+        except UserError as error:
+            if not self._failing:
+                self._note(f"tracking: {str(error).splitlines()[0]}; the study continues and records later")
+            self._failing = True
+            return
+        self._failing = False
         for epoch in curve_of(run.folder):
             figures = {"train/loss": epoch["loss"], "train/epoch_s": epoch["seconds"]}
             figures |= {f"valid/{key}": value for key, value in epoch.get("metrics", {}).items()}

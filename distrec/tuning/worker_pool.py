@@ -5,7 +5,7 @@ started them: at the end of their job's epoch, or at once if they have none.
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -27,7 +27,7 @@ class _Member:
     job: int | None = None
 
 
-def run_jobs(work: Work, jobs: Sequence[Any], processes: int) -> Iterator[tuple[int, str | None]]:
+def run_jobs(work: Work, jobs: Sequence[Any], processes: int) -> Generator[tuple[int, str | None]]:
     """Yield (index of the job, error) of each job when it is done.
 
     Args:
