@@ -12,7 +12,7 @@ from distrec.tuning.config import SearchConfig
 from distrec.tuning.folder import BEST_CONFIG, SearchFolder
 from distrec.tuning.journal import Records
 from distrec.tuning.search import best_trial, refits
-from distrec.tuning.space import Values, read_search
+from distrec.tuning.space import Values, make_space, read_search
 from distrec.tuning.study_cells import Cell
 
 _IGNORED = ("run.dir", "run.resume", "tracking.", "data.")
@@ -38,6 +38,7 @@ def cell_search(
         raise UserError(f"cell {cell.label}: search: {both[0]} is given by the cell")
     values: Values = {**fixed, "tune.refit_seeds": 0, "tracking.enabled": uri is not None, "tracking.uri": uri}
     config = parse(SearchConfig, {**cell.with_values(values), "space": ranges}, f"cell {cell.label}: search: ")
+    make_space(config, config.space)  # finds mistakes before the first search
     leaves = {key: value for key, value in flat(config).items() if not key.startswith(_IGNORED)}
     text = json.dumps({"data": fingerprint, **leaves}, sort_keys=True)
     path = folder / blake2b(text.encode(), digest_size=8).hexdigest()

@@ -27,7 +27,7 @@ class _Member:
     job: int | None = None
 
 
-def run_jobs(work: Work, jobs: Sequence[Any], processes: int) -> Generator[tuple[int, str | None]]:
+def run_jobs(work: Work, jobs: Sequence[Any], processes: int) -> Generator[tuple[int, str | None], None, None]:
     """Yield (index of the job, error) of each job when it is done.
 
     Args:

@@ -18,6 +18,7 @@ from distrec.training.config import load_config
 from distrec.tuning.study_cells import check_metrics, make_cells
 from distrec.tuning.study_config import load_study
 from distrec.tuning.study_rows import explanation, text_rows
+from distrec.tuning.study_search import cell_search
 from distrec.tuning.study_table import CellResult, check_comparable
 from distrec.tuning.trial import run_trial
 from tests.conftest import SMALL, changed
@@ -96,6 +97,8 @@ def test_sizes(cache):
         ({"test": {"reference": {"loss": "hinge"}}}, "no cell has loss=hinge; of loss: ssm, bpr"),
         ({"test": {"reference": {"lss": "ssm"}}}, "no cell has lss=ssm; axes: loss, sampling.negatives"),
         ({"cells": {"data.split_seed": [0, 1]}}, "have different data or splits"),
+        ({"search": {"optim.lrs": {"choice": [1]}}}, "unknown key 'optim.lrs'"),
+        ({"search": {"sampling.negatives": {"choice": [1]}}}, "search: sampling.negatives is given by the cell"),
     ],
 )
 def test_mistakes(cache, tmp_path, changes, message):
@@ -275,7 +278,7 @@ def test_cells_that_are_searches(ray_cluster, cache, tmp_path):
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
-def test_the_studies_that_ship(file):
+def test_the_studies_that_ship(file, tmp_path):
     """Both sizes load; the header names paper, table or figure, and what is expected."""
     header = " ".join(line for line in file.read_text().splitlines() if line.startswith("#"))
     assert any(paper in header for paper in ("PRISM", "SimCE", "MML", "MINE")) and "xpected: " in header
@@ -285,3 +288,6 @@ def test_the_studies_that_ship(file):
         cells = make_cells(config)
         check_metrics(config, cells)
         assert len(cells) > 1 and config.figures and config.base["data.source"].startswith(source)
+        if config.search is not None:
+            searches = [cell_search(config.search, cell, tmp_path, "data", None) for cell in cells]
+            assert len({search.run.dir for search in searches}) == len(cells)
