@@ -1,7 +1,8 @@
 """Everything that depends on internals of Ray. Written for ray >=2.60,<2.61.
 
-`ExecutionCallback` is imported from `ray.data._internal`, others from `ray._private`. Not documented either: that `iter_batches` returns a generator, the name of the thread that it starts, and the attributes that hold the
-errors of workers. Check all before raising the upper bound of ray.
+`ExecutionCallback` is imported from `ray.data._internal`, others from `ray._private`. Not documented either: that
+`iter_batches` returns a generator, the name of the thread that it starts, and the attributes that hold the errors of
+workers. Check all before raising the upper bound of ray.
 """
 
 import contextlib
