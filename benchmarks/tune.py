@@ -4,9 +4,9 @@
     python benchmarks/tune.py kills --kills 5
 
 `overhead` times 12 trainings of two epochs of MovieLens-100k (DISTREC_DATA names the folder that holds ml-100k/;
-without it, planted data of its size), one after the other in this process, each on one thread, then a search of the same
-12 trials, then the trainings again. The bar: the search takes at most (the trainings + 2 s a trial) / trials at once + one
-start of Ray, which is timed too.
+without it, planted data of its size), one after the other in this process, each on one thread, then a search of the
+same 12 trials, then the trainings again. The bar: the search takes at most (the trainings + 2 s a trial) / trials at
+once + one start of Ray, which is timed too.
 
 `kills` kills a search with SIGKILL at random moments, resumes it each time, and compares it with an undisturbed one:
 each trial ends once, no epoch is trained and recorded twice, and the winner is the same.

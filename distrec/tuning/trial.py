@@ -117,6 +117,8 @@ def _run_here(config: Config, folder: RunFolder, on_epoch: OnEpoch, dataset: Dat
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     cuda = config.train.device != "cpu" and torch.cuda.is_available()
+    if config.train.device == "cuda" and not cuda:
+        raise UserError("train.device=cuda: this process has no GPU")
     learner = make_learner(config, dataset, torch.device("cuda" if cuda else "cpu"))
     loop = Loop(Job(config, dataset, "thread"), learner, _FolderHost(folder, on_epoch))
     try:

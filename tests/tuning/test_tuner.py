@@ -6,15 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-import ray
 import yaml
 
 from distrec import tune
 from distrec.core.errors import UserError
+from distrec.core.registry import import_modules
 from distrec.data.prepare import prepare
+from distrec.losses import losses
 from distrec.training.config import Config, load_config
 from distrec.tuning.folder import SearchFolder
 from distrec.tuning.journal import Records
@@ -41,26 +41,15 @@ def found(ray_cluster, small, empty_store, tmp_path_factory):
     def listen(event):
         events.append(event)
         if event["kind"] == "report" and not killed:
-            # Ray Tune names its actors' processes by their class.
-            found = subprocess.run(["pgrep", "-f", "ray::ImplicitFunc"], capture_output=True, text=True).stdout
-            mine = [int(pid) for pid in found.split() if descends(int(pid))]
-            killed.extend(mine[:1])
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
+            for lock in folder.glob("trials/*/run.lock"):  # names the process that holds it
+                killed.append(int(lock.read_text().split()[1]))
+                os.kill(killed[0], signal.SIGKILL)
+                break
 
     config = search_config(small, folder)
     result = tune(config, SPACE, on_event=listen, trials=5, sampler="random", stop="none", refit_seeds=2)
-    assert killed, "no process of a trial was found: the test would show less"
+    assert killed, "no trial was running: the test would show less"
     return result, events, f"sqlite:///{store}"
-
-
-def descends(pid: int) -> bool:
-    """Return whether a process belongs to the session of this Ray, not to another one on the machine."""
-    session = ray._private.worker._global_node.session_name
-    try:
-        return session.encode() in Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
 
 
 @pytest.mark.timeout(280)
@@ -126,17 +115,19 @@ def test_a_finished_search_is_not_run_again(found, small):
         tune(config, {**SPACE, "optim.lr": {"uniform": [0.1, 0.2]}}, trials=5, sampler="random", stop="none")
 
 
+@pytest.fixture
+def forgotten():
+    """Forget the loss of the test at its end: other tests run over all losses."""
+    yield
+    losses.pop("failing", None)
+    sys.modules.pop("tests.tuning.failing_loss", None)
+
+
 @pytest.mark.timeout(200)
-def test_trials_that_raise_or_diverge_and_the_rest_goes_on(ray_cluster, small, tmp_path, monkeypatch):
-    (tmp_path / "failing_loss_module.py").write_text(
-        "from distrec.losses import losses\nfrom distrec.losses.pairwise import BPR\n"
-        "@losses.register('failing')\nclass Failing(BPR):\n"
-        "    def per_pair(self, step):\n        raise ZeroDivisionError('a bug in a loss')\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_trials_that_raise_or_diverge_and_the_rest_goes_on(ray_cluster, small, tmp_path, forgotten):
     config = search_config(small, tmp_path / "s", tracking={"enabled": False}, model={"similarity": "dot"})
-    config = changed(config, run={"imports": ["failing_loss_module"]})
-    __import__("failing_loss_module")
+    config = changed(config, run={"imports": ["tests.tuning.failing_loss"]})
+    import_modules(config.run.imports)
     space = {
         "loss.name": {"choice": ["failing", "mse", "bpr"]},
         "optim.lr": {"choice": [1e-2, 1e30], "when": {"loss.name": "mse"}},
