@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 RIVALS := .venv-rivals
 RIVALS_INSTALLED := $(RIVALS)/.installed
 
-.PHONY: train check lint typecheck test test-slow test-triton format bench clean
+.PHONY: train check lint typecheck test test-slow test-triton format bench studies clean
 
 train: $(INSTALLED)
 	$(BIN)/distrec train
@@ -37,6 +37,9 @@ format: $(INSTALLED)
 bench: $(INSTALLED) $(RIVALS_INSTALLED)
 	$(BIN)/python benchmarks/speed.py --rivals $(RIVALS)/bin/python
 	$(BIN)/python benchmarks/optimizer.py
+
+studies: $(INSTALLED)  # the small size of each study in configs/studies, an hour; DISTREC_DATA=folder with ml-100k/
+	$(BIN)/python benchmarks/studies.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -2,26 +2,13 @@
 
 import argparse
 import json
-import os
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from distrec.cli.progress import results_table
-from distrec.tracking.environment import versions
-
-
-def hardware() -> str:
-    """Return the processor, cores and memory of this machine."""
-    model = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB"
+from distrec.tracking.environment import hardware, versions
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from distrec.training.config import Config, load_config
     from distrec.training.driver import train
     from distrec.training.evaluate import evaluate
+    from distrec.tuning.studies import study
     from distrec.tuning.tuner import tune
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "UserError", "WorkerLost", "evaluate", "load_config", "load_model", "train", "tune"]
+__all__ = ["Config", "UserError", "WorkerLost", "evaluate", "load_config", "load_model", "study", "train", "tune"]
 
 _MODULES = {
     "Config": "distrec.training.config",
@@ -34,6 +35,7 @@ _MODULES = {
     "evaluate": "distrec.training.evaluate",
     "load_config": "distrec.training.config",
     "load_model": "distrec.serve.recommender",
+    "study": "distrec.tuning.studies",
     "train": "distrec.training.driver",
     "tune": "distrec.tuning.tuner",
 }

@@ -10,7 +10,7 @@ import yaml
 from distrec.training.config import Config, load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+FILES = sorted(f for f in CONFIGS.rglob("*.yaml") if f.parent.name != "studies" and not f.name.endswith(".search.yaml"))
 PAPERS = [file for file in FILES if file.parent.name == "papers"]
 NAME = re.compile(r"(mml|prism|simce|mine)_table\d_(gowalla|yelp2018|ml-1m)_\w+")
 

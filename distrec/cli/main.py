@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distrec import __version__
-from distrec.cli import plan, report, serve, tune
+from distrec.cli import plan, report, serve, study, tune
 from distrec.core.errors import UNWRITABLE, UserError, WorkerLost
 
 if TYPE_CHECKING:
@@ -114,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "tune", tune.run, "search for the best values of some keys; refit and test the best run")
     tune.add_arguments(command)
+
+    text = "run a study: all combinations of some keys with several seeds, compared in a table and figures"
+    study.add_arguments(_add(commands, "study", study.run, text))
 
     command = _add(commands, "prepare", _prepare, "prepare raw interactions for training, and print the folder")
     command.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=_WORDS)

@@ -145,11 +145,20 @@ def load(
         UserError: a missing or invalid file, an unknown key (with the nearest known ones), an invalid value, a module
             that cannot be imported.
     """
+    return parse(kind, load_tree(kind, path, overrides, note, values), f"{path}: " if path else "")
+
+
+def load_tree(
+    kind: type[Section],
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    note: Callable[[str], object] = warnings.warn,
+    values: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the tree of plain values that `load` parses; arguments and errors as of `load`."""
     tree = {} if path is None else read_yaml(path)
     if values:
-        for message in _drop_options(kind, tree, _set(copy.deepcopy(tree), values)):
-            note(message)
-        _set(tree, values)
+        tree = set_values(kind, tree, values, note)
     final = _override(kind, copy.deepcopy(tree), overrides)
     run = final.get("run")
     imports = split_words(run.get("imports")) if isinstance(run, dict) else ()
@@ -157,7 +166,19 @@ def load(
         import_modules(map(str, imports))
     for message in _drop_options(kind, tree, final):
         note(message)
-    return parse(kind, _override(kind, tree, overrides), f"{path}: " if path else "")
+    return _override(kind, tree, overrides)
+
+
+def set_values(
+    kind: type[Section],
+    tree: dict[str, Any],
+    values: Mapping[str, Any],
+    note: Callable[[str], object] = lambda text: None,
+) -> dict[str, Any]:
+    """Set dotted keys of a tree of plain values, and return it. Drops options of a part that a value replaces."""
+    for message in _drop_options(kind, tree, _set(copy.deepcopy(tree), values)):
+        note(message)
+    return _set(tree, values)
 
 
 def with_values(config: S, values: Mapping[str, Any]) -> S:
@@ -170,10 +191,7 @@ def with_values(config: S, values: Mapping[str, Any]) -> S:
 
 def tree_with(config: Section, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that were given to a configuration, with others of some dotted keys, as a tree."""
-    tree: dict[str, Any] = config.model_dump(mode="json", exclude_unset=True)
-    for _ in _drop_options(type(config), tree, _set(copy.deepcopy(tree), values)):
-        pass
-    return _set(tree, values)
+    return set_values(type(config), config.model_dump(mode="json", exclude_unset=True), values)
 
 
 def _set(tree: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

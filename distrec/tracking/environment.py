@@ -1,4 +1,4 @@
-"""Software environment of a run: package versions and git commit."""
+"""Environment of a run: package versions, git commit, hardware."""
 
 import contextlib
 import importlib.metadata
@@ -17,6 +17,17 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def hardware() -> str:
+    """Return the processor, cores and memory of this machine."""
+    model = platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB"
 
 
 def git_commit(path: Path) -> str | None:

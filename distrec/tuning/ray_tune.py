@@ -25,6 +25,7 @@ from ray.tune.search import Searcher
 from distrec.core.config import parse
 from distrec.core.errors import Diverged, UserError
 from distrec.core.registry import import_modules
+from distrec.sampling.stream.ray_internal import forbid_reconnection
 from distrec.training import connection
 from distrec.training.config import Config
 from distrec.tuning.config import SearchConfig
@@ -220,6 +221,8 @@ def run_jobs(search: Search, resources: dict[str, float], poll: Callable[[], obj
     except BaseException:
         search.closing = True
         thread.join(_STOP_S)
+        if thread.is_alive():
+            forbid_reconnection()
         raise
     shutil.rmtree(storage, ignore_errors=True)
     poll()

@@ -1,8 +1,8 @@
 """Everything that depends on internals of Ray. Written for ray >=2.60,<2.61.
 
-`ExecutionCallback` is imported from `ray.data._internal`, a function from `ray._private.services`. Not documented
-either: that `iter_batches` returns a generator, the name of the thread that it starts, and the attributes that hold the
-errors of workers. Check all before raising the upper bound of ray.
+`ExecutionCallback` is imported from `ray.data._internal`, others from `ray._private`. Not documented either: that
+`iter_batches` returns a generator, the name of the thread that it starts, and the attributes that hold the errors of
+workers. Check all before raising the upper bound of ray.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from typing import cast
 
 import pyarrow as pa
 import ray.data
+from ray._private import auto_init_hook
 from ray._private.services import get_ray_address_from_environment
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
@@ -65,6 +66,11 @@ def find_local_address() -> str | None:
     """Return the address of the Ray that RAY_ADDRESS=auto means: the one on this machine that was started last."""
     address: str | None = get_ray_address_from_environment("auto", None)
     return address
+
+
+def forbid_reconnection() -> None:
+    """Let calls of Ray after its shutdown fail: those of a thread that still runs would start another Ray."""
+    auto_init_hook.enable_auto_connect = False
 
 
 def wrapped_errors(error: BaseException) -> list[BaseException]:
