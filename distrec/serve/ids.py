@@ -74,6 +74,8 @@ def _codes(found: pa.Array) -> np.ndarray:
 
 def as_list(ids: Any) -> list[Any]:
     """Return one id, or several, as a list."""
+    if isinstance(ids, pa.Scalar):
+        return [ids.as_py()]
     if isinstance(ids, (str, bytes, int, np.integer)):
         return [ids]
     return list(ids.to_pylist() if isinstance(ids, (pa.Array, pa.ChunkedArray)) else ids)
