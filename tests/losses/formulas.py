@@ -78,7 +78,7 @@ def draw(loss: Loss, pairs: int = 7, n: int = 5, m: int = 3, seed: int = 0, scal
     return Pairs(users_UD, items_VD, *drawn, tables)
 
 
-LOGIT = torch.tensor([0.7, -1.1, 0.4])
+LOGIT = torch.tensor([0.7, -1.1, 0.4, 0.0])
 """A row's logit is its product with this."""
 
 
@@ -147,8 +147,8 @@ def pairs_of(data: Pairs) -> list[SimpleNamespace]:
             catalogue=[dot(users[user], row) for row in items],
             scores_of_batch=[dot(users[v], items[i]) for v, i in zip(user_B, item_B, strict=True)],
             item_degree={i: 1.0 + i % 4 for i in item_B},
-            logits=[dot(row, LOGIT.double().tolist()) for row in (users[user], items[item])],
-            negative_logits=[dot(items[j], LOGIT.double().tolist()) for j in negatives],
+            logits=[dot(row, LOGIT[: len(row)].double().tolist()) for row in (users[user], items[item])],
+            negative_logits=[dot(items[j], LOGIT[: len(items[j])].double().tolist()) for j in negatives],
             degree=float(data.degree_U[user]),
             mean_degree=4.5,
             items=len(items),

@@ -243,8 +243,8 @@ def compare_parameters_at_each_step(trainer):
 def parts_by_workers(small, dataset, tmp_path_factory):
     """(folder of the checkpoints, results of rank 0 by number of workers)."""
     base, results = tmp_path_factory.mktemp("seams"), {}
-    train = {"epochs": EPOCHS, "batch_size": 512}
-    configs = {name: changed(small, train=train, **part) for name, part in PARTS.items()}
+    base_config = changed(small, train={"epochs": EPOCHS, "batch_size": 512})
+    configs = {name: changed(base_config, **part) for name, part in PARTS.items()}
     for workers in (1, 2, 3):
         for name in configs:
             (base / str(workers) / name).mkdir(parents=True)
