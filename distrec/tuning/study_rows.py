@@ -28,7 +28,7 @@ def cell_rows(table: StudyTable) -> list[Row]:
         row |= {"reference": comparison and comparison.reference, "difference": comparison and comparison.difference}
         row |= {"p": comparison and _known(comparison.p), "p corrected": comparison and _known(comparison.corrected)}
         row["seeds"] = len(found.results)
-        row["found"] = ", ".join(f"{key}={short(value)}" for key, value in found.found.items()) or None
+        row["found"] = _found_text(found) or None
         row["error"] = next(iter(found.errors.values()), None)
         rows.append(row)
     return rows
@@ -62,7 +62,7 @@ def text_rows(table: StudyTable) -> list[Row]:
             row[metric] = shown(value, starred=bool(value and value.mean == top and _is_maximised(metric)))
         row |= _comparison_texts(table.comparisons.get(found.cell.label))
         if found.found:
-            row["found"] = ", ".join(f"{key}={short(value)}" for key, value in found.found.items())
+            row["found"] = _found_text(found)
         if found.errors or len(found.results) < len(table.study.seeds):
             row["note"] = _note(found, len(table.study.seeds))
         rows.append(row)
@@ -94,6 +94,12 @@ def _note(found: CellResult, seeds: int) -> str:
     missing = f"{len(found.results)} of {seeds} seeds"
     error = next(iter(found.errors.values()), "").splitlines()
     return f"{missing}: {error[0]}" if error else missing
+
+
+def _found_text(found: CellResult) -> str:
+    """Return the best values of a cell's search, without what switches early stopping off in a refit."""
+    keys = (key for key in found.found if key not in ("train.patience", "train.watch"))
+    return ", ".join(f"{key}={short(found.found[key])}" for key in keys)
 
 
 def short(value: Any) -> str:

@@ -32,6 +32,7 @@ def lines(file: Path) -> list[str]:
 
 @pytest.mark.timeout(120)
 def test_jobs_in_processes(tmp_path):
+    before = set(multiprocessing.active_children())
     names = ["a", "killed", "fails", "killed_once", "b", "c"]
     found = dict(run_jobs(work, [(name, tmp_path) for name in names], 2))
     assert [found[k] for k in (0, 2, 3, 4, 5)] == [None, "fails failed", None, None, None]
@@ -40,7 +41,7 @@ def test_jobs_in_processes(tmp_path):
     assert tries == dict.fromkeys(names, 1) | {"killed": 2, "killed_once": 2}
     pids = {line for name in names for line in lines(tmp_path / name)}
     assert str(os.getpid()) not in pids and len(pids) <= 2 + 3  # three ended
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before  # other tests keep processes of their own
 
 
 def test_one_process_is_this_one(tmp_path):
@@ -50,10 +51,11 @@ def test_one_process_is_this_one(tmp_path):
 
 @pytest.mark.timeout(120)
 def test_processes_end_when_the_iteration_is_left(tmp_path):
+    before = set(multiprocessing.active_children())
     jobs = run_jobs(work, [("a", tmp_path), ("waits", tmp_path)], 2)
     assert next(jobs)[0] == 0
     jobs.close()
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before  # other tests keep processes of their own
 
 
 @pytest.mark.timeout(120)
