@@ -88,7 +88,7 @@ def test_help_needs_no_heavy_import():
         (["info", "nowhere"], "there is no nowhere"),
         (["train", "my data.csv"], "to train on it: 'data.source=my data.csv'"),
         (["train", "a=b.yaml"], "a=b.yaml is empty"),
-        (["train", "train.watch=map@20"], "train.watch: 'map@20' is no validation metric"),
+        (["train", "train.watch=auc@20"], "train.watch: 'auc@20' is no validation metric"),
         (["train", "mine.csv"], "mine.csv is no configuration file; to train on it: data.source=mine.csv"),
         (["train", "--quiet", "optim.lr=0"], "optim.lr: Input should be greater than 0"),
         (["train", "optim.lr=1", "--quiet", "loss.name=bprr"], "unknown loss 'bprr'"),
