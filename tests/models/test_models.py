@@ -42,6 +42,7 @@ def cases(small):
 
 # Losses with other inputs than scores of pairs, on which the numbers of workers are compared.
 OTHERS = {
+    "mf_prism": {"model": {"init": {"name": "prism"}}},
     "lightgcn_softmax": {"model": {"name": "lightgcn"}, "loss": {"name": "softmax"}},
     "simplex_softmax": {"model": {"name": "simplex", "history": 7}, "loss": {"name": "softmax"}},
     "lightgcn_mawu": {"model": {"name": "lightgcn"}, "loss": {"name": "mawu"}},
