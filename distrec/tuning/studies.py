@@ -31,6 +31,7 @@ from distrec.tuning.worker_pool import run_jobs
 
 Event = dict[str, Any]
 _FILE = "study.yaml"
+_STOPPING = ("train.patience", "train.watch")  # without effect in a refit
 
 
 @dataclass(frozen=True)
@@ -264,14 +265,15 @@ class _Study:
         for cell in self.cells:
             own = {r.seed: result for r in runs if r.cell is cell and (result := r.result()) is not None}
             own_errors = {seed: text for (label, seed), text in errors.items() if label == cell.label}
-            results.append(CellResult(cell, own, own_errors, found.get(cell.label, {})))
+            best = {k: v for k, v in found.get(cell.label, {}).items() if k not in _STOPPING}
+            results.append(CellResult(cell, own, own_errors, best))
         if not any(cell.results for cell in results):
             raise UserError(f"no run has a result; the first said: {next(iter(errors.values()))}")
         stage("writing the table and figures")
         table = make_table(self.config, results)
         files = write_study(table, self.path, self.overrides)
-        best = {metric: max(s.mean for c in results if (s := table.summary(c, metric))) for metric in _shared(table)}
-        recorder.finish({f"best/{name}": value for name, value in best.items()}, text_rows(table), files)
+        top = {metric: max(s.mean for c in results if (s := table.summary(c, metric))) for metric in _shared(table)}
+        recorder.finish({f"best/{name}": value for name, value in top.items()}, text_rows(table), files)
         failed = {f"{label}, seed {seed}": text for (label, seed), text in errors.items()}
         return StudyResult(self.path, table, failed)
 
