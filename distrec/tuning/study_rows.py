@@ -97,9 +97,7 @@ def _note(found: CellResult, seeds: int) -> str:
 
 
 def _found_text(found: CellResult) -> str:
-    """Return the best values of a cell's search, without what switches early stopping off in a refit."""
-    keys = (key for key in found.found if key not in ("train.patience", "train.watch"))
-    return ", ".join(f"{key}={short(found.found[key])}" for key in keys)
+    return ", ".join(f"{key}={short(value)}" for key, value in found.found.items())
 
 
 def short(value: Any) -> str:
