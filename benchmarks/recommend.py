@@ -109,7 +109,7 @@ def main() -> None:
         config = load_config(None, words)
         train_locally(config, Path(folder, "run"))
         model = load_model(Path(folder, "run"))
-        rows = all_users(model, Path(folder), options.rivals, repeats) + one_user(model, repeats)
+        rows = all_users(model, Path(folder), options.rivals.absolute(), repeats) + one_user(model, repeats)
         shutil.rmtree(Path(folder, "run"))
     report(rows, f"Recommendations on {name}: {len(model.users):,} users, {len(model.items):,} items", options.json)
 
