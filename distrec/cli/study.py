@@ -9,8 +9,8 @@ from typing import Any
 
 EXAMPLES = """\
 examples:
-  distrec study configs/studies/negatives.yaml --small data.source=path/to/ml-100k
-  distrec study configs/studies/negatives.yaml data.source=path/to/gowalla --parallel 2
+  distrec study configs/studies/negatives_simce.yaml --small data.source=path/to/ml-100k
+  distrec study configs/studies/negatives_simce.yaml data.source=path/to/gowalla --parallel 2
 
 A second call goes on where the first was stopped, and runs only what has changed. docs/studies.md says how to write a
 study, and lists those that ship.

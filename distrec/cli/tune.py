@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,6 @@ def show(result: Any) -> None:
 
 def _spread(values: list[float]) -> dict[str, float | int]:
     """Return the mean, and for several values their standard deviation and number."""
-    mean = sum(values) / len(values)
     if len(values) == 1:
-        return {"value": mean}
-    deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return {"mean": mean, "deviation": deviation, "seeds": len(values)}
+        return {"value": values[0]}
+    return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values), "seeds": len(values)}

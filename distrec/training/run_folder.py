@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError
 
+from distrec.core.atomic_file import atomic_file
 from distrec.core.config import Section, dump, flat, load
 from distrec.core.errors import UserError, reason_of
 from distrec.core.file_lock import FileLock
@@ -20,12 +22,12 @@ from distrec.training.ray_snapshot import restore_from
 CHECKPOINTS, BEST, TEST_USERS = "checkpoints", "best", "test_users.parquet"
 _CONFIG, _RESULT, _RUN, _LOCK = "config.yaml", "result.json", "run.json", "run.lock"
 _FORMAT = 2  # of configuration and checkpoints; 1 had no key for it in run.json
-# Prefixes of the keys that a resumed run may change: where it runs and how it is recorded, not what it computes;
-_FREE = (
+FREE = (
     *("run.dir", "run.resume", "tracking.", "data.cache"),
     *("train.workers", "train.device", "train.threads", "train.look_ahead_mib", "train.stream", "train.wait_s"),
 )
-# and how it is evaluated and when it ends, for which a finished run goes on.
+"""Prefixes of the keys that a resumed run may change: where it runs and how it is recorded, not what it computes."""
+# It may also change how it is evaluated and when it ends, for which a finished run goes on.
 _CONTINUED = ("eval.", "train.epochs", "train.patience", "train.watch", "train.checkpoint_every")
 
 
@@ -77,6 +79,10 @@ class Result(Section):
     """The run folder."""
 
 
+class FolderInUse(UserError):
+    """A run folder that another run uses."""
+
+
 class RunFolder:
     """The folder of one run, which need not exist yet."""
 
@@ -99,8 +105,9 @@ class RunFolder:
         The folder exists afterwards, and belongs to this run until `release`.
 
         Raises:
+            FolderInUse: another run uses the folder.
             UserError: nothing to resume, a changed configuration, a new run in a folder that holds one already, a
-                folder that another run uses or that cannot be written.
+                folder that cannot be written.
         """
         base = config.run.dir or Path("runs") / name
         if config.run.resume:
@@ -134,14 +141,16 @@ class RunFolder:
             raise self._unwritable(error) from None
 
     def _acquire(self) -> None:
-        """Create the folder if it does not exist, and lock it. Raise UserError if another run has it."""
+        """Create the folder if it does not exist, and lock it. Raise FolderInUse if another run has it."""
         try:
             locked = self._create() or self._lock.acquire()
         except OSError as error:
             raise self._unwritable(error) from None
         if not locked:
             user = self._lock.holder()
-            raise UserError(f"{self.path} is used by another run, {user}: wait for its end, or choose another run.dir")
+            raise FolderInUse(
+                f"{self.path} is used by another run, {user}: wait for its end, or choose another run.dir"
+            )
 
     def release(self) -> None:
         """End the lock, and remove a folder in which no run has started."""
@@ -162,10 +171,10 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> Path:
         """Write a file atomically, and return it."""
-        partial = self.path / f"{name}.partial"
         try:
-            partial.write_text(text)
-            return partial.rename(self.path / name)
+            with atomic_file(self.path / name) as partial:
+                partial.write_text(text)
+            return self.path / name
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -256,7 +265,7 @@ class RunFolder:
 
     def finished(self, config: Config) -> Result | None:
         """Return the result; None without one, or if `config` asks for more epochs or another evaluation."""
-        return None if self._changes(config, _FREE) else self.result()
+        return None if self._changes(config, FREE) else self.result()
 
     def _changes(self, config: Config, free: tuple[str, ...]) -> list[str]:
         """Return a text for each changed key. One that only one of the two uses depends on another that differs."""
@@ -265,7 +274,7 @@ class RunFolder:
         return [f"{k} was {before[k]!r}, is {now[k]!r}" for k in changed]
 
     def _check_same(self, config: Config) -> None:
-        if changes := self._changes(config, (*_FREE, *self.continued)):
+        if changes := self._changes(config, (*FREE, *self.continued)):
             raise UserError(f"cannot resume {self.path} with another configuration: {'; '.join(changes)}")
         before, now, schedule = self.config().train.epochs, config.train.epochs, config.optim.schedule.name
         if now < before:
@@ -275,6 +284,12 @@ class RunFolder:
                 f"cannot extend {self.path} to train.epochs={now}: with schedule.name={schedule} its learning rate "
                 f"has fallen to the end at epoch {before}; runs with schedule constant or step can be extended"
             )
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a run, that of its best epoch included."""
+    for name in (CHECKPOINTS, BEST):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def best_name(epoch: int) -> str:

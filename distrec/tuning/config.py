@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from distrec.core.config import Section
-from distrec.evaluation.metrics import METRICS
+from distrec.evaluation.metrics import check_user_metric
 from distrec.training.config import Config
 
 _TRIALS = 20  # default budget, where none is given
@@ -59,11 +59,9 @@ class TuneConfig(Section):
         if metric is None:
             return None
         part, _, name = metric.rpartition("/")
-        kind, _, k = name.partition("@")
         if part not in ("", "valid"):
             raise ValueError(f"{metric!r}: a search looks at validation data only; write {name}")
-        if kind not in METRICS or not k.isdecimal() or int(k) < 1:
-            raise ValueError(f"{metric!r} is no validation metric; write {' or '.join(f'{m}@20' for m in METRICS)}")
+        check_user_metric(name, metric)
         return name
 
     def most_trials(self, combinations: int | None) -> int | None:

@@ -6,12 +6,11 @@
 - `best.yaml`: run file of the best configuration; `table.md`, `figures/`: what was found.
 """
 
-import shutil
 from pathlib import Path
 from typing import ClassVar
 
 from distrec.training.config import Config
-from distrec.training.run_folder import BEST, CHECKPOINTS, RunFolder
+from distrec.training.run_folder import RunFolder, remove_checkpoints
 from distrec.tuning.config import SearchConfig
 from distrec.tuning.journal import REFIT
 
@@ -43,5 +42,4 @@ class SearchFolder(RunFolder):
 
     def discard_checkpoints(self, name: str) -> None:
         """Delete the checkpoints of a trial."""
-        for folder in (CHECKPOINTS, BEST):
-            shutil.rmtree(self.trial(name) / folder, ignore_errors=True)
+        remove_checkpoints(self.trial(name))

@@ -71,7 +71,7 @@ class Records(dict[str, Record]):
         Raises:
             UserError: it is damaged before its end, or cannot be read.
         """
-        self.path, self.elapsed_s, self.complete = path, 0.0, 0
+        self.elapsed_s, self.complete = 0.0, 0
         try:
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         except OSError as error:
@@ -84,7 +84,7 @@ class Records(dict[str, Record]):
             try:
                 self.apply(json.loads(line))
             except (ValueError, LookupError, TypeError, AttributeError):
-                raise UserError(f"{path}, line {number} is damaged; start the search anew in another folder") from None
+                raise UserError(f"{path}, line {number} is damaged; start a new search in another folder") from None
 
     @property
     def trials(self) -> list[Record]:
@@ -104,8 +104,9 @@ class Records(dict[str, Record]):
             record = self[event["trial"]]
             details = {key: value for key, value in event.items() if key not in ("kind", "trial", "s")}
             if event["kind"] == "report":
-                record.end = details.pop("end", None)
-                record.reports.append(details)
+                end = details.pop("end", None)
+                record.reports.append(details)  # before its end: the recorder, in another thread, closes at an end
+                record.end = end
             else:
                 record.end = details
         record.end_s = self.elapsed_s

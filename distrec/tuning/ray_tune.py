@@ -1,7 +1,7 @@
 """Ray Tune: runs the jobs of a search in actors of the cluster. Its own samplers, rules and state are not used.
 
-Its state, written every ten seconds, forgets trials after a kill, and its rules for stopping forget theirs; the journal
-does not.
+Ray Tune saves its state every ten seconds, so a kill loses trials and the state of its schedulers; the journal loses
+neither.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from ray.tune.search import Searcher
 from distrec.core.config import parse
 from distrec.core.errors import Diverged, UserError
 from distrec.core.registry import import_modules
+from distrec.data.dataset import MANIFEST, Dataset
 from distrec.sampling.stream.ray_internal import forbid_reconnection
 from distrec.training import connection
 from distrec.training.config import Config
@@ -58,7 +59,7 @@ def train_function(config: dict[str, Any]) -> None:
     try:
         import_modules(tree.get("run", {}).get("imports", ()))
         pa.set_memory_pool(pa.system_memory_pool())
-        result = run_trial(parse(Config, tree), report)
+        result = run_trial(parse(Config, tree), report, _prepared(config["data"]))
         end: dict[str, Any] = {"reason": FINISHED}
         if result.test_users:
             end |= {"metrics": result.metrics, "epochs": result.epochs}
@@ -70,6 +71,11 @@ def train_function(config: dict[str, Any]) -> None:
         logging.getLogger(__name__).exception("trial %s failed", config["name"])
         end = {"reason": "failed", "text": f"{type(error).__name__}: {error}"}
     report({"kind": "end", **end})
+
+
+def _prepared(folder: str | None) -> Dataset | None:
+    """Open the data that the search has prepared; None where this machine does not have them."""
+    return Dataset.open(Path(folder)) if folder is not None and (Path(folder) / MANIFEST).exists() else None
 
 
 @dataclass
@@ -100,7 +106,7 @@ class _Searcher(_NotSaved, Searcher):
         if job is None:
             return Searcher.FINISHED if search.is_over else None
         self.adapter.names[trial_id] = job.name
-        return {"name": job.name, "tree": json.dumps(job.tree)}
+        return {"name": job.name, "tree": json.dumps(job.tree), "data": job.data and str(job.data)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         name = self.adapter.names.pop(trial_id, None)

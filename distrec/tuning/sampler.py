@@ -30,7 +30,7 @@ _SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sampler knows of a trial.
+    """Observation of a trial.
 
     Attributes:
         curve: (epoch, value) of each evaluation.

@@ -4,6 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from distrec.core.config import parse, tree_with
@@ -27,10 +28,12 @@ class Job:
 
     name: str
     tree: dict[str, Any]
+    data: Path | None
+    """Folder of the prepared data; None for a refit, which has others."""
 
 
 class Search:
-    """Hands out jobs, and hears of their epochs and ends. Called by one thread."""
+    """Hands out jobs, and receives the reports of their epochs and ends. Called by one thread."""
 
     def __init__(
         self,
@@ -40,14 +43,16 @@ class Search:
         journal: Journal,
         emit: Callable[[Event], object] = lambda event: None,
         refit_data: Callable[[], DataConfig] = DataConfig,
+        data: Path | None = None,
     ) -> None:
         """
         Args:
             emit: called with events `trial`, `report` and `end`, each with the name of the trial.
             refit_data: prepares the data of the refits, and returns their configuration.
+            data: folder of the prepared data of the trials.
         """
         self.config, self.space, self.folder, self.journal, self.emit = config, space, folder, journal, emit
-        self.refit_data = functools.cache(refit_data)
+        self.refit_data, self.data = functools.cache(refit_data), data
         self.slots, self.threads = 1, 0
         self.live: set[str] = set()
         self.closing = False
@@ -152,7 +157,7 @@ class Search:
     def _job(self, name: str) -> Job:
         self.live.add(name)
         record = self.journal.records[name]
-        return Job(name, self.tree(name, record.values))
+        return Job(name, self.tree(name, record.values), None if record.is_refit else self.data)
 
     def tree(self, name: str, values: Values) -> dict[str, Any]:
         """Return the configuration of a trial as plain values. Raises UserError."""
@@ -169,8 +174,12 @@ class Search:
         }
         if not config.train.threads:
             settings["train.threads"] = self.threads
-        tree = tree_with(config, settings)
-        if name.startswith(REFIT):
+        return self.run_tree(settings, name.startswith(REFIT))
+
+    def run_tree(self, settings: Values, refit: bool) -> dict[str, Any]:
+        """Return the configuration of a run with other values of some keys, and of a refit with its data."""
+        tree = tree_with(self.config, settings)
+        if refit:
             tree["data"] = self.refit_data().model_dump(mode="json", exclude_unset=True)
         return {key: value for key, value in tree.items() if key not in ("tune", "space")}
 
@@ -244,13 +253,17 @@ def best_trial(trials: Sequence[Record], metric: str) -> Record | None:
     return max(valued, key=lambda pair: pair[0])[1] if valued else None
 
 
+def refit_values(best: Record, metric: str) -> Values:
+    """Return the values of a refit of the best trial: its own, for its best number of epochs."""
+    point = best.best(metric)
+    assert point is not None
+    return {**best.values, "train.epochs": point[0], "train.patience": 0, "train.watch": None}
+
+
 def refits(config: SearchConfig, best: Record) -> dict[str, Values]:
     """Return the values of each refit of the best trial, by name."""
-    point = best.best(config.metric)
-    assert point is not None
-    fixed = {"train.epochs": point[0], "train.patience": 0, "train.watch": None}
-    seed = config.run.seed
+    values, first = refit_values(best, config.metric), config.run.seed
     return {
-        f"{REFIT}{best.name}_{point[0]}_{seed + k}": {**best.values, **fixed, "run.seed": seed + k}
-        for k in range(config.tune.refit_seeds)
+        f"{REFIT}{best.name}_{values['train.epochs']}_{seed}": {**values, "run.seed": seed}
+        for seed in range(first, first + config.tune.refit_seeds)
     }

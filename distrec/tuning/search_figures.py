@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distrec.tuning.drawing import new_figure
 from distrec.tuning.folder import FIGURES, SearchFolder
 from distrec.tuning.journal import FINISHED, Record, Records
 from distrec.tuning.space import Range, make_space
@@ -51,12 +52,6 @@ def save_figures(folder: str | Path) -> list[Path]:
     return files
 
 
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure  # without pyplot, which keeps figures and chooses a window system
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _value(record: Record, metric: str) -> float:
     point = record.best(metric)
     assert point is not None
@@ -65,7 +60,7 @@ def _value(record: Record, metric: str) -> float:
 
 def _best_so_far(trials: list[Record], metric: str) -> "Figure":
     """Draw each trial at its end, and the best value so far against the time of the search."""
-    figure = _figure(7, 4)
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     ordered = sorted(trials, key=lambda record: record.end_s)
     minutes = [record.end_s / 60 for record in ordered]
@@ -85,7 +80,7 @@ def _parallel_coordinates(trials: list[Record], ranges: list[Range], metric: str
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    figure = _figure(max(6.0, 1.8 * (len(ranges) + 1)), 4.5)
+    figure = new_figure(max(6.0, 1.8 * (len(ranges) + 1)), 4.5)
     axes = figure.subplots()
     values = [_value(record, metric) for record in trials]
     mappable = ScalarMappable(Normalize(min(values), max(values)), "viridis")
@@ -123,7 +118,7 @@ def _slices(trials: list[Record], ranges: list[Range], metric: str) -> "Figure":
     """Draw the metric against each key, darker for later trials."""
     columns = min(3, len(ranges))
     rows = -(-len(ranges) // columns)
-    figure = _figure(3.2 * columns + 1, 2.8 * rows)
+    figure = new_figure(3.2 * columns + 1, 2.8 * rows)
     panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     points = None
     for axes, key_range in zip(panels, ranges, strict=False):
@@ -164,7 +159,7 @@ def _importance(trials: list[Record], ranges: list[Range], metric: str) -> "Figu
         warnings.simplefilter("ignore")  # optuna calls the method experimental
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    figure = _figure(6, 1.2 + 0.4 * len(common))
+    figure = new_figure(6, 1.2 + 0.4 * len(common))
     axes = figure.subplots()
     names = list(shares)[::-1]
     axes.barh(names, [shares[name] for name in names])

@@ -39,6 +39,6 @@ def median_stops(curve: Curve, others: Sequence[Curve], grace: int) -> bool:
     Golovin et al., "Google Vizier", KDD 2017, section 3.2.2.
     """
     epoch = curve[-1][0]
-    # Those that came as far, or did not because they were stopped there: the rest have yet to show.
+    # Trials evaluated at this epoch or later.
     means = [statistics.fmean(v for e, v in other if e <= epoch) for other in others if other and other[-1][0] >= epoch]
     return epoch > grace and len(means) >= _FEWEST and max(v for _, v in curve) < statistics.median(means)

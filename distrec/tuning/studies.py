@@ -12,11 +12,12 @@ from distrec.core.config import dump, expand_user, parse
 from distrec.core.errors import UserError, reason_of
 from distrec.core.file_lock import FileLock
 from distrec.core.status import reporting, stage
+from distrec.data.config import DataConfig
 from distrec.data.dataset import Dataset
 from distrec.data.merge import refit_data
 from distrec.data.prepare import prepare
 from distrec.tracking.result_table import Row
-from distrec.training.checks import check_dataset
+from distrec.training.checks import check_dataset, check_evaluation
 from distrec.training.config import Config
 from distrec.training.run_folder import Result
 from distrec.tuning.study_cells import Cell, check_metrics, make_cells, run_key
@@ -121,6 +122,8 @@ class _Study:
         self.config, self.cells, self.overrides, self.path = config, cells, overrides, path
         self.parallel, self.emit = parallel, emit
         self._datasets: dict[str, Dataset] = {}
+        self._refit_data: dict[str, DataConfig] = {}
+        self._results: dict[str, Result] = {}
 
     def note(self, text: str) -> None:
         self.emit({"kind": "note", "text": text})
@@ -130,8 +133,8 @@ class _Study:
         fingerprint = self._check_data()
         recorder = StudyRecorder(self.cells[0].config.tracking, self.path, self.note)
         self.note(f"tracking: {recorder.parent.destination}")
+        (self.path / _FILE).write_text(dump(self.config))  # first: without it the folder is that of no study
         recorder.start(self.config, fingerprint, self.path)
-        (self.path / _FILE).write_text(dump(self.config))
         try:
             found, errors = self._search(recorder)
             runs = self._plan(found, errors)
@@ -144,7 +147,7 @@ class _Study:
 
     def _dataset(self, config: Config) -> Dataset:
         """Return the prepared data of a configuration."""
-        key = json.dumps(config.data.model_dump(mode="json"), sort_keys=True)
+        key = _data_key(config)
         if key not in self._datasets:
             stage("data: preparing")
             dataset = prepare(config.data, log=self.note)
@@ -153,8 +156,17 @@ class _Study:
             stage("")
         return self._datasets[key]
 
+    def _data_of_refits(self, config: Config) -> DataConfig:
+        """Return the configuration of the data on which the best configuration of a search is trained."""
+        key = _data_key(config)
+        if key not in self._refit_data:
+            self._refit_data[key] = refit_data(config.data, self._dataset(config), self.note)
+        return self._refit_data[key]
+
     def _check_data(self) -> str:
         """Return the fingerprint of the data. Raise UserError if that of two cells differs."""
+        for cell in self.cells:
+            check_evaluation(cell.config)
         first, *others = self.cells
         fingerprint = self._dataset(first.config).manifest.fingerprint
         for cell in others:
@@ -205,20 +217,19 @@ class _Study:
         fixed = {"run.seed": seed, "run.resume": False, "tracking.enabled": False}
         tree = cell.with_values({**(found or {}), **fixed})
         if found is not None:
-            data = refit_data(cell.config.data, self._dataset(cell.config), self.note)
-            tree["data"] = data.model_dump(mode="json", exclude_unset=True)
+            tree["data"] = self._data_of_refits(cell.config).model_dump(mode="json", exclude_unset=True)
         return tree
 
     def _train(self, runs: Sequence[StudyRun], recorder: StudyRecorder) -> dict[tuple[str, int], str]:
         """Train the runs that are not finished. Return errors by (label, seed)."""
-        waiting = {run.key: run for run in runs if run.result() is None}
+        waiting = {run.key: run for run in runs if self._result(run) is None}
         finished = {run.key: run for run in runs if run.key not in waiting}
         total = len(waiting) + len(finished)
         self.note(
             f"{len(self.cells)} cells, {len(self.config.seeds)} seeds: {total} runs, {len(finished)} finished before"
         )
         for run in finished.values():
-            recorder.record(run, self._result(run))
+            self._record(run, recorder)
         jobs = [Job(run.tree, run.data, threads_of(self.parallel)) for run in waiting.values()]
         failed: dict[str, str] = {}
         start = time.monotonic()
@@ -228,27 +239,33 @@ class _Study:
                 if error is not None:
                     failed[run.key] = error
                 else:
-                    recorder.record(run, self._result(run))
+                    self._record(run, recorder)
                 left_s = (time.monotonic() - start) / done * (len(jobs) - done)
                 counts = {"done": len(finished) + done, "runs": total, "left_s": left_s}
                 self.emit({"kind": "run", **counts, **self._event(run, error)})
         return {(run.cell.label, run.seed): failed[run.key] for run in runs if run.key in failed}
 
     def _event(self, run: StudyRun, error: str | None) -> Event:
-        """Return what is said of a run that has ended."""
+        """Return the details of the `run` event of a run that has ended."""
         event: Event = {"cell": run.cell.label, "seed": run.seed, "error": error}
         if error is not None:
             return event
         result = self._result(run)
+        assert result is not None, run.folder
         figures = figures_of(result, self.config.ratios)
         shown = {name: figures[name] for name in self.config.metrics if name in figures}
         return {**event, "figures": shown, "seconds": result.timing.total_s, "epochs": result.epochs}
 
-    @staticmethod
-    def _result(run: StudyRun) -> Result:
-        result = run.result()
-        assert result is not None, run.folder
-        return result
+    def _result(self, run: StudyRun) -> Result | None:
+        """Return the result of a run, read once; None if it is not finished."""
+        if run.key not in self._results and (result := run.result()) is not None:
+            self._results[run.key] = result
+        return self._results.get(run.key)
+
+    def _record(self, run: StudyRun, recorder: StudyRecorder) -> None:
+        """Record a run if it is finished and has not been recorded."""
+        if (result := self._result(run)) is not None:
+            recorder.record(run, result)
 
     def _finish(
         self,
@@ -260,10 +277,9 @@ class _Study:
         """Write what was found. Raises UserError if no run has a result."""
         results: list[CellResult] = []
         for run in runs:
-            if (result := run.result()) is not None:
-                recorder.record(run, result)  # what could not be recorded before
+            self._record(run, recorder)  # what could not be recorded before
         for cell in self.cells:
-            own = {r.seed: result for r in runs if r.cell is cell and (result := r.result()) is not None}
+            own = {r.seed: result for r in runs if r.cell is cell and (result := self._result(r)) is not None}
             own_errors = {seed: text for (label, seed), text in errors.items() if label == cell.label}
             best = {k: v for k, v in found.get(cell.label, {}).items() if k not in _STOPPING}
             results.append(CellResult(cell, own, own_errors, best))
@@ -272,12 +288,10 @@ class _Study:
         stage("writing the table and figures")
         table = make_table(self.config, results)
         files = write_study(table, self.path, self.overrides)
-        top = {metric: max(s.mean for c in results if (s := table.summary(c, metric))) for metric in _shared(table)}
-        recorder.finish({f"best/{name}": value for name, value in top.items()}, text_rows(table), files)
+        recorder.finish({f"best/{name}": value for name, value in table.best().items()}, text_rows(table), files)
         failed = {f"{label}, seed {seed}": text for (label, seed), text in errors.items()}
         return StudyResult(self.path, table, failed)
 
 
-def _shared(table: StudyTable) -> list[str]:
-    """Return the metrics of the table that at least one cell has."""
-    return [m for m in table.study.metrics if any(table.summary(found, m) for found in table.cells)]
+def _data_key(config: Config) -> str:
+    return json.dumps(config.data.model_dump(mode="json"), sort_keys=True)

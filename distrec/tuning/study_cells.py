@@ -15,15 +15,13 @@ from distrec.evaluation.catalogue import CATALOGUE_METRICS
 from distrec.evaluation.metrics import ADDITIVE, METRICS
 from distrec.evaluation.strata import ITEM_STRATA, USER_GROUPS
 from distrec.training.config import Config
+from distrec.training.run_folder import FREE
 from distrec.tuning.config import absolute
 from distrec.tuning.study_config import StudyConfig, flatten, label_of
 
 _KEY_LENGTH = 8  # bytes of a hash
-# Prefixes of keys that say where a run is and how it is recorded, and not what it computes. Data have a fingerprint.
-_FREE = (
-    *("data.", "run.dir", "run.resume", "tracking.", "train.workers", "train.device", "train.threads"),
-    *("train.look_ahead_mib", "train.stream", "train.wait_s", "train.checkpoint_every"),
-)
+# Prefixes of keys that do not say what a run computes. Data have a fingerprint.
+_FREE = (*FREE, "data.", "train.checkpoint_every")
 _FIXED = ("run.seed", "run.dir", "run.resume", "eval.test", "tracking.")
 RUN_FIGURES = ("epochs", "best_epoch", "epoch_s", "train_s")
 """Figures of a run that are no metrics of a part."""
@@ -51,7 +49,7 @@ class Cell:
     @property
     def label(self) -> str:
         """Its values in one line: `loss=ssm, sampling.negatives=64`."""
-        return ", ".join(f"{axis}={label}" for axis, label in self.labels.items())
+        return _in_one_line(self.labels)
 
     def with_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return its configuration with further values, as plain values."""
@@ -72,7 +70,7 @@ def make_cells(study: StudyConfig, overrides: Sequence[str] = ()) -> list[Cell]:
     base.setdefault("train", {}).setdefault("workers", 1)  # without Ray: workers change the speed alone
     cells = []
     for labels, values in _combinations(study):
-        where = ", ".join(f"{axis}={label}" for axis, label in labels.items())
+        where = _in_one_line(labels)
         for key in values:
             if key.startswith(_FIXED):
                 raise UserError(f"{where}: a study sets {key} itself: leave it out (its seeds are under seeds)")
@@ -86,6 +84,10 @@ def make_cells(study: StudyConfig, overrides: Sequence[str] = ()) -> list[Cell]:
         tree = set_values(Config, tree, absolute(config))
         cells.append(Cell(labels, values, tree, parse(Config, tree)))
     return cells
+
+
+def _in_one_line(labels: Labels) -> str:
+    return ", ".join(f"{axis}={label}" for axis, label in labels.items())
 
 
 def _combinations(study: StudyConfig) -> Iterator[tuple[Labels, dict[str, Any]]]:
@@ -113,7 +115,11 @@ def run_key(config: Config, given: Mapping[str, Any], fingerprint: str) -> str:
         given: keys that the cell gives, which count even where they only say how a run computes.
         fingerprint: of the data.
     """
-    values = {k: v for k, v in flat(config).items() if k in given or not k.startswith(_FREE)}
+    return key_of({k: v for k, v in flat(config).items() if k in given or not k.startswith(_FREE)}, fingerprint)
+
+
+def key_of(values: Mapping[str, Any], fingerprint: str) -> str:
+    """Return a hash of values by dotted key and the fingerprint of data."""
     text = json.dumps({"data": fingerprint, **values}, sort_keys=True)
     return blake2b(text.encode(), digest_size=_KEY_LENGTH).hexdigest()
 

@@ -34,7 +34,7 @@ class PairedTestConfig(Section):
     """A metric that is a mean over users. null: the first metric of the study."""
     reference: dict[str, Any] | None = None
     """Values of some axes: each cell is compared with the cell that has them and is equal otherwise. null: all are
-    compared with the best cell."""
+    compared with the best cell, if the metric is one to maximise."""
 
 
 class SizeConfig(Section):
@@ -106,6 +106,11 @@ class StudyConfig(Section):
             if unknown := [axis for axis in figure.series or () if axis not in self.cells]:
                 raise ValueError(f"figures: series: no axis {unknown[0]!r}; known: {', '.join(self.cells)}")
         return self
+
+    @property
+    def compared(self) -> str:
+        """The metric whose differences are tested."""
+        return self.test.metric or self.metrics[0]
 
     @property
     def columns(self) -> tuple[str, ...]:

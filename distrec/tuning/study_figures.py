@@ -1,9 +1,11 @@
 """Figures of a study: a metric against an axis, with lines for the other axes, or cells as points of two metrics."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distrec.tuning.drawing import new_figure
 from distrec.tuning.study_config import FigureConfig
 from distrec.tuning.study_table import CellResult, StudyTable
 
@@ -21,19 +23,19 @@ def study_figures(table: StudyTable) -> "list[Figure]":
     return [_draw(table, figure) for figure in table.study.figures]
 
 
-def save_figures(table: StudyTable, folder: Path) -> list[Path]:
-    """Draw the figures of a study into a folder. Return the files."""
+def save_figures(figures: "Sequence[Figure]", folder: Path) -> list[Path]:
+    """Write the figures of a study into a folder. Return the files."""
     files = []
-    for number, figure in enumerate(study_figures(table), 1):
+    for number, figure in enumerate(figures, 1):
         files.append(folder / f"figure_{number}.png")
         figure.savefig(files[-1], dpi=120)
     return files
 
 
-def svg_figures(table: StudyTable) -> list[str]:
+def svg_figures(figures: "Sequence[Figure]") -> list[str]:
     """Return the figures of a study as SVG elements."""
     drawn = []
-    for figure in study_figures(table):
+    for figure in figures:
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
         drawn.append(text.getvalue()[text.getvalue().index("<svg") :])
@@ -41,12 +43,10 @@ def svg_figures(table: StudyTable) -> list[str]:
 
 
 def _draw(table: StudyTable, config: FigureConfig) -> "Figure":
-    from matplotlib.figure import Figure  # without pyplot, which keeps figures and chooses a window system
-
     metrics = config.y or table.study.metrics[:1]
     columns = 2 if len(metrics) == 4 else min(_COLUMNS, len(metrics))
     rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(1 + 3.6 * columns, 0.4 + 3.2 * rows), layout="constrained")
+    figure = new_figure(1 + 3.6 * columns, 0.4 + 3.2 * rows)
     panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, metric in zip(panels, metrics, strict=False):
         if config.x in table.study.cells:

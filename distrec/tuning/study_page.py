@@ -10,7 +10,7 @@ import yaml
 from distrec.core.errors import UserError, reason_of
 from distrec.tracking.environment import hardware, versions
 from distrec.tracking.result_table import Row, columns, markdown_table
-from distrec.tuning.study_figures import save_figures, svg_figures
+from distrec.tuning.study_figures import save_figures, study_figures, svg_figures
 from distrec.tuning.study_rows import cell_rows, explanation, run_rows, text_rows, write_rows
 from distrec.tuning.study_table import StudyTable
 
@@ -48,10 +48,11 @@ def write_study(table: StudyTable, folder: Path, overrides: Sequence[str] = ()) 
     facts = _facts(table, overrides)
     file = yaml.safe_dump(table.study.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
     try:
-        figures = save_figures(table, folder)
+        drawn = study_figures(table)
+        figures = save_figures(drawn, folder)
         markdown, page = folder / "table.md", folder / "report.html"
         markdown.write_text(_markdown(table, facts, figures))
-        page.write_text(_page(table, file, facts))
+        page.write_text(_page(table, svg_figures(drawn), file, facts))
         parquet = [write_rows(cell_rows(table), folder / "cells.parquet")]
         parquet.append(write_rows(run_rows(table), folder / "runs.parquet"))
     except OSError as error:
@@ -61,9 +62,9 @@ def write_study(table: StudyTable, folder: Path, overrides: Sequence[str] = ()) 
 
 def _facts(table: StudyTable, overrides: Sequence[str]) -> dict[str, str]:
     """Return what the figures depend on beside the study: versions, hardware, data, overrides."""
-    results = [result for found in table.cells for result in found.results.values()]
+    results, installed = [result for found in table.cells for result in found.results.values()], versions()
     facts = {"date": date.today().isoformat(), "hardware": hardware()}
-    facts |= {name: versions()[name] for name in _PACKAGES if name in versions()}
+    facts |= {name: installed[name] for name in _PACKAGES if name in installed}
     facts["data"] = f"fingerprint {results[0].fingerprint[:12]}"
     if chosen := [text for text in overrides if not text.startswith(_PATHS)]:
         facts["overrides"] = " ".join(chosen)
@@ -78,9 +79,9 @@ def _markdown(table: StudyTable, facts: Mapping[str, str], figures: Sequence[Pat
     return "\n".join(parts)
 
 
-def _page(table: StudyTable, file: str, facts: Mapping[str, str]) -> str:
+def _page(table: StudyTable, drawn: Sequence[str], file: str, facts: Mapping[str, str]) -> str:
     """Return the page: figures, table, how to read it, runs, the study file, and facts such as the hardware."""
-    body = [f"<figure>{svg}</figure>" for svg in svg_figures(table)]
+    body = [f"<figure>{svg}</figure>" for svg in drawn]
     body += [_html_table(text_rows(table))]
     body += [f"<p>{escape(line)}</p>" for line in explanation(table)]
     body += ["<details><summary>Runs</summary>", _html_table(run_rows(table)), "</details>"]

@@ -8,11 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distrec.evaluation.metrics import METRICS
-from distrec.tracking.result_table import Row
+from distrec.tracking.result_table import Row, columns, short
 from distrec.tuning.study_config import label_of
 from distrec.tuning.study_run import figures_of
-from distrec.tuning.study_table import CellResult, Comparison, StudyTable, Summary
+from distrec.tuning.study_table import CellResult, Comparison, StudyTable, Summary, is_maximised
 
 
 def cell_rows(table: StudyTable) -> list[Row]:
@@ -52,14 +51,14 @@ def run_rows(table: StudyTable) -> list[Row]:
 
 def text_rows(table: StudyTable) -> list[Row]:
     """Return a row for each cell as it is shown: `0.3061 ± 0.0018`. The best mean of a column has a star."""
-    columns = [*table.study.metrics, *table.study.ratios]
-    summaries = [[table.summary(found, metric) for metric in columns] for found in table.cells]
+    metrics = [*table.study.metrics, *table.study.ratios]
+    summaries = [[table.summary(found, metric) for metric in metrics] for found in table.cells]
     best = [max((s.mean for s in column if s), default=math.nan) for column in zip(*summaries, strict=True)]
     rows: list[Row] = []
     for found, values in zip(table.cells, summaries, strict=True):
         row: dict[str, Any] = dict(found.cell.labels)
-        for metric, value, top in zip(columns, values, best, strict=True):
-            row[metric] = shown(value, starred=bool(value and value.mean == top and _is_maximised(metric)))
+        for metric, value, top in zip(metrics, values, best, strict=True):
+            row[metric] = shown(value, starred=bool(value and value.mean == top and is_maximised(metric)))
         row |= _comparison_texts(table.comparisons.get(found.cell.label))
         if found.found:
             row["found"] = _found_text(found)
@@ -67,10 +66,6 @@ def text_rows(table: StudyTable) -> list[Row]:
             row["note"] = _note(found, len(table.study.seeds))
         rows.append(row)
     return rows
-
-
-def _is_maximised(metric: str) -> bool:
-    return metric.removeprefix("valid/").partition("@")[0] in METRICS
 
 
 def shown(value: Summary | None, starred: bool = False) -> str:
@@ -100,11 +95,6 @@ def _found_text(found: CellResult) -> str:
     return ", ".join(f"{key}={short(value)}" for key, value in found.found.items())
 
 
-def short(value: Any) -> str:
-    """Return a value with four significant digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def explanation(table: StudyTable) -> list[str]:
     """Return sentences on how to read the table."""
     study, test = table.study, table.study.test
@@ -114,12 +104,11 @@ def explanation(table: StudyTable) -> list[str]:
     if not table.comparisons:
         return lines
     kind = {"t": "paired t-test", "wilcoxon": "Wilcoxon's signed-rank test"}[test.name]
-    metric = test.metric or study.metrics[0]
     if test.reference is None:
         against = f"the best cell, {next(iter(table.comparisons.values())).reference}"
     else:
         against = f"the cell with {', '.join(f'{a}={label_of(v)}' for a, v in test.reference.items())} and else equal"
-    lines.append(f"difference: of {metric}, from {against}.")
+    lines.append(f"difference: of {study.compared}, from {against}.")
     if all(math.isnan(comparison.p) for comparison in table.comparisons.values()):
         lines.append("No tests: the runs hold no figures of two or more users.")
     else:
@@ -133,6 +122,5 @@ def explanation(table: StudyTable) -> list[str]:
 
 def write_rows(rows: Sequence[Row], path: Path) -> Path:
     """Write rows as Parquet, a column for each key."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), path)
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in columns(rows)}), path)
     return path

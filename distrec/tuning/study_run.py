@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from distrec.core.errors import UserError
 from distrec.core.registry import import_modules
 from distrec.data.dataset import Dataset
 from distrec.training.config import Config
-from distrec.training.run_folder import BEST, CHECKPOINTS, TEST_USERS, Result, RunFolder
+from distrec.training.run_folder import TEST_USERS, Result, RunFolder, remove_checkpoints
 from distrec.tuning.study_cells import Cell
 from distrec.tuning.trial import run_trial
 
@@ -77,8 +76,7 @@ def train_run(job: Job, stops: Callable[[], bool]) -> str | None:
         result = run_trial(config, on_epoch, Dataset.open(job.data))
         if RunFolder(result.folder).result() is not None:  # else it was stopped
             (result.folder / CURVE).write_text(json.dumps(curve))
-            for name in (CHECKPOINTS, BEST):
-                shutil.rmtree(result.folder / name, ignore_errors=True)
+            remove_checkpoints(result.folder)
         return None
     except UserError as error:
         return str(error)
@@ -118,9 +116,7 @@ def users_of(folder: Path, metric: str) -> dict[Any, float]:
     """Return a metric of each user on the test part; empty if it is not kept."""
     file = folder / TEST_USERS
     try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowException):
-        return {}
-    if metric not in table.column_names:
+        table = pq.read_table(file, columns=["user", metric])
+    except (OSError, pa.ArrowException):  # also where it has no such column
         return {}
     return dict(zip(table["user"].to_pylist(), table[metric].to_pylist(), strict=True))

@@ -1,8 +1,6 @@
 """The search of a cell: its best configuration, found once and kept."""
 
-import json
 from collections.abc import Callable
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,9 @@ from distrec.core.errors import UserError
 from distrec.tuning.config import SearchConfig
 from distrec.tuning.folder import BEST_CONFIG, SearchFolder
 from distrec.tuning.journal import Records
-from distrec.tuning.search import best_trial, refits
+from distrec.tuning.search import best_trial, refit_values
 from distrec.tuning.space import Values, make_space, read_search
-from distrec.tuning.study_cells import Cell
+from distrec.tuning.study_cells import Cell, key_of
 
 _IGNORED = ("run.dir", "run.resume", "tracking.", "data.")
 
@@ -36,12 +34,12 @@ def cell_search(
     fixed, ranges = _parts(search)
     if both := sorted({*fixed, *ranges} & cell.values.keys()):
         raise UserError(f"cell {cell.label}: search: {both[0]} is given by the cell")
-    values: Values = {**fixed, "tune.refit_seeds": 0, "tracking.enabled": uri is not None, "tracking.uri": uri}
+    values: Values = {**fixed, "tune.refit_seeds": 1, "tracking.enabled": uri is not None, "tracking.uri": uri}
     config = parse(SearchConfig, {**cell.with_values(values), "space": ranges}, f"cell {cell.label}: search: ")
     make_space(config, config.space)  # finds mistakes before the first search
+    config = with_values(config, {"tune.refit_seeds": 0})  # the runs of the study are its refits, checked above
     leaves = {key: value for key, value in flat(config).items() if not key.startswith(_IGNORED)}
-    text = json.dumps({"data": fingerprint, **leaves}, sort_keys=True)
-    path = folder / blake2b(text.encode(), digest_size=8).hexdigest()
+    path = folder / key_of(leaves, fingerprint)
     return with_values(config, {"run.dir": str(path), "run.resume": (path / SearchFolder.config_name).exists()})
 
 
@@ -69,6 +67,4 @@ def search_cell(config: SearchConfig, on_event: Callable[[dict[str, Any]], objec
     trials = Records(SearchFolder(config.run.dir).journal).trials
     best = best_trial(trials, config.metric)
     assert best is not None, config.run.dir
-    once = with_values(config, {"tune.refit_seeds": 1})
-    (values,) = refits(once, best).values()
-    return {key: value for key, value in values.items() if key != "run.seed"}
+    return refit_values(best, config.metric)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from distrec.core.errors import UserError
+from distrec.evaluation.metrics import METRICS
 from distrec.evaluation.paired_tests import holm, paired_p
 from distrec.training.run_folder import Result
 from distrec.tuning.study_cells import Cell
@@ -75,6 +76,16 @@ class StudyTable:
         """Return a metric of a cell, None if no run has it."""
         return summarise(found.values(metric, self.study.ratios))
 
+    def best(self) -> dict[str, float]:
+        """Return the highest mean of each metric that is maximised and that a cell has."""
+        means = {m: [s.mean for c in self.cells if (s := self.summary(c, m))] for m in self.study.metrics}
+        return {metric: max(known) for metric, known in means.items() if known and is_maximised(metric)}
+
+
+def is_maximised(metric: str) -> bool:
+    """Return whether a higher value is better: not of durations, and unknown of ratios and figures of the catalogue."""
+    return metric.removeprefix("valid/").partition("@")[0] in METRICS
+
 
 def summarise(values: Sequence[float]) -> Summary | None:
     """Return mean and sample standard deviation; None for no values."""
@@ -90,7 +101,7 @@ def make_table(study: StudyConfig, cells: Sequence[CellResult]) -> StudyTable:
         UserError: runs have different data or splits.
     """
     check_comparable(cells)
-    metric = study.test.metric or study.metrics[0]
+    metric = study.compared
     means = {c.cell.label: s.mean for c in cells if (s := summarise(c.values(metric, study.ratios))) is not None}
     users = {c.cell.label: c.users(metric) for c in cells}
     found = {}
@@ -125,6 +136,8 @@ def _pairs(study: StudyConfig, cells: Sequence[CellResult], means: Mapping[str, 
         return []
     reference = study.test.reference
     if reference is None:
+        if not is_maximised(study.compared):
+            return []  # no cell is the best
         best = max(means, key=means.__getitem__)
         return [(label, best) for label in means if label != best]
     wanted = {axis: label_of(value) for axis, value in reference.items()}

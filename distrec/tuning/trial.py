@@ -17,7 +17,7 @@ from distrec.training.checks import check_dataset
 from distrec.training.config import Config
 from distrec.training.loop import Job, Loop, make_learner
 from distrec.training.outcome import make_result
-from distrec.training.run_folder import BEST, CHECKPOINTS, Result, RunFolder, best_name
+from distrec.training.run_folder import BEST, CHECKPOINTS, FolderInUse, Result, RunFolder, best_name
 
 Event = dict[str, Any]
 OnEpoch = Callable[[Event], bool | None]
@@ -53,11 +53,12 @@ def run_trial(config: Config, on_epoch: OnEpoch | None = None, dataset: Dataset 
     assert config.run.dir is not None, "run.dir"
     path, on_epoch = config.run.dir, on_epoch or (lambda event: None)
     resume = RunFolder(path).config_file.exists()
-    config = config.model_copy(update={"run": config.run.model_copy(update={"resume": resume})})
-    for event in past_epochs(RunFolder(path), config) if resume else ():
-        on_epoch(event)  # of before: what it returned then has been heeded
+    config = config.changed(run={"resume": resume})
+    history = past_epochs(RunFolder(path), config) if resume else []
+    for event in history:
+        on_epoch(event)  # what it returns was applied before the resume
     if config.train.workers > 1:
-        return _run_workers(config, on_epoch)
+        return _run_workers(config, on_epoch, history)
     folder = _choose(config)
     try:
         if resume and (finished := folder.finished(config)):
@@ -82,18 +83,18 @@ def _choose(config: Config) -> RunFolder:
     while True:
         try:
             return RunFolder.choose(config, "trial")
-        except UserError as error:
-            if "is used by another run" not in str(error) or time.monotonic() - started > _LOCK_S:
+        except FolderInUse:
+            if time.monotonic() - started > _LOCK_S:
                 raise
             time.sleep(0.5)
 
 
-def _run_workers(config: Config, on_epoch: OnEpoch) -> Result:
+def _run_workers(config: Config, on_epoch: OnEpoch, history: list[Event]) -> Result:
+    """Train by Ray Train, on from the epochs of `history`."""
     from distrec.training.driver import train  # here: one worker does without Ray
 
     assert config.run.dir is not None
     folder, start = RunFolder(config.run.dir), time.perf_counter()
-    history = past_epochs(folder, config) if config.run.resume else []
 
     def listen(event: Event) -> None:
         if event["kind"] == "epoch":

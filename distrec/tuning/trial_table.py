@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from distrec.tracking import result_table
 from distrec.tracking.result_table import Row
 from distrec.tuning.folder import SearchFolder
 from distrec.tuning.journal import Record, Records
@@ -35,6 +36,6 @@ def trial_rows(trials: list[Record], metric: str) -> list[Row]:
     return [row(record) for record in sorted(trials, key=rank)]
 
 
-def short(value: Any) -> Any:
-    """Return a value as it is shown: floats with four significant digits."""
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+def short(value: Any) -> str:
+    """Return a value as it is shown, with nothing for None."""
+    return "" if value is None else result_table.short(value)

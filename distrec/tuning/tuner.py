@@ -17,7 +17,7 @@ from distrec.data.merge import refit_data
 from distrec.data.prepare import prepare
 from distrec.tracking.result_table import markdown_table
 from distrec.training import connection
-from distrec.training.checks import check_dataset
+from distrec.training.checks import check_dataset, check_evaluation
 from distrec.training.config import Config
 from distrec.training.driver import stopped_by_sigterm
 from distrec.tuning import ray_tune
@@ -135,6 +135,7 @@ def run_search(
 
 def _prepare(config: SearchConfig, folder: SearchFolder, note: Callable[[str], None]) -> Dataset:
     """Prepare the data that all trials use."""
+    check_evaluation(config)
     stage("data: preparing")
     dataset = prepare(config.data, log=note)
     check_dataset(config, dataset)
@@ -158,19 +159,23 @@ def _run(
     """Run the trials and refits that the journal does not hold yet, record them, and write what was found."""
     journal, status = Journal(folder.journal), "FAILED"
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    search = Search(config, space, folder, journal, events.put, lambda: refit_data(config.data, dataset))
+    search = Search(
+        config, space, folder, journal, events.put, lambda: refit_data(config.data, dataset), dataset.path.absolute()
+    )
     search.slots, search.threads = ray_tune.trials_at_once(config, resources), max(1, int(resources["CPU"]))
+
+    def update(record: Record) -> None:
+        recorder.update(record, lambda: search.tree(record.name, record.values))
 
     def poll() -> None:
         while not events.empty():
             event = events.get()
-            name = event["trial"]
-            recorder.update(journal.records[name], search.tree(name, journal.records[name].values))
+            update(journal.records[event["trial"]])
             emit(event)
 
     def record_all() -> None:
         for record in list(journal.records.values()):
-            recorder.update(record, search.tree(record.name, record.values))
+            update(record)
 
     try:
         emit({"kind": "search", "search": search})
@@ -201,11 +206,8 @@ def _finish(search: Search, recorder: Recorder) -> SearchResult:
     wanted = refits(config, best)
     metrics = [r.end["metrics"] for r in search.journal.records.refits if r.name in wanted and r.end]
     settings = next(iter(wanted.values()), best.values)
-    tree = tree_with(config, {**settings, "run.dir": None, "run.resume": False})
-    if wanted:
-        tree["data"] = search.refit_data().model_dump(mode="json", exclude_unset=True)
-    kept = {key: value for key, value in tree.items() if key not in ("tune", "space")}
-    (path / BEST_CONFIG).write_text(yaml.safe_dump(kept, sort_keys=False))
+    tree = search.run_tree({**settings, "run.dir": None, "run.resume": False}, refit=bool(wanted))
+    (path / BEST_CONFIG).write_text(yaml.safe_dump(tree, sort_keys=False))
     rows = trial_rows(trials, config.metric)
     (path / TABLE).write_text(markdown_table(rows))
     found = {f"valid/{config.metric}": point[1], "best/epoch": float(point[0]), "trials": float(len(trials))}

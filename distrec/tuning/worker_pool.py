@@ -4,6 +4,7 @@ A process that ends (killed, out of memory) is replaced, and its job is tried on
 started them: at the end of their job's epoch, or at once if they have none.
 """
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -49,10 +50,11 @@ def run_jobs(work: Work, jobs: Sequence[Any], processes: int) -> Generator[tuple
                 if member.job is None and waiting:
                     member.job = waiting.pop()
                     attempts[member.job] += 1
-                    member.pipe.send(jobs[member.job])
-            busy = {member.pipe: member for member in members if member.job is not None}
+                    with contextlib.suppress(OSError):  # it ended while it had no job, which `_received` finds
+                        member.pipe.send(jobs[member.job])
+            busy: dict[Any, _Member] = {member.pipe: member for member in members if member.job is not None}
             for pipe in connection.wait(list(busy)):
-                member = next(m for p, m in busy.items() if p is pipe)
+                member = busy[pipe]
                 job, error = _received(member)
                 if error == _LOST:
                     members.remove(member)

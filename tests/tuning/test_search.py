@@ -135,6 +135,16 @@ def test_trials_that_fail(tmp_path):
     assert search.is_over and "the first 3 trials failed: no luck" in str(search.error)
 
 
+def test_only_trials_use_the_data_of_the_search(tmp_path):
+    search = opened(configured(trials=1), tmp_path)
+    search.data = tmp_path / "prepared"
+    job = search.next_job()
+    assert job.data == tmp_path / "prepared" and trained(search, job)
+    search.end(job.name, {"reason": "finished"})
+    refit = search.next_job()
+    assert refit.name.startswith("refit_") and refit.data is None
+
+
 def test_a_metric_that_is_not_evaluated_ends_the_search(tmp_path):
     config = configured()
     search = opened(config, tmp_path)

@@ -34,7 +34,7 @@ def test_asha_keeps_the_best_of_each_rung(curves, reduction):
 def test_asha_looks_at_a_rung_at_the_first_evaluation_from_it_on():
     others = [[(2, 0.5), (4, 0.9)], [(2, 0.4), (4, 0.8)]]
     assert asha_stops([(2, 0.1)], others, 1, 3)  # the first rung, of one epoch
-    assert not asha_stops([(2, 0.6), (4, 0.7)], [[(2, 0.5)]], 1, 3)  # nobody else came to the second, of three
+    assert not asha_stops([(2, 0.6), (4, 0.7)], [[(2, 0.5)]], 1, 3)  # no other trial reached the second of three rungs
     assert asha_stops([(2, 0.6), (4, 0.7)], others, 1, 3)
     assert not asha_stops([(2, 0.1)], others, 4, 3)
 

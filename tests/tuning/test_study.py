@@ -8,18 +8,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
 from distrec import UserError, study
+from distrec.data.merge import refit_data
+from distrec.tracking.config import TrackingConfig
 from distrec.training.config import load_config
+from distrec.tuning import studies
 from distrec.tuning.study_cells import check_metrics, make_cells
 from distrec.tuning.study_config import load_study
+from distrec.tuning.study_recorder import StudyRecorder
 from distrec.tuning.study_rows import explanation, text_rows
 from distrec.tuning.study_search import cell_search
-from distrec.tuning.study_table import CellResult, check_comparable
+from distrec.tuning.study_table import CellResult, check_comparable, make_table
 from distrec.tuning.trial import run_trial
 from tests.conftest import SMALL, changed
 
@@ -97,6 +102,7 @@ def test_sizes(cache):
         ({"test": {"reference": {"loss": "hinge"}}}, "no cell has loss=hinge; of loss: ssm, bpr"),
         ({"test": {"reference": {"lss": "ssm"}}}, "no cell has lss=ssm; axes: loss, sampling.negatives"),
         ({"cells": {"data.split_seed": [0, 1]}}, "have different data or splits"),
+        ({"cells": {"eval.per_user": [None, "users.parquet"]}}, "eval.per_user is an option of distrec evaluate"),
         ({"search": {"optim.lrs": {"choice": [1]}}}, "unknown key 'optim.lrs'"),
         ({"search": {"sampling.negatives": {"choice": [1]}}}, "search: sampling.negatives is given by the cell"),
     ],
@@ -108,6 +114,15 @@ def test_mistakes(cache, tmp_path, changes, message):
     assert not (tmp_path / "study" / "runs").exists()
 
 
+def test_a_refit_that_its_schedule_forbids(cache, tmp_path):
+    """It is refused before the search, whatever `tune.refit_seeds` is."""
+    (cell, *_) = make_cells(load_study(make(cache)), ["optim.schedule.name=plateau", "train.watch=ndcg@20"])
+    for seeds in (0, 2):
+        search = {"tune.refit_seeds": seeds, "optim.lr": {"choice": [0.1]}}
+        with pytest.raises(UserError, match="cell loss=ssm, .*: search: optim.schedule.name=plateau follows"):
+            cell_search(search, cell, tmp_path, "data", None)
+
+
 def test_an_override_of_a_key_that_varies(cache, tmp_path):
     with pytest.raises(UserError, match="sampling.negatives varies between the cells"):
         study(make(cache), ["sampling.negatives=3"], folder=tmp_path / "study")
@@ -117,6 +132,34 @@ def test_a_folder_with_something_else(cache, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something else than a study"):
         study(make(cache), folder=tmp_path)
+
+
+def test_a_study_killed_at_its_start_goes_on(cache, tmp_path, monkeypatch):
+    folder, given = tmp_path / "study", make(cache, cells={"optim.lr": [0.01]}, seeds=[0])
+
+    def killed(*arguments):
+        (folder / "mlflow.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(StudyRecorder, "start", killed)
+        study(given, folder=folder)
+    assert len(events_of(given, folder)[1]) == 1
+
+
+def test_a_study_that_is_not_recorded_leaves_no_id(cache, tmp_path):
+    recorder = StudyRecorder(TrackingConfig(enabled=False), tmp_path, print)
+    recorder.start(load_study(make(cache)), "fingerprint", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_best_are_of_metrics_to_maximise(finished):
+    _, result, _ = finished
+    metrics = ("epoch_s", "train_s", "best_epoch", "valid/ndcg@20")
+    table = make_table(result.table.study.model_copy(update={"metrics": metrics}), result.table.cells)
+    assert table.best() == {"valid/ndcg@20": max(table.summary(c, "valid/ndcg@20").mean for c in table.cells)}
+    assert table.comparisons == {} and len(explanation(table)) == 1  # no cell has the best duration
+    assert result.table.best().keys() == {"ndcg@20", "recall@20"} and len(result.table.comparisons) == 3
 
 
 def test_the_table_is_of_the_single_runs(small, finished, tmp_path):
@@ -264,15 +307,18 @@ def test_runs_side_by_side_are_the_same(cache, finished, tmp_path):
 
 
 @pytest.mark.timeout(200)
-def test_cells_that_are_searches(ray_cluster, cache, tmp_path):
+def test_cells_that_are_searches(ray_cluster, cache, tmp_path, monkeypatch):
     """Each cell is searched, and its best configuration trained on training and validation part with each seed."""
     search = {"tune": {"sampler": "grid", "stop": "none"}, "optim.lr": {"grid": [1e-5, 0.05]}}
     given = make(cache, cells={"loss": CELLS["loss"]}, search=search)
     given["base"]["train"]["epochs"] = 2
+    prepared = Mock(wraps=refit_data)
+    monkeypatch.setattr(studies, "refit_data", prepared)
     result, events = events_of(given, tmp_path / "study")
     assert len(events) == 4 and [row["found"] for row in result.rows] == ["optim.lr=0.05, train.epochs=2"] * 2
     configs = [load_config(file) for file in (tmp_path / "study").glob("runs/*/config.yaml")]
     assert len(configs) == 4 and all(c.data.valid_fraction == 0 and c.optim.lr == 0.05 for c in configs)
+    assert prepared.call_count == 1  # hashes the source: not for each cell and seed
     again, events = events_of(given, tmp_path / "study")
     assert events == [] and again.rows == result.rows
 

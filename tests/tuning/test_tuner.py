@@ -149,6 +149,8 @@ def test_what_can_never_start(ray_cluster, small, tmp_path):
         tune(config, SPACE, resources={"gpu": 1})
     with pytest.raises(UserError, match="set data.valid_fraction=0.1 or data.valid"):
         tune(changed(config, data={"valid_fraction": 0}), SPACE)
+    with pytest.raises(UserError, match="eval.per_user is an option of distrec evaluate"):
+        tune(changed(config, eval={"per_user": "users.parquet"}), SPACE)
     assert not (tmp_path / "s").exists()  # nothing has started
 
 
@@ -185,10 +187,10 @@ def test_a_killed_driver_and_ctrl_c(small, tmp_path):
             assert "distrec tune run.yaml s.yaml run.dir=" in error and "run.resume=true" in error
         process = start("run.dir=killed", "run.resume=true")
     assert process.wait(200) == 0
-    found = [Records(tmp_path / name / "journal.jsonl") for name in ("whole", "killed")]
-    assert [
+    undisturbed, resumed = (
         {r.name: (r.values, [e["metrics"] for e in r.reports if "metrics" in e], r.end) for r in records.values()}
-        for records in found
-    ][1] == {r.name: (r.values, [e["metrics"] for e in r.reports if "metrics" in e], r.end) for r in found[0].values()}
+        for records in (Records(tmp_path / name / "journal.jsonl") for name in ("whole", "killed"))
+    )
+    assert resumed == undisturbed
     ends = [json.loads(line)["trial"] for line in journal.read_text().splitlines() if '"reason"' in line]
     assert len(ends) == len(set(ends)) == 6

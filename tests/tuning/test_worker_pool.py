@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,11 @@ def work(job: tuple[str, Path], stops) -> str | None:
         file.write(f"{os.getpid()}\n")
     if what == "killed" or (what == "killed_once" and len((folder / what).read_text().splitlines()) == 1):
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "dies_later":
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    if what == "waits_for_death":
+        while not (folder / "dead").exists():
+            time.sleep(0.1)
     if what == "waits":
         while not stops():
             time.sleep(0.1)
@@ -42,6 +48,19 @@ def test_jobs_in_processes(tmp_path):
     pids = {line for name in names for line in lines(tmp_path / name)}
     assert str(os.getpid()) not in pids and len(pids) <= 2 + 3  # three ended
     assert set(multiprocessing.active_children()) <= before  # other tests keep processes of their own
+
+
+@pytest.mark.timeout(120)
+def test_a_process_that_ends_while_it_has_no_job_is_replaced(tmp_path):
+    jobs = run_jobs(work, [(name, tmp_path) for name in ("dies_later", "waits_for_death", "b")], 2)
+    assert next(jobs) == (0, None)
+    (pid,) = lines(tmp_path / "dies_later")
+    deadline = time.monotonic() + 60
+    while status(int(pid)) != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (tmp_path / "dead").touch()
+    assert dict(jobs) == {1: None, 2: None} and len(lines(tmp_path / "b")) == 1
 
 
 def test_one_process_is_this_one(tmp_path):
@@ -81,7 +100,7 @@ def test_a_process_ends_with_its_parent(tmp_path):
 
 
 def status(pid: int) -> str:
-    """Return the state of a process, Z for one that nobody has waited for; "Z" if it has just gone."""
+    """Return the state of a process: Z for a zombie, or one that has just ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
