@@ -10,7 +10,8 @@ of `directau`, batch 4096, with its four matrix products. `train` trains each lo
 counted, on nine tenths of the training interactions, with the same negatives for all pairs of a batch. Options are
 those published for Gowalla, where there are any, and the defaults elsewhere; nothing is tuned here.
 
-Without Ray, one worker. DISTREC_DATA names the folder that holds gowalla/; without it, synthetic data of that size.
+`macr`, which is for the model of that name, and `infonce`, which is `ssm`, are left out. Without Ray, one worker.
+DISTREC_DATA names the folder that holds gowalla/; without it, synthetic data of that size.
 """
 
 import argparse
@@ -40,9 +41,12 @@ from distrec.training.trainer import Trainer
 _DRAWN, _WARM_UP, _STEPS = 8, 3, 8
 _ALL = ["sampling.negatives=800", "sampling.reject=false", "train.workers=1", "train.batch_size=2048"]
 _ALL += ["model.init.name=xavier_uniform"]
+_BPR = ["model.similarity=dot", "sampling.negatives=1", "sampling.shared=false", "sampling.reject=true"]
 # Settings beside the loss's name and _ALL; the published ones for Gowalla (README of this folder has the sources).
 SETTINGS: dict[str, list[str]] = {
-    "bpr": ["model.similarity=dot", "sampling.negatives=1", "sampling.shared=false", "sampling.reject=true"],
+    "bpr": _BPR,
+    "ipl": [*_BPR, "loss.gamma=1.285"],
+    "resn": _BPR,
     "hinge": ["model.similarity=dot"],
     "simce": ["model.similarity=dot", "sampling.negatives=64"],
     "ssm": [],

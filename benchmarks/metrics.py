@@ -10,19 +10,23 @@ of every user with ir-measures, in which trec_eval computes them (`--no-agreemen
 import argparse
 import statistics
 import time
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
+from report import Row, bar_row, report
 
 from distrec.data.dataset import Dataset, Part
 from distrec.data.prepare import prepare
 from distrec.evaluation import evaluator
 from distrec.evaluation.config import EvalConfig
 from distrec.evaluation.evaluator import evaluate_part, held_out_pairs
-from distrec.evaluation.metrics import METRICS, user_metrics
+from distrec.evaluation.metrics import METRICS
 from distrec.models.base import Scorer
 from distrec.sharding.collectives import Exchange
 from distrec.sharding.partition import Partition
+from distrec.testing.trec_eval import beside_trec_eval
 from distrec.training.config import load_config
 
 DIM, K, MOST = 64, 20, 1.3
@@ -55,29 +59,25 @@ def lists(dataset: Dataset, scorer: Popular) -> np.ndarray:
     return evaluation._rank(scorer.representations(evaluation.users), "dot")
 
 
-def disagreement(dataset: Dataset, ranked_UK: np.ndarray) -> tuple[float, float]:
-    """Return the largest difference of any metric of any user from that of trec_eval, and the mean of all values."""
-    import ir_measures as ir
-
-    names = {"ndcg": ir.nDCG, "recall": ir.R, "precision": ir.P, "hit_rate": ir.Success, "mrr": ir.RR, "map": ir.AP}
+def agreement(dataset: Dataset, ranked_UK: np.ndarray) -> list[Row]:
+    """Return the mean of all values and the largest difference of any metric of any user from that of trec_eval."""
     partition = Partition(dataset.manifest.users, dataset.manifest.buckets, 1)
     held_out, _, users = held_out_pairs(dataset, Part.TEST, partition, 0)
-    found = user_metrics(ranked_UK, held_out.indptr(len(users)), held_out.item, (K,), tuple(METRICS))
-    qrels: dict[str, dict[str, int]] = {}
-    for row, item in zip(held_out.row.tolist(), held_out.item.tolist(), strict=True):
-        qrels.setdefault(str(row), {})[str(item)] = 1
-    run = {str(u): {str(item): -float(r) for r, item in enumerate(row)} for u, row in enumerate(ranked_UK.tolist())}
-    of_measure = {str(measure @ K): f"{name}@{K}" for name, measure in names.items()}
-    metrics = ir.iter_calc([measure @ K for measure in names.values()], qrels, run)
-    pairs = [(found.values[of_measure[str(m.measure)]][int(m.query_id)], m.value) for m in metrics]
-    assert len(pairs) == len(names) * len(found.row_U)
-    return max(abs(ours - theirs) for ours, theirs in pairs), float(np.mean(pairs))
+    compared = beside_trec_eval(ranked_UK, held_out.indptr(len(users)), held_out.item, (K,))
+    pairs = np.array([(ours, theirs) for _, ours, theirs in compared])
+    assert len(pairs) == len(METRICS) * len(users)
+    largest, packages = float(np.abs(np.diff(pairs)).max()), {"ir-measures": version("ir-measures")}
+    return [
+        bar_row("mean of all users and metrics", [float(pairs.mean())], "", packages=packages),
+        bar_row("largest difference from trec_eval", [largest], "", most=1e-9, packages=packages),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-agreement", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("words", nargs="+", metavar="key=value")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -93,17 +93,14 @@ def main() -> None:
                 evaluate_part(scorer, dataset, Part.TEST, config, EXCHANGE)
             seconds[name].append(time.process_time() - start)
             print(f"{name}: {seconds[name][-1]:.2f} s", flush=True)
-    base = statistics.median(seconds["top-K alone"])
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        spread = f"{min(values):.3f} to {max(values):.3f}"
-        print(f"{name:22} {median:7.3f} s ({spread})  {median / base:5.2f} of the top-K alone")
-    ratio = statistics.median(seconds["all metrics"]) / base
-    print(f"all metrics: {ratio:.2f}, at most {MOST}: {'met' if ratio <= MOST else 'MISSED'}")
+    rows = [bar_row(name, values, "CPU s") for name, values in seconds.items()]
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    for name in list(CASES)[1:]:
+        most = MOST if name == "all metrics" else None
+        rows.append(bar_row(f"{name}, over the top-K alone", [median[name] / median["top-K alone"]], "x", most=most))
     if not arguments.no_agreement:
-        worst, mean = disagreement(dataset, ranked_UK)
-        print(f"mean of all users and metrics: {mean:.3g}")
-        print(f"largest difference from trec_eval: {worst:.2g}, at most 1e-9: {'met' if worst <= 1e-9 else 'MISSED'}")
+        rows += agreement(dataset, ranked_UK)
+    report(rows, f"Metrics of {len(ranked_UK):,} users, K = {K}, one thread", arguments.json)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ DISTREC_DATA names the folder that holds gowalla/ and ml-1m/.
 import argparse
 import json
 import multiprocessing
-import os
 import statistics
 import sys
 import tempfile
@@ -30,8 +29,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure.data import source_settings
-from measure.rival import Rival
+from measure.data import DATA_FOLDER, source_settings
+from measure.peak_rss import peak_rss
+from measure.rival import open_rival
+from measure.steps import timed_step
 from report import Row, bar_row, hardware, ratios, report
 
 from distrec.data.dataset import Part
@@ -44,7 +45,6 @@ from distrec.training.config import load_config
 from distrec.training.loop import Job, Loop, make_learner
 from distrec.training.trainer import Trainer
 
-_RIVALS = Path(__file__).parent / "rivals"
 _STEPS, _ITERATIONS = 5, 10  # of LightGCN a round; of iALS a round
 _ALPHA, _REGULARIZATION = 40.0, 0.5  # of implicit: weight of an interaction, strength of the ridge
 _GRADIENT = ["train.batch_size=2048", "sampling.negatives=64", "sampling.reject=false", "optim.lr=1e-3"]
@@ -85,12 +85,6 @@ def training_pairs(dataset: Any, folder: Path) -> None:
     np.savez(folder / "train.npz", user=user.astype(np.int32), item=item.astype(np.int32))
 
 
-def rival(python: Path, script: str, *arguments: str) -> Rival:
-    """Return a rival; see `measure.rival`."""
-    environment = {"OPENBLAS_NUM_THREADS": "1", "TORCH_THREADS": str(torch.get_num_threads())}
-    return Rival(python, _RIVALS / script, list(arguments), environment)
-
-
 def lightgcn(rounds: int, rivals: Path, folder: Path) -> list[Row]:
     """Return steps of LightGCN, and their ratio to the rivals', in rounds of some steps each."""
     threads = str(torch.get_num_threads())
@@ -103,10 +97,15 @@ def lightgcn(rounds: int, rivals: Path, folder: Path) -> list[Row]:
     ours = steps(trainer)
     with ExitStack() as stack:
         opened = {
-            "PyTorch Geometric": rival(
-                Path(sys.executable), "pyg_lightgcn.py", str(folder), "2048", "3", threads, str(_STEPS)
+            "PyTorch Geometric": open_rival(
+                Path(sys.executable), "pyg_lightgcn.py", [str(folder), "2048", "3", threads, str(_STEPS)]
             ),
-            "RecBole": rival(rivals, "recbole_training.py", str(folder), "LightGCN", "2048", str(_STEPS)),
+            "RecBole": open_rival(
+                rivals,
+                "recbole_training.py",
+                [str(folder), "LightGCN", "2048", str(_STEPS)],
+                {"TORCH_THREADS": threads},
+            ),
         }
         opened = {name: stack.enter_context(process) for name, process in opened.items()}
         found: dict[str, list[float]] = {name: [] for name in ["distrec", *opened]}
@@ -126,16 +125,7 @@ def lightgcn(rounds: int, rivals: Path, folder: Path) -> list[Row]:
 def steps(trainer: Trainer) -> Callable[[], float]:
     """Return a function that returns the median duration of some steps, with the drawing of their batches, s."""
     epochs = (trainer.source.batches(epoch, 0, trainer.source.steps) for epoch in range(10**6))
-    batches = (batch for epoch in epochs for batch in epoch)
-    following = next(batches)
-
-    def step() -> float:
-        nonlocal following
-        start_s = time.perf_counter()
-        batch, following = following, next(batches)
-        trainer.step(batch, following)
-        return time.perf_counter() - start_s
-
+    step = timed_step(trainer, (batch for epoch in epochs for batch in epoch))
     return lambda: statistics.median(step() for _ in range(_STEPS))
 
 
@@ -159,7 +149,7 @@ def ials(rounds: int, rivals: Path, folder: Path) -> list[Row]:
     )
     iterate(learner)  # compiles, and reads the interactions
     found: dict[str, list[float]] = {"distrec": [], "implicit": []}
-    with rival(rivals, "implicit_als.py", str(folder), str(torch.get_num_threads())) as implicit:
+    with open_rival(rivals, "implicit_als.py", [str(folder), str(torch.get_num_threads())]) as implicit:
         for _ in range(rounds):
             for entity, rows in start.items():
                 learner.rows[entity] = rows.clone()
@@ -202,9 +192,9 @@ def objective(dataset: Any, users_UD: np.ndarray, items_VD: np.ndarray) -> float
 def train(data: str, name: str, threads: int, settings: list[str]) -> dict[str, Any]:
     """Train a model, in this process. Return its curve over (seconds, epoch, validation NDCG@20), and test metrics."""
     torch.set_num_threads(threads)
-    source = [f"data.source={Path(os.environ['DISTREC_DATA']) / data}", "data.valid_fraction=0.1", "eval.every=1"]
+    source = [f"data.source={DATA_FOLDER / data}", "data.valid_fraction=0.1", "eval.every=1", "train.watch=ndcg@20"]
     source += ["data.test_fraction=0.2"] if data == "ml-1m" else []
-    source += ["train.stream=thread", "train.device=cpu", f"model.name={name}"]
+    source += ["train.device=cpu", f"model.name={name}"]
     with tempfile.TemporaryDirectory() as folder:
         config, dataset = dataset_of([*source, *SETTINGS[data].get(name, []), *settings], Path(folder))
         start_s = time.perf_counter()
@@ -215,8 +205,6 @@ def train(data: str, name: str, threads: int, settings: list[str]) -> dict[str, 
     for record in found["history"]:
         seconds += record["seconds"]
         curve.append((seconds, record["epoch"], record.get("metrics", {}).get("ndcg@20")))
-    status = Path("/proc/self/status").read_text()
-    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
     return {
         "data": data,
         "model": name,
@@ -224,7 +212,7 @@ def train(data: str, name: str, threads: int, settings: list[str]) -> dict[str, 
         "epochs": len(curve),
         "tested_epoch": found["tested_epoch"],
         "total_s": total_s,
-        "peak_mib": peak / 1024,
+        "peak_mib": peak_rss() / 2**20,
         "curve": curve,
         "test": found["test"].means(),
         "settings": [*SETTINGS[data].get(name, []), *settings],

@@ -17,7 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from measure.step_point import Shape, peak_rss, prepare_shape, temporary
+from measure.peak_rss import peak_rss
+from measure.step_point import Shape, prepare_shape, temporary
 from report import Row, report
 
 from distrec.data.prepare import prepare

@@ -18,7 +18,6 @@ Ray and one thread a training; `--jobs` trainings run side by side. DISTREC_DATA
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from measure.data import DATA_FOLDER
 from popularity_report import write_report
 from report import hardware
 
@@ -39,7 +39,6 @@ from distrec.training.config import Config, load_config
 from distrec.training.loop import Job, Loop, make_learner
 
 ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("DISTREC_DATA", ROOT.parent / "shared" / "data"))
 FOLDER = ROOT / "benchmarks" / "popularity_results"
 SOURCES = {"ml-100k": "ml-100k/ml-100k.inter", "ml-1m": "ml-1m/*.txt"}
 L2, ALPHAS, DECOUPLED = (1e-8, 1e-6, 1e-4), (0.0, 0.25, 0.5, 0.75, 1.0), (1e-6, 1e-5, 1e-4, 1e-3)
@@ -122,7 +121,7 @@ class BestHost(FolderHost):
 def run(task: Task) -> dict[str, Any]:
     """Train and test. Return the line of the results."""
     torch.set_num_threads(1)
-    source, start = DATA / SOURCES[task.data], time.perf_counter()
+    source, start = DATA_FOLDER / SOURCES[task.data], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         if task.lines:  # the first, as the lines of MovieLens-100k are shuffled

@@ -7,13 +7,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from distrec.evaluation.strata import ITEM_STRATA
+
 Training = dict[str, Any]
 Group = list[Training]
 Groups = dict[tuple[str, float], Group]
 """Trainings of one data set and loss by (method, value), one for each seed."""
 
-STRATA = ("popular", "neutral", "unpopular")
-METRICS = {"whole": "ndcg@20", **{stratum: f"ndcg@20/{stratum}" for stratum in STRATA}}
+METRICS = {"whole": "ndcg@20", **{stratum: f"ndcg@20/{stratum}" for stratum in ITEM_STRATA}}
 COLORS = {"whole": "#444444", "popular": "#c44e52", "neutral": "#dd8452", "unpopular": "#4c72b0"}
 
 

@@ -1,4 +1,4 @@
-"""The run files of configs/papers, each for some steps on a slice of its data: whether it trains and learns.
+"""Each file of gradient descent of configs/papers, for some steps on a slice of its data: does it train and learn.
 
     python benchmarks/presets.py
     python benchmarks/presets.py --only bsl,prism_ --threads 1 --steps 1000
@@ -15,7 +15,6 @@ Without Ray, one worker on the CPU. DISTREC_DATA names the folder that holds gow
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 import torch
+from measure.data import DATA_FOLDER
 from report import hardware
 
 from distrec.data.dataset import Part
@@ -35,7 +35,6 @@ from distrec.training.loop import make_learner
 from distrec.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("DISTREC_DATA", ROOT.parent / "shared" / "data"))
 _ITEMS, _MOST, _INTERACTIONS, _FASTER = 2000, 50, 100_000, 10
 
 
@@ -55,6 +54,12 @@ class Found(NamedTuple):
     def learnt(self) -> bool:
         """Whether the loss is lower, and the NDCG a quarter above that of the initial rows; False for NaN."""
         return self.last < self.first and self.ndcg > 1.25 * self.initial_ndcg
+
+
+def run_files() -> list[Path]:
+    """Return the run files of configs/papers, without those of solvers, which take no steps."""
+    files = sorted((ROOT / "configs" / "papers").glob("*.yaml"))
+    return [file for file in files if "optim" not in load_config(file).unused()]
 
 
 def write_slice(source: Path, folder: Path) -> None:
@@ -84,7 +89,7 @@ def make_trainer(file: Path, folder: Path) -> Trainer:
     given = load_config(file)
     source = Path(given.data.source)  # gowalla, or gowalla/*.txt
     if not (folder / source.parts[0]).exists():
-        write_slice(DATA / source.parts[0], folder / source.parts[0])
+        write_slice(DATA_FOLDER / source.parts[0], folder / source.parts[0])
     overrides = [f"data.source={folder / source}", f"data.cache={folder}/cache", f"optim.lr={_FASTER * given.optim.lr}"]
     config = load_config(file, [*overrides, "train.workers=1"])
     trainer = make_learner(config, prepare(config.data, log=lambda text: None), torch.device("cpu"))
@@ -107,15 +112,14 @@ def run(trainer: Trainer, steps: int) -> Found:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train each run file of configs/papers for some steps.")
+    parser = argparse.ArgumentParser(description="Train the files of configs/papers for some steps.")
     parser.add_argument("--only", default="", metavar="TEXTS", help="parts of the names of files, with commas")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: all cores")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    files = sorted((ROOT / "configs" / "papers").glob("*.yaml"))
-    files = [file for file in files if any(text in file.stem for text in given.only.split(","))]
+    files = [file for file in run_files() if any(text in file.stem for text in given.only.split(","))]
     print(f"{hardware()}; {torch.get_num_threads()} threads; {given.steps} steps\n")
     print("| run file | s | loss, first tenth | last tenth | NDCG@20 on | initial | after | learnt |")
     print("|---|---|---|---|---|---|---|---|")

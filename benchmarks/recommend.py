@@ -7,7 +7,6 @@ The run is written here: factors of two iterations of iALS, as a checkpoint that
 rankings for all users include the file that is written, and leave out the start of Python and the loading of the run.
 """
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from measure.data import source_settings
-from measure.rival import Rival
+from measure.rival import open_rival
 from report import Row, arguments, bar_row, ratios, report
 
 from distrec.data.dataset import Part
@@ -45,7 +44,7 @@ def all_users(model: Recommender, folder: Path, python: Path, repeats: int) -> l
     found: dict[str, list[float]] = {"implicit": [], "distrec": []}
     _write_inputs(model, folder)
     out = folder / "recs.parquet"
-    with Rival(python, Path(__file__).parent / "rivals" / "implicit_recommend.py", [str(folder), str(_K)]) as rival:
+    with open_rival(python, "implicit_recommend.py", [str(folder), str(_K)]) as rival:
         recommend_all(model, out, _K)
         _check(model, out, np.load(folder / "lists.npz")["lists"])
         for _ in range(repeats):
@@ -110,7 +109,6 @@ def main() -> None:
         train_locally(config, Path(folder, "run"))
         model = load_model(Path(folder, "run"))
         rows = all_users(model, Path(folder), options.rivals.absolute(), repeats) + one_user(model, repeats)
-        shutil.rmtree(Path(folder, "run"))
     report(rows, f"Recommendations on {name}: {len(model.users):,} users, {len(model.items):,} items", options.json)
 
 

@@ -102,10 +102,6 @@ def run(file: Path, number: int, seed: int, quick: bool) -> None:
     with temporary() as folder:
         for k, point in enumerate(draw_points(number, seed, quick)):
             figures = measure(point, prepare_shape(point.shape, Path(folder)))
-            config, sizes = _config_and_sizes(point)
-            plan = Plan(config, sizes)
-            figures["planned_memory"] = _memory_of_steps(plan)
-            figures["planned_bytes"] = sum(c.bytes for c in plan.traffic)
             found.append({"shape": point.shape, "workers": point.workers, "settings": point.settings, **figures})
             print(f"{k + 1}/{number} {1e3 * figures['step_s']:8.1f} ms  {point}", flush=True)
             file.write_text(json.dumps(tree, indent=1) + "\n")
@@ -120,8 +116,11 @@ def _memory_of_steps(plan: Plan) -> float:
 def read(file: Path) -> tuple[dict[str, Any], list[Counted]]:
     """Return the content of a file, and the counts and figures of each point."""
     tree = json.loads(file.read_text())
-    points = [Point(tuple(p["shape"]), p["workers"], tuple(p["settings"])) for p in tree["points"]]
-    return tree, [(counts_of(point), row) for point, row in zip(points, tree["points"], strict=True)]
+    return tree, [(counts_of(_point_of(row)), row) for row in tree["points"]]
+
+
+def _point_of(row: dict[str, Any]) -> Point:
+    return Point(tuple(row["shape"]), row["workers"], tuple(row["settings"]))
 
 
 def fit(points: Sequence[Counted]) -> Terms:
@@ -209,11 +208,6 @@ def report_table(file: Path) -> None:
     constants, rows = fit(points), []
     for (_, row), error in zip(points, errors(constants, points), strict=True):
         parts = {f"{part}, ms": 1e3 * value for part, value in row.get("parts", {}).items()}
-        wire = {
-            "sent, MB": row["sent_bytes"] / 1e6,
-            "plan / sent": row["planned_bytes"] / row["sent_bytes"] if row["sent_bytes"] else None,
-        }
-        memory = {"memory, MiB": row["memory"] / 2**20, "plan / memory": row["planned_memory"] / row["memory"]}
         settings = " ".join(s.partition(".")[2] for s in row["settings"])
         shape = "/".join(f"{size:,}" for size in row["shape"])
         rows.append(
@@ -224,11 +218,22 @@ def report_table(file: Path) -> None:
                 "step, ms": 1e3 * row["step_s"],
                 **parts,
                 "model": f"{error:+.0%}",
-                **wire,
-                **memory,
+                **(_beside_plan(row) if "memory" in row else {}),
             }
         )
     print(f"{tree['machine']}\n\n{markdown_table(rows)}")
+
+
+def _beside_plan(row: dict[str, Any]) -> dict[str, float | None]:
+    """Return measured traffic and memory of a point, and what is planned over it."""
+    plan = Plan(*_config_and_sizes(_point_of(row)))
+    sent, memory = row["sent_bytes"], row["memory"]
+    return {
+        "sent, MB": sent / 1e6,
+        "plan / sent": sum(c.bytes for c in plan.traffic) / sent if sent else None,
+        "memory, MiB": memory / 2**20,
+        "plan / memory": _memory_of_steps(plan) / memory,
+    }
 
 
 def main() -> None:

@@ -9,18 +9,18 @@ second call. DISTREC_DATA names the folder of ml-100k/, gowalla/, ...
 """
 
 import argparse
-import os
 import shutil
 import sys
 import time
 from pathlib import Path
+
+from measure.data import DATA_FOLDER
 
 from distrec import UserError, study
 from distrec.cli.study import run_line
 from distrec.tuning.study_config import Size, load_study
 
 ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("DISTREC_DATA", ROOT.parent / "shared" / "data"))
 STUDIES, RESULTS, RUNS = ROOT / "configs" / "studies", ROOT / "benchmarks" / "results" / "studies", Path("runs/studies")
 
 
@@ -28,7 +28,7 @@ def run(name: str, size: Size, parallel: int) -> None:
     """Run one study, and copy its table and figures."""
     file, start = STUDIES / f"{name}.yaml", time.perf_counter()
     config = load_study(file, size)
-    overrides = [f"data.source={DATA / config.base['data.source']}", "tracking.enabled=false"]
+    overrides = [f"data.source={DATA_FOLDER / config.base['data.source']}", "tracking.enabled=false"]
 
     def show(event: dict) -> None:
         if event["kind"] == "run":

@@ -13,7 +13,6 @@ each trial ends once, no epoch is trained and recorded twice, and the winner is 
 """
 
 import json
-import os
 import random
 import signal
 import statistics
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 import yaml
+from measure.data import DATA_FOLDER
 from report import Row, arguments, bar_row, median_row, report
 
 from distrec.core.config import parse
@@ -50,7 +50,7 @@ _PLANTED = {"users": 943, "items": 1682, "interactions": 100_000}
 
 def search_config(folder: Path, trials: int, epochs: int) -> SearchConfig:
     """Return a search over `trials` random configurations."""
-    source = Path(os.environ.get("DISTREC_DATA", "")) / "ml-100k"
+    source = DATA_FOLDER / "ml-100k"
     real = {"source": str(source), "test_fraction": 0.2}
     data = {"planted": _PLANTED} if not source.exists() else real
     tree = {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from distrec.core.config import parse
+from distrec.core.config import parse, without
 from distrec.data.dataset import Dataset
 from distrec.data.prepare import prepare
 from distrec.losses import losses
@@ -131,13 +131,8 @@ def changed(config: Config, **sections: dict) -> Config:
         if "name" in given.get(key, {}):
             known = {"name", *family[section[key]["name"]].model_fields, *given[key]}
             section[key] = {option: value for option, value in section[key].items() if option in known}
-    for ignored in models[tree["model"]["name"]].ignores:
-        section, _, key = ignored.partition(".")
-        if key and key not in sections.get(section, {}):
-            tree[section].pop(key, None)
-        elif not key and section not in sections:
-            tree.pop(section, None)
-    return parse(Config, tree)
+    given = {*sections, *(f"{section}.{key}" for section, keys in sections.items() for key in keys)}
+    return parse(Config, without(tree, {*models[tree["model"]["name"]].ignores} - given))
 
 
 def update(tree: dict[str, Any], values: dict[str, Any]) -> None:

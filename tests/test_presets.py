@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from distrec.training.config import Config, load_config
+from distrec.tuning.space import make_space
+from distrec.tuning.tuner import load_search
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(f for f in CONFIGS.rglob("*.yaml") if f.parent.name != "studies" and not f.name.endswith(".search.yaml"))
@@ -50,4 +52,11 @@ def test_a_run_file_of_a_paper_is_named_after_its_table(file):
 def test_run_files_differ():
     """Files of one paper and data set with equal keys would be one row twice."""
     trees = [yaml.safe_dump(yaml.safe_load(file.read_text())) for file in PAPERS]
-    assert len(PAPERS) > 70 and len(set(trees)) == len(trees)
+    assert len(PAPERS) == 81 and len(set(trees)) == len(trees)
+
+
+def test_a_search_file_loads_with_its_run_file():
+    config = load_search(CONFIGS / "gowalla_mf_ssm.yaml", CONFIGS / "gowalla.search.yaml")
+    searched = {key_range.key for key_range in make_space(config, config.space).ranges}
+    assert searched == {"optim.lr", "loss.temperature", "optim.decay.strength", "sampling.negatives"}
+    assert (config.tune.trials, config.tune.stop, config.data.valid_fraction) == (24, "asha", 0.1)

@@ -10,15 +10,13 @@ from typing import TypeVar
 
 import torch
 
-from distrec.core.errors import UserError
 from measure import cpu_load
 from measure.data import Data, prepare_data
-from measure.rival import Rival
+from measure.rival import Rival, open_rival
 from measure.roofline import Rates, measure_rates
 from measure.training import Training, run_training
 
 CORES, DIM = 2, 64
-_RIVALS = Path(__file__).parents[1] / "rivals"
 
 T = TypeVar("T")
 
@@ -71,11 +69,7 @@ class Bench:
     def rival(self, script: str, *arguments: str) -> Rival:
         """Return a rival, to be opened by `with`. The plain loop needs only torch, and runs in this environment."""
         python = Path(sys.executable) if script.startswith("plain") else self.rivals_python
-        if not python.exists():
-            raise UserError(f"{python} is missing: install the rivals by `make bench`, or name one by --rivals PYTHON")
-        # implicit asks for one BLAS thread beside its own; the others do not use OpenBLAS.
-        environment = {"OPENBLAS_NUM_THREADS": "1"}
-        return Rival(python, _RIVALS / script, [str(self.data.folder), *arguments], environment)
+        return open_rival(python, script, [str(self.data.folder), *arguments])
 
     def update_rates(self) -> None:
         """Measure the rates of the machine once more."""

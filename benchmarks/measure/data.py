@@ -11,8 +11,8 @@ from distrec.data.dataset import Dataset, Part
 from distrec.data.prepare import prepare
 from distrec.training.config import load_config
 
-_ROOT = Path(__file__).parents[2]
-_FOLDER = Path(os.environ.get("DISTREC_DATA", _ROOT.parent / "shared" / "data"))
+DATA_FOLDER = Path(os.environ.get("DISTREC_DATA", Path(__file__).parents[3] / "shared" / "data"))
+"""Holds the public data sets: gowalla/, ml-1m/, ..."""
 _SYNTHETIC = ["data.planted.users=29858", "data.planted.items=40981", "data.planted.interactions=1012660"]
 
 
@@ -49,7 +49,7 @@ class Data:
 
 def source_settings() -> tuple[str, list[str]]:
     """Return the name and the settings of the data: of Gowalla if its folder exists, else of synthetic data."""
-    gowalla = _FOLDER / "gowalla"
+    gowalla = DATA_FOLDER / "gowalla"
     if gowalla.is_dir():
         return "Gowalla", [f"data.source={gowalla}", "data.valid_fraction=0"]
     return "synthetic data of Gowalla's size (DISTREC_DATA names the folder of the real data)", list(_SYNTHETIC)

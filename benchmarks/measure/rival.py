@@ -9,6 +9,9 @@ from types import TracebackType
 from typing import Any
 
 from distrec.core.errors import UserError
+from measure.peak_rss import peak_rss
+
+_RIVALS = Path(__file__).parents[1] / "rivals"
 
 
 class Rival:
@@ -58,8 +61,7 @@ class Rival:
 
     def peak_mib(self) -> float:
         """Return the largest resident memory of the process so far, MiB."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) / 1024
+        return peak_rss(self._process.pid) / 2**20
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -69,3 +71,20 @@ class Rival:
             raise UserError(f"{self._command[3]} ended early:\n{tail}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def open_rival(
+    python: Path, script: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+) -> Rival:
+    """Return a rival, to be opened by `with`.
+
+    Args:
+        python: interpreter of the rival's virtual environment.
+        script: name of a script in `rivals/`.
+        arguments: of the script, its folder first.
+        environment: variables set beside those of this process, and OPENBLAS_NUM_THREADS.
+    """
+    if not python.exists():
+        raise UserError(f"{python} is missing: install the rivals by `make bench`, or name one by --rivals PYTHON")
+    # implicit asks for one BLAS thread beside its own; the others do not use OpenBLAS.
+    return Rival(python, _RIVALS / script, arguments, {"OPENBLAS_NUM_THREADS": "1", **(environment or {})})

@@ -21,6 +21,7 @@ from distrec.testing.wire import counted_bytes
 from distrec.training.config import load_config
 from distrec.training.planning.sizes import Degrees
 from distrec.training.trainer import Trainer
+from measure.peak_rss import peak_rss
 
 _WARM_UP, _BATCHES = 4, 8
 BUCKETS = 64
@@ -120,12 +121,6 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def peak_rss() -> int:
-    """Return the largest resident set of this process so far, bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def temporary() -> "tempfile.TemporaryDirectory[str]":

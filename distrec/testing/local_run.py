@@ -9,6 +9,4 @@ from distrec.tuning.trial import run_trial
 
 def train_locally(config: Config, path: Path) -> Result:
     """Train with one worker in the run folder `path`; return the result, which is written to it."""
-    changes = {"train": {"workers": 1}, "run": {"dir": path}}
-    update = {name: getattr(config, name).model_copy(update=values) for name, values in changes.items()}
-    return run_trial(config.model_copy(update=update))
+    return run_trial(config.changed(train={"workers": 1}, run={"dir": path}))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from distrec.core.file_lock import FileLock
 from distrec.data.config import DataConfig
 from distrec.data.dataset import Part
 from distrec.data.merge import merge_validation, refit_data
@@ -10,15 +11,15 @@ from tests.conftest import changed
 
 
 def test_a_merged_data_set_is_that_without_a_validation_part(small, dataset, tmp_path):
-    whole = prepare(small.data.model_copy(update={"valid_fraction": 0.0})).manifest
+    whole = prepare(small.data.model_copy(update={"valid_fraction": 0.0}))
     merged = merge_validation(dataset, tmp_path)
     differing = {"valid_fraction"}
-    assert merged.manifest.model_dump(exclude=differing) == whole.model_dump(exclude=differing)
+    assert merged.manifest.model_dump(exclude=differing) == whole.manifest.model_dump(exclude=differing)
     assert merged.manifest.train == dataset.manifest.train + dataset.manifest.valid and not merged.manifest.valid
     for part in Part:
         buckets = range(dataset.manifest.buckets)
-        expected = prepare(small.data.model_copy(update={"valid_fraction": 0.0})).interactions(part, buckets)
-        assert all(np.array_equal(a, b) for a, b in zip(merged.interactions(part, buckets), expected, strict=True))
+        found, expected = merged.interactions(part, buckets), whole.interactions(part, buckets)
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_refits_of_each_kind_of_source(small, dataset, tmp_path):
@@ -33,3 +34,10 @@ def test_refits_of_each_kind_of_source(small, dataset, tmp_path):
     files = DataConfig(source=str(tmp_path), cache=prepared.cache)
     found = prepare(refit_data(files, prepare(files))).manifest
     assert (found.train, found.valid, found.test) == (5, 0, 1)
+
+
+def test_a_refit_that_waits_for_another_process_says_so(dataset, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(FileLock, "acquire_waiting", lambda lock, on_wait: on_wait("process 7") or lock.acquire())
+    refit_data(DataConfig(source=str(dataset.path), cache=tmp_path), dataset, lines.append)
+    assert lines == ["data: waiting for process 7, which prepares the same data"]

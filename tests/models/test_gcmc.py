@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-from distrec.evaluation.diagnostics import Side, diagnostics
 from distrec.losses import Loss, losses
 from distrec.models.message_passing import Convolution
 from distrec.testing.host import FolderHost
@@ -13,6 +12,7 @@ from distrec.training.loop import Job, Loop
 from distrec.training.trainer import Trainer
 from tests.conftest import changed
 from tests.kernels.test_sparse_matrix import random_matrix
+from tests.training.test_trainer import evaluate
 
 CPU = torch.device("cpu")
 
@@ -69,13 +69,9 @@ def test_representations_collapse_where_the_sum_is_inside_the_sigmoid(small, dat
         trainer = Trainer(config_of(small, name, seed), dataset, CPU)
         for k in range(60):
             trainer.step(trainer.source.batch(*divmod(k, trainer.source.steps)))
-        sides = trainer.scorer.representations(np.arange(dataset.manifest.users))
-        partitions = trainer.sharded.partitions
-        figures = {}
-        for side, rows in zip(("users", "items"), sides, strict=True):
-            degrees = trainer.sharded.owned_degrees(side)
-            figures |= diagnostics(Side(side, rows, degrees, partitions[side]), trainer.exchange)
+        figures = evaluate(trainer).diagnostics
         ranks[name] = min(figures[f"effective_rank_{side}"] for side in ("users", "items"))
+        sides = trainer.scorer.representations(np.arange(dataset.manifest.users))
         largest[name] = max(rows.abs().max() for rows in sides)
     assert ranks["one_sigmoid"] < 3.5 < 5 < ranks["bpr"]
     assert largest["one_sigmoid"] > 5 * largest["bpr"]

@@ -95,7 +95,6 @@ def test_prism_norms_and_directions(base, alpha):
         assert d[0] == 0 and abs(rows[0].norm() - 0.693147) < 1e-6
 
 
-@initializers.register("mostly_zero")
 class MostlyZero(Init):
     """Rows of which nine in ten are zero."""
 
@@ -103,7 +102,8 @@ class MostlyZero(Init):
         return ((draws.random((shape[0], 1)) < 0.1) * draws.standard_normal(shape)).astype(np.float32)
 
 
-def test_prism_draws_rows_of_zeros_again():
+def test_prism_draws_rows_of_zeros_again(monkeypatch):
+    monkeypatch.setitem(initializers, "mostly_zero", MostlyZero)
     init = initializers["prism"](alpha=0, base="mostly_zero")
     rows = whole(init, 100, 8, 1)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(100))
@@ -111,5 +111,5 @@ def test_prism_draws_rows_of_zeros_again():
 
 
 def test_the_base_of_prism_is_another_initialisation():
-    with pytest.raises(ValueError, match="'prism' is no base; known: mostly_zero, normal, xavier_normal, xavier_unif"):
+    with pytest.raises(ValueError, match="'prism' is no base; known: normal, xavier_normal, xavier_unif"):
         initializers["prism"](base="prism")
