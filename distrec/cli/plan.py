@@ -48,7 +48,7 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 def _count(text: str) -> int:
     """Parse 1000, 1_000 or 1e3."""
     value = float(text)
-    if value != int(value):
+    if not value.is_integer():  # nor inf or nan
         raise argparse.ArgumentTypeError(f"{text} is no whole number")
     return int(value)
 
@@ -128,7 +128,7 @@ def memory_limit(arguments: argparse.Namespace, plan: "Plan", costs: "Costs") ->
 
 def _job(plan: "Plan") -> Iterator[str]:
     config, sizes = plan.config, plan.sizes
-    loss = "" if "loss" in config.unused() or not plan.step else f" with {config.loss.name}"
+    loss = "" if "loss" in config.unused() else f" with {config.loss.name}"
     yield (
         f"{config.model.name}{loss}: {sizes.users:,} users, {sizes.items:,} items, {sizes.interactions:,} training "
         "interactions"

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from distrec.core.errors import UserError
 
@@ -22,11 +23,24 @@ def report(arguments: argparse.Namespace, note: Callable[[str], None]) -> None:
     out = write_report(arguments.runs, arguments.out, note)
     print(out)
     for run in arguments.runs:
-        facts = RunFolder(run).facts()
-        if facts.get("mlflow_run") and facts.get("mlflow_uri"):
-            from distrec.tracking.mlflow import add_to_run
+        add_to_recorded_run(RunFolder(run).facts(), out, note)
 
-            try:
-                add_to_run(facts["mlflow_uri"], facts["mlflow_run"], out)
-            except UserError as error:
-                note(str(error))
+
+def add_to_recorded_run(
+    facts: dict[str, Any], path: Path, note: Callable[[str], None], name: str | None = None
+) -> str | None:
+    """Add a file or folder to the run in MLflow that the facts of a run folder name.
+
+    Returns:
+        The id of the run; None if there is none, or it cannot be reached.
+    """
+    if not (facts.get("mlflow_run") and facts.get("mlflow_uri")):
+        return None
+    from distrec.tracking.mlflow import add_to_run
+
+    try:
+        add_to_run(facts["mlflow_uri"], facts["mlflow_run"], path, name)
+    except UserError as error:
+        note(str(error))
+        return None
+    return str(facts["mlflow_run"])

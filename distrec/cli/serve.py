@@ -1,10 +1,11 @@
 """The commands `recommend` and `export`. Heavy modules are imported when a command runs; one user needs no Ray."""
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distrec.cli.report import add_to_recorded_run
 from distrec.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,15 +72,8 @@ def export(arguments: argparse.Namespace, note: Note) -> None:
     model = load_model(arguments.run, note=note)
     out = export_model(model, arguments.out, arguments.format, arguments.index, arguments.mlflow, print)
     print(f"exported to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
-    facts = model.folder.facts()
-    if arguments.mlflow and facts.get("mlflow_run"):
-        from distrec.tracking.mlflow import add_to_run
-
-        try:
-            add_to_run(facts["mlflow_uri"], facts["mlflow_run"], out / MLFLOW_MODEL, "model")
-            print(f"MLflow: runs:/{facts['mlflow_run']}/model")
-        except UserError as error:
-            note(str(error))
+    if arguments.mlflow and (run := add_to_recorded_run(model.folder.facts(), out / MLFLOW_MODEL, note, "model")):
+        print(f"MLflow: runs:/{run}/model")
 
 
 def recommend(arguments: argparse.Namespace, note: Note) -> None:
@@ -175,6 +169,6 @@ def _note_popular(note: Note, table: "pa.Table") -> None:
 def _print(table: "pa.Table") -> None:
     from distrec.cli.progress import results_table
 
-    several = len(table["user"].unique()) > 1
-    names: Iterable[str] = table.column_names if several else [name for name in table.column_names if name != "user"]
-    results_table(table.select(list(names)).to_pylist())
+    if len(table["user"].unique()) <= 1:
+        table = table.drop_columns("user")
+    results_table(table.to_pylist())

@@ -20,7 +20,7 @@ def values(column: pa.Array, dtype: type[np.generic]) -> np.ndarray:
 
 
 def texts(words: Sequence[str]) -> pa.Array:
-    """Return a column of texts, large_string."""
+    """Return a column of strings, large_string."""
     encoded = [word.encode() for word in words]
     bounds = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     buffers = [None, pa.py_buffer(bounds), pa.py_buffer(b"".join(encoded))]

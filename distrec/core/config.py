@@ -59,15 +59,15 @@ class Section(BaseModel):
     @model_serializer(mode="wrap")
     def _serialize(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         name, unused = {"name": self.name} if isinstance(self, Part) else {}, self.unused()
-        return name | _without(serialize(self), unused)
+        return name | without(serialize(self), unused)
 
 
-def _without(tree: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+def without(tree: dict[str, Any], keys: set[str]) -> dict[str, Any]:
     """Return a tree of plain values without some dotted keys."""
     kept = {name: value for name, value in tree.items() if name not in keys}
     for section, _, key in (dotted.partition(".") for dotted in keys if "." in dotted):
         if section in kept:
-            kept[section] = _without(kept[section], {key})
+            kept[section] = without(kept[section], {key})
     return kept
 
 
@@ -415,32 +415,22 @@ def read_yaml(path: Path, dotted: bool = False) -> dict[str, Any]:
 
 def _override(kind: type[Section], tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply overrides to a tree of plain values, in place, and return it."""
-    types_of = {option.key: option.type.split(" or ") for option in describe(kind)}
+    types_of = key_types(kind) if overrides else {}
     for override in overrides:
-        _apply_override(tree, override, types_of)
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"an override must have the form key=value, for example optim.lr=0.01; got {override!r}")
+        _set(tree, {key: _value(key, text, types_of.get(key, set()))})
     return tree
 
 
-def _apply_override(tree: dict[str, Any], override: str, types_of: dict[str, list[str]]) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"an override must have the form key=value, for example optim.lr=0.01; got {override!r}")
-    value = _value(key, text, types_of.get(key, []))
-    *path, last = key.split(".")
-    for name in path:
-        tree = tree.setdefault(name, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"{key}: {name} is a value, not a section")
-    tree[last] = value
-
-
-def _value(key: str, text: str, types: list[str]) -> Any:
+def _value(key: str, text: str, types: set[str]) -> Any:
     """Return the value of an override: literal for text and paths, in which YAML would give # : ~ 2024 a meaning."""
     if "null" in types and text in ("", "null"):
         return None
     if "path" in types and text == "":
         raise UserError(f"{key} is empty: give a path")
-    if {"text", "path"} & set(types):
+    if {"text", "path"} & types:
         return text
     try:
         return yaml.safe_load(text)

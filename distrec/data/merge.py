@@ -24,7 +24,8 @@ def refit_data(config: DataConfig, dataset: Dataset, log: Log = lambda line: Non
         found = config.model_copy(update={"valid_fraction": 0.0})
         prepare(found, log)
         return found
-    return DataConfig(source=str(merge_validation(dataset, config.cache).path.absolute()), cache=config.cache)
+    merged = merge_validation(dataset, config.cache, log)
+    return DataConfig(source=str(merged.path.absolute()), cache=config.cache)
 
 
 def merge_validation(dataset: Dataset, cache: Path, log: Log = lambda line: None) -> Dataset:

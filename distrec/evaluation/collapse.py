@@ -14,9 +14,9 @@ LEAST_RANK = 0.25
 MOST_DEAD = 0.01
 """Share of the rows with training interactions that may be dead."""
 GROWTH = 10.0
-"""Factor by which the median length may change between evaluations without being named as a cause."""
+"""Factor by which the median norm may change between evaluations without being named as a cause."""
 _NO_GRADIENT = 1e-8  # norm of the gradient of the last step below which the loss is saturated
-_LONG = 100.0  # median length that is named as a cause at the first evaluation
+_LONG = 100.0  # median norm that is named as a cause at the first evaluation
 
 Figures = Mapping[str, float]
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from distrec.core.config import Section, split_words
+from distrec.core.errors import UserError
 from distrec.evaluation.catalogue import CATALOGUE_METRICS
 from distrec.evaluation.metrics import METRICS
 
@@ -26,7 +27,7 @@ class EvalConfig(Section):
     interactions), `neutral` (next 15 %) and `unpopular` items make up, which sum to the whole; and the means over
     `active` (first 5 % of the users), `moderate` (next 15 %) and `inactive` users."""
     magnitudes: bool = False
-    """Also the correlation of log(training interactions + 2) with the length of the representations, of users and of
+    """Also the correlation of log(training interactions + 2) with the norm of the representations, of users and of
     items, and the metrics by `dot` beside those by `cosine`. A second ranking: evaluation takes twice as long."""
     diagnostics: bool = True
     """Measure the representations at each evaluation on the validation part (effective rank, cosines, norms), and warn
@@ -56,3 +57,8 @@ class EvalConfig(Section):
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"unknown metric {', '.join(unknown)}; known: all, {', '.join(known)}")
         return tuple(dict.fromkeys(names))
+
+
+def no_similarity(key: str, value: str, use: str) -> UserError:
+    """Return the error of a key of `eval` that needs representations of users and items."""
+    return UserError(f"eval.{key}={value}: this model's scores are no similarity; use {use}")

@@ -1,4 +1,4 @@
-"""Figures of the representations of one side, users or items, of all workers: their lengths, directions and rank.
+"""Figures of the representations of one side, users or items, of all workers: their norms, directions and rank.
 
 Only rows with training interactions count: others keep their initial values, or decay to 0. A cost of a few passes over
 the rows, and of a D x D eigenvalue problem. S: rows of the sample.
@@ -14,9 +14,9 @@ from distrec.sharding.collectives import Exchange
 from distrec.sharding.partition import Partition
 
 _SAMPLE = 2**14  # rows of a side whose directions and percentiles are measured, at most
-_DEAD = 1e-8  # length below which a row counts as dead
+_DEAD = 1e-8  # norm below which a row counts as dead
 _PERCENTILES = (1, 50, 99)
-_CONSTANT = 1e-6  # relative deviation of lengths that are equal but for rounding: no correlation is defined
+_CONSTANT = 1e-6  # relative deviation of norms that are equal but for rounding: no correlation is defined
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def diagnostics(side: Side, exchange: Exchange) -> dict[str, float]:
     - effective_rank: exponential of the entropy of the singular values (Roy and Vetterli, EUSIPCO 2007), in [1, D]
     - effective_rank_share: the same over its bound, the smaller of D and the number of rows
     - mean_cosine: mean cosine of all pairs of different rows
-    - norm_p1, norm_p50, norm_p99: percentiles of the lengths
+    - norm_p1, norm_p50, norm_p99: percentiles of the norms
     - dead_rows: share of the rows that are not finite, or shorter than 1e-8
 
     All but the last are of an evenly spaced sample of at most 16,384 rows, and absent if all of these are dead.
@@ -78,8 +78,8 @@ def _effective_rank(gram_DD: Tensor) -> float:
 
 @torch.no_grad()
 def norm_correlation(side: Side, exchange: Exchange) -> dict[str, float]:
-    """Return {"norm_correlation_items": r}, the Pearson correlation of log(degree + 2) with the lengths of the rows.
-    Collective. Absent where it is not defined: fewer than two rows, or equal lengths or degrees.
+    """Return {"norm_correlation_items": r}, the Pearson correlation of log(degree + 2) with the norms of the rows.
+    Collective. Absent where it is not defined: fewer than two rows, or equal norms or degrees.
     """
     norm_V = torch.linalg.vector_norm(side.rows_VD.double(), dim=1).cpu().numpy()
     kept_V = (side.degree_V > 0) & np.isfinite(norm_V)

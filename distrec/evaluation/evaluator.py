@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distrec.core.errors import UserError
 from distrec.data.dataset import Dataset, Part
 from distrec.evaluation.catalogue import CATALOGUE_METRICS, catalogue_metrics
-from distrec.evaluation.config import EvalConfig
+from distrec.evaluation.config import EvalConfig, no_similarity
 from distrec.evaluation.diagnostics import Side, diagnostics, norm_correlation
 from distrec.evaluation.metrics import ADDITIVE, METRICS, RankingSums, UserMetrics, exact_sum, user_metrics
 from distrec.evaluation.per_user import MOST_USERS, PerUser, bootstrap, gather_users
@@ -85,7 +84,7 @@ class _Evaluation:
         self.trained = self.item_degrees > 0
         excludes = config.untrained_items == "exclude" and not self.trained.all()
         self.candidates = self.trained if excludes else None
-        self.base = scorer.similarity if config.similarity == "model" else config.similarity
+        self.base = scorer.ranking_similarity(config.similarity)
 
     def run(self, per_user: bool) -> Evaluated:
         config, exchange = self.config, self.exchange
@@ -120,11 +119,10 @@ class _Evaluation:
         everyone = np.arange(self.of_users.size(rank))
         found = self.scorer.representations(everyone if measured else self.users)
         if found is None:
-            for key, needed in (("similarity", config.similarity != "model"), ("magnitudes", config.magnitudes)):
-                if needed:
-                    value = config.similarity if key == "similarity" else "true"
-                    hint = "model" if key == "similarity" else "false"
-                    raise UserError(f"eval.{key}={value}: this model's scores are no similarity; use {hint}")
+            if config.similarity != "model":
+                raise no_similarity("similarity", config.similarity, "model")
+            if config.magnitudes:
+                raise no_similarity("magnitudes", "true", "false")
             return None, []
         users_UD, items_VD = found
         if measured:

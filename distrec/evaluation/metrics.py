@@ -150,6 +150,14 @@ def _check_parts(values: Mapping[str, Floats], strata: Sequence[str]) -> None:
             assert np.abs(parts_U - value_U).max(initial=0) < 1e-12, f"the strata of {name} do not sum to the whole"
 
 
+def check_user_metric(metric: str, given: str = "") -> None:
+    """Raise ValueError if this is no `name@k` of `METRICS` with k at least 1. `given`: the metric as it was written."""
+    name, _, k = metric.partition("@")
+    if name not in METRICS or not k.isdecimal() or int(k) < 1:
+        known = " or ".join(f"{m}@20" for m in METRICS)
+        raise ValueError(f"{given or metric!r} is no validation metric; write {known}")
+
+
 @METRICS.register("recall")
 def recall(hits_UK: Bools, relevant_U: Ints, k: int) -> Floats:
     """Return Recall@K = hits in the first K / |relevant|."""

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from distrec.core.atomic_file import atomic_file
 from distrec.core.errors import UserError, reason_of
 from distrec.sharding.collectives import Exchange
 
@@ -32,11 +33,11 @@ class PerUser:
             UserError: the file cannot be written.
         """
         table = pa.table({"user": user_ids.take(pa.array(self.user_U)), **self.values})
-        partial = path.with_name(f"{path.name}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, partial)
-            return partial.rename(path)
+            with atomic_file(path) as partial:
+                pq.write_table(table, partial)
+            return path
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"cannot write {path}: {reason_of(error)}") from None
 

@@ -199,7 +199,7 @@ def add_block_reference(
     best: tuple[Tensor, Tensor], users_UD: Tensor, items_VD: Tensor, ids_V: Tensor, masked: UserItemPairs
 ) -> None:
     """`add_block` in plain torch, for any device and dtype."""
-    (scores_UK, ids_UK), users, size = best, len(users_UD), max(1, _SCORES // len(ids_V))
+    (scores_UK, ids_UK), users, size = best, len(users_UD), max(1, _SCORES // max(1, len(ids_V)))
     for start in range(0, users, size):
         rows = slice(start, min(start + size, users))
         scores_BV = users_UD[rows] @ items_VD.T

@@ -1,4 +1,4 @@
-"""Baselines that take popularity out of a model: BPR with the regularisers IPL and ReSN, and MACR.
+"""Debiasing baselines: BPR with the regularisers IPL and ReSN, and MACR.
 
 As the weight decay paper (App. D.2) runs them. U: distinct users or items of the global batch.
 """

@@ -137,11 +137,19 @@ class Model(torch.nn.Module):
         return users_VD.index_select(0, users_U), items_VD if items_R is None else items_VD.index_select(0, items_R)
 
 
+Similarity = Literal["model", "dot", "cosine"]
+"""Values of `eval.similarity`."""
+
+
 class Scorer:
     """The scores that rank items for users. All workers make the same calls in the same order."""
 
     similarity: Literal["cosine", "dot"] = "dot"
     """Similarity of representations in training."""
+
+    def ranking_similarity(self, chosen: Similarity) -> Literal["dot", "cosine"]:
+        """Return the similarity that ranks, given `eval.similarity`."""
+        return self.similarity if chosen == "model" else chosen
 
     def representations(self, users: np.ndarray) -> tuple[Tensor, Tensor] | None:
         """Return representations of some users (U, D), and of all items that this worker owns (V, D).

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distrec.evaluation.paired_tests import holm
 from distrec.evaluation.strata import ITEM_STRATA
 from distrec.report.run_data import RunData
-from distrec.report.statistics import Difference, holm, paired
+from distrec.report.statistics import Difference, paired
 
 _ITEMS = 8  # listed of those with the most hits gained and lost
 

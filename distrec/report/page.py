@@ -1,7 +1,7 @@
 """The report of one or several runs: one HTML file, which needs no other file and no network."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from distrec import __version__
+from distrec.core.atomic_file import atomic_file
 from distrec.core.config import expand_user
 from distrec.core.errors import UserError, reason_of
 from distrec.core.status import stage
+from distrec.data.dataset import Part
 from distrec.evaluation.strata import ITEM_STRATA
 from distrec.report import charts
 from distrec.report.comparison import Comparison, compare, fingerprint, item_rows, p_text, title, verdict
@@ -47,7 +49,6 @@ class Section:
     text: Sequence[str] = ()
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
-    runs: Sequence[str] = field(default_factory=tuple)
 
 
 def report(runs: Sequence[str | Path], out: str | Path, note: Callable[[str], object] = lambda text: None) -> Path:
@@ -73,9 +74,9 @@ def report(runs: Sequence[str | Path], out: str | Path, note: Callable[[str], ob
     stage("drawing")
     page, out = render(data), expand_user(Path(out)).absolute()
     try:
-        partial = out.with_name(f"{out.name}.partial")
-        partial.write_text(page)
-        return partial.rename(out)
+        with atomic_file(out) as partial:
+            partial.write_text(page)
+        return out
     except OSError as error:
         raise UserError(f"cannot write {out}: {reason_of(error)}") from None
 
@@ -159,7 +160,7 @@ def _metrics(runs: Sequence[RunData], found: Sequence[Comparison]) -> Section:
     ]
     if len(found) > 1:
         note.append("The p-values at the top are adjusted for the number of comparisons (Holm); those below are not.")
-    part = "test" if runs[0].part == 2 else "validation"
+    part = "test" if runs[0].part == Part.TEST else "validation"
     chart = charts.intervals(titles, means, "mean over users")
     return Section("Metrics", note, [Chart(Markup(chart), f"Metrics on the {part} part")], tables)
 

@@ -18,7 +18,7 @@ from distrec.serve.ranker import Ranker
 from distrec.serve.vectors import KeptVectors
 from distrec.sharding.partition import Partition
 from distrec.training.config import Config
-from distrec.training.evaluate import checkpoint_of, load_checkpoint, open_run
+from distrec.training.evaluate import load_checkpoint, open_run
 from distrec.training.run_folder import Result, RunFolder
 
 
@@ -84,10 +84,7 @@ def read_run(run: str | Path, name: str, note: Callable[[str], object]) -> RunDa
         norms = {entity: rows.norm(dim=1).numpy() for entity, rows in zip(("users", "items"), vectors, strict=True)}
     values = user_values(Ranker(kept, loaded.exchange, dataset, config.eval.similarity), dataset, part, config)
     history, result = loaded.history, folder.result()
-    epoch = len(history)
-    if checkpoint_of(folder, config).parent.name == "best":
-        epoch = history[-1]["epoch"]
-    return RunData(name, folder, config, dataset, result, history, epoch, part, values, norms)
+    return RunData(name, folder, config, dataset, result, history, len(history), part, values, norms)
 
 
 def user_values(ranker: Ranker, dataset: Dataset, part: Part, config: Config) -> UserValues:

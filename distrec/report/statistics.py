@@ -4,11 +4,12 @@ Intervals and p-values are those of the t-test over users. They say how far the 
 the same kind; they say nothing about other seeds of the training.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+
+from distrec.evaluation.paired_tests import paired_p
 
 LEVEL = 0.95
 _EQUAL = 1e-12  # values of a user that differ by less are equal
@@ -50,21 +51,9 @@ def paired(a_U: np.ndarray, b_U: np.ndarray) -> Difference:
     """Return the mean difference A - B of the same users."""
     difference_U = a_U - b_U
     average, margin, users = float(np.mean(difference_U)), _margin(difference_U), len(difference_U)
-    deviation = float(np.std(difference_U, ddof=1)) if users > 1 else np.nan
-    p = 1.0
-    if users > 1 and deviation > 0:
-        p = float(2 * stats.t.sf(abs(average) / (deviation / np.sqrt(users)), users - 1))
+    p = paired_p(a_U, b_U) if users > 1 else 1.0
     better, worse = int((difference_U > _EQUAL).sum()), int((difference_U < -_EQUAL).sum())
     return Difference(average, average - margin, average + margin, p, users, better, worse)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for their number by Holm's method."""
-    adjusted, largest = [0.0] * len(p), 0.0
-    for step, index in enumerate(np.argsort(p, kind="stable")):
-        largest = max(largest, min(1.0, (len(p) - step) * p[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 def _margin(value_U: np.ndarray) -> float:

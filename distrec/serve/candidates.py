@@ -72,7 +72,10 @@ class SeenItems:
         found = []
         for bucket in np.unique(users % self._dataset.manifest.buckets).tolist():
             for part in PARTS[seen]:
-                user, item = self._bucket(part, bucket)
+                user, item = self._bucket(part, bucket)  # ordered by user
+                ends = users[[0, -1]].astype(user.dtype)
+                between = slice(np.searchsorted(user, ends[0]), np.searchsorted(user, ends[1], "right"))
+                user, item = user[between], item[between]
                 row = np.searchsorted(users, user).clip(max=len(users) - 1)
                 kept = users[row] == user
                 found.append((row[kept], item[kept].astype(np.int64)))

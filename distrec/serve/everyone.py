@@ -12,6 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
 
+from distrec.core.atomic_file import atomic_file
 from distrec.core.config import expand_user
 from distrec.core.errors import UNWRITABLE, UserError, reason_of
 from distrec.core.status import share, stage
@@ -123,31 +124,29 @@ def table_writer(out: str | Path) -> Iterator[Callable[[pa.Table], None]]:
         UserError: a file of another kind, or one that cannot be written.
     """
     out = checked_out(out)
-    partial, writer = out.with_name(f"{out.name}.partial"), None
+    writer = None
 
     def write(table: pa.Table) -> None:
         nonlocal writer
-        if out.suffix == ".csv":  # which knows no dictionaries
-            table = table.set_column(4, "source", table["source"].cast(pa.string()))
+        if out.suffix == ".csv":  # has no dictionary type
+            index, source = table.schema.get_field_index("source"), table["source"].cast(pa.string())
+            table = table.set_column(index, "source", source)
         if writer is None:
             kind: Any = pyarrow.csv.CSVWriter if out.suffix == ".csv" else pq.ParquetWriter
             writer = kind(str(partial), table.schema)
         writer.write_table(table)
 
     try:
-        try:
-            yield write
-        finally:
-            if writer is not None:
-                writer.close()
-        if writer is not None:
-            partial.rename(out)
+        with atomic_file(out) as partial:
+            try:
+                yield write
+            finally:
+                if writer is not None:
+                    writer.close()
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
         raise UserError(f"cannot write {out}: {reason_of(error)}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def checked_out(out: str | Path) -> Path:

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from distrec import __version__
 from distrec.core import columns
-from distrec.core.config import dump, expand_user
+from distrec.core.config import expand_user
 from distrec.core.errors import UserError
 from distrec.core.status import stage
 from distrec.data.writer import atomic_directory
 from distrec.models.base import EmbeddingConfig
 from distrec.serve import ann
 from distrec.serve.recommender import Recommender
+from distrec.sharding.checkpoint import is_complete
 from distrec.sharding.table import ITEMS, USERS
-from distrec.training.evaluate import checkpoint_of
-from distrec.training.run_folder import CHECKPOINTS, RunFolder
+from distrec.training.run_folder import RunFolder
 
 FORMATS = ("parquet", "npy", "safetensors")
 MLFLOW_MODEL = "mlflow_model"
@@ -114,24 +114,23 @@ def _write_pyfunc(model: Recommender, folder: Path) -> None:
 
     run = folder / "run"
     copy_run(model, run)
-    kind = "long" if pa.types.is_integer(model.users.ids.type) else "string"
-    item_kind = "long" if pa.types.is_integer(model.items.ids.type) else "string"
-    outputs = {"user": kind, "rank": "integer", "item": item_kind, "score": "float", "source": "string"}
-    save_pyfunc(folder / MLFLOW_MODEL, run, "distrec.serve.pyfunc", {"user": kind}, outputs, {"k": 20, "seen": "all"})
+    user, item = ("long" if pa.types.is_integer(ids.ids.type) else "string" for ids in (model.users, model.items))
+    outputs = {"user": user, "rank": "integer", "item": item, "score": "float", "source": "string"}
+    save_pyfunc(folder / MLFLOW_MODEL, run, "distrec.serve.pyfunc", {"user": user}, outputs, {"k": 20, "seen": "all"})
     shutil.rmtree(run)
 
 
 def copy_run(model: Recommender, to: Path) -> None:
     """Copy what `load_model` reads of a run to a new folder: it can be moved, and needs no other file."""
-    checkpoint, facts = checkpoint_of(model.folder, model.config), model.folder.facts()
+    checkpoint, facts = model.checkpoint, model.folder.facts()
+    if not is_complete(checkpoint):  # a run that goes on deletes it
+        raise UserError(f"{checkpoint} is gone or damaged since it was loaded: export again")
     shutil.copytree(model.dataset.path, to / "data")
     copy, kept = RunFolder(to), to / checkpoint.relative_to(model.folder.path)
     copy.start(model.config, {"fingerprint": facts.get("fingerprint"), "data": "data"})
-    (to / CHECKPOINTS).mkdir(exist_ok=True)
     kept.mkdir(parents=True)
     for file in sorted(checkpoint.glob("shard-*.pt")):
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         if isinstance(model.config.model, EmbeddingConfig):  # without the state of the optimizer
             content["tables"] = {name: {"rows": rows["rows"].clone()} for name, rows in content["tables"].items()}
         torch.save(content, kept / file.name)
-    (to / "config.yaml").write_text(dump(model.config))

@@ -115,6 +115,8 @@ def read_histories(path: Path, user_column: str, item_column: str) -> dict[Any, 
             histories: dict[Any, list[Any]] = {}
             found = (_column(table, name, path).to_pylist() for name in (user_column, item_column))
             for user, item in zip(*found, strict=True):
+                if user is None or item is None:
+                    raise UserError(f"{path}: a row lacks its user or its item")
                 histories.setdefault(user, []).append(item)
             return histories
     return {"new": read_ids(path, item_column)}
@@ -128,13 +130,17 @@ def read_table(path: Path) -> pa.Table:
         options = pyarrow.csv.ParseOptions(delimiter=_SEPARATORS[path.suffix])
         head = pyarrow.csv.open_csv(path, parse_options=options).schema
         text = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in head.names})
-        return pyarrow.csv.read_csv(path, parse_options=options, convert_options=text)
+        table = pyarrow.csv.read_csv(path, parse_options=options, convert_options=text)
+        trimmed = [pc.utf8_trim_whitespace(column) for column in table.columns]  # as the data are read
+        return pa.Table.from_arrays([pc.if_else(pc.equal(t, ""), None, t) for t in trimmed], names=table.column_names)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"cannot read {path}: {reason_of(error)}") from None
 
 
 def _column(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
-    if name in table.column_names:
+    if (count := table.column_names.count(name)) > 1:
+        raise UserError(f"{path} has {count} columns named {name}: keep one")
+    if count:
         return table[name]
     if table.num_columns == 1:
         return table[0]

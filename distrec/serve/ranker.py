@@ -11,9 +11,10 @@ from torch import Tensor
 
 from distrec.core.errors import UserError
 from distrec.data.dataset import Dataset
+from distrec.evaluation.config import no_similarity
 from distrec.evaluation.ranking import UserItemPairs, add_block_reference, rank, rank_scores
 from distrec.evaluation.topk import topk_block
-from distrec.models.base import Scorer
+from distrec.models.base import Scorer, Similarity
 from distrec.models.scoring import l2_normalize, l2_normalize_reference
 from distrec.serve.candidates import Seen, SeenItems
 from distrec.serve.lists import MODEL, POPULAR, Lists
@@ -34,7 +35,7 @@ class Ranker:
         similarity: `eval.similarity`.
     """
 
-    def __init__(self, scorer: Scorer, exchange: Exchange, dataset: Dataset, similarity: str) -> None:
+    def __init__(self, scorer: Scorer, exchange: Exchange, dataset: Dataset, similarity: Similarity) -> None:
         self.scorer, self.exchange, self.similarity, m = scorer, exchange, similarity, dataset.manifest
         self.users = Partition(m.users, m.buckets, exchange.workers)
         self.items = Partition(m.items, m.buckets, exchange.workers)
@@ -84,7 +85,7 @@ class Ranker:
         known: UserItemPairs,
         k: int,
         chosen_V: np.ndarray | None,
-        similarity: str | None = None,
+        similarity: Similarity | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (scores, codes) of the best items of some users by a scorer, (U, k) each.
 
@@ -106,17 +107,17 @@ class Ranker:
         known: UserItemPairs,
         k: int,
         chosen_V: np.ndarray | None,
-        similarity: str | None = None,
+        similarity: Similarity | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return what `rank` returns, for the rows of any partition."""
         found, similarity = scorer.representations(users), similarity or self.similarity
         if found is None:
             if similarity != "model":
-                raise UserError(f"eval.similarity={similarity}: this model's scores are no similarity; use model")
+                raise no_similarity("similarity", similarity, "model")
             scores, codes = rank_scores(scorer, users, known, partition.rows, self.exchange, k, chosen_V)
             return scores.numpy(), codes.numpy()
-        few, cosine = len(users) <= _FEW and self.exchange.workers == 1, scorer.similarity == "cosine"
-        if cosine if similarity == "model" else similarity == "cosine":
+        few = len(users) <= _FEW and self.exchange.workers == 1
+        if scorer.ranking_similarity(similarity) == "cosine":
             normalize = l2_normalize_reference if few else l2_normalize
             with torch.no_grad():
                 found = normalize(found[0]), normalize(found[1])

@@ -80,15 +80,14 @@ class Recommender(Catalogue):
     def __init__(self, run: str | Path, device: torch.device, note: Callable[[str], object]) -> None:
         super().__init__(run)
         loaded = load_checkpoint(self.folder, self.config, self.dataset, device, note)
-        self.scorer = loaded.scorer
+        self.scorer, self.checkpoint = loaded.scorer, loaded.checkpoint
         self._kept = KeptVectors(loaded.scorer, self.dataset.manifest.users)
         self.ranker = Ranker(self._kept, loaded.exchange, self.dataset, self.config.eval.similarity)
 
     @property
     def similarity(self) -> str:
         """`dot` or `cosine`: the similarity that ranks."""
-        chosen = self.config.eval.similarity
-        return self.scorer.similarity if chosen == "model" else chosen
+        return self.scorer.ranking_similarity(self.config.eval.similarity)
 
     def recommend(
         self,

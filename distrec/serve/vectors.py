@@ -32,7 +32,7 @@ class KeptVectors(Scorer):
 
     def representations(self, users: np.ndarray) -> tuple[Tensor, Tensor] | None:
         self._calls += 1
-        if self._calls == 1:
+        if self._calls == 1 and self._all is None:
             return self._scorer.representations(users)
         if (found := self.all()) is None:
             return None

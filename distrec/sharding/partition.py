@@ -48,9 +48,9 @@ class Partition:
         full, rest = divmod(self.rows, self.buckets)
         return full * len(self.owned_buckets(worker)) + len(range(worker, rest, self.workers))
 
-    def row(self, local: Ids, worker: int) -> Ids:
-        """Return the rows with these local indices at a worker: the inverse of `local`."""
-        owned = len(self.owned_buckets(worker))
+    def row(self, local: Ids, worker: int | Ids) -> Ids:
+        """Return the rows with these local indices at a worker, or at one each: the inverse of `local`."""
+        owned = (self.buckets - 1 - worker) // self.workers + 1  # number of buckets of the worker
         row: Ids = local // owned * self.buckets + local % owned * self.workers + worker
         return row
 

@@ -1,7 +1,8 @@
-"""Interface of trackers; the base class records nothing."""
+"""Interface of trackers; the base class records nothing. Figures of an epoch by the names that all runs record."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from distrec.core.config import Section
 from distrec.tracking.result_table import Row
@@ -42,5 +43,18 @@ class Tracker:
     def log_file(self, path: Path) -> None:
         """Record a file. It must not be moved or deleted before `finish`."""
 
+    def log_result(self, metrics: Mapping[str, float], rows: Sequence[Row], files: Sequence[Path]) -> None:
+        """Record the result of a search or study: metrics, a table and files."""
+        self.log_metrics(metrics, 0)
+        self.log_table(rows)
+        for file in files:
+            self.log_file(file)
+
     def finish(self, status: str = "FINISHED") -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
+
+
+def epoch_figures(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return loss, time and validation metrics of an epoch, of an event or of the history, by name."""
+    figures = {"train/loss": record["loss"], "train/epoch_s": record["seconds"]}
+    return figures | {f"valid/{key}": value for key, value in record.get("metrics", {}).items()}

@@ -10,6 +10,11 @@ def columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
+def short(value: object) -> str:
+    """Return a value as text, a float with four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def texts(rows: Sequence[Row], name: str) -> list[str]:
     """Format the cells of a column. Floats get 4 decimals (metrics), or 1 if a value reaches 10 (seconds)."""
     values = [row.get(name) for row in rows]

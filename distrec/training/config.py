@@ -1,7 +1,7 @@
 """Configuration of a run: one section per part, and the checks that involve several sections."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from distrec.core.config import OneOf, Part, Section, expand_user, load, split_words
 from distrec.data.config import DataConfig
 from distrec.evaluation.config import EvalConfig
-from distrec.evaluation.metrics import METRICS
+from distrec.evaluation.metrics import check_user_metric
 from distrec.losses import Loss, losses
 from distrec.models import EmbeddingConfig, ModelConfig, SolverConfig, models
 from distrec.optim.config import OptimConfig
@@ -49,9 +49,8 @@ class TrainConfig(Section):
     @field_validator("watch")
     @classmethod
     def _metric(cls, watch: str | None) -> str | None:
-        name, _, k = (watch or "ndcg@1").partition("@")
-        if name not in METRICS or not k.isdecimal() or int(k) < 1:
-            raise ValueError(f"{watch!r} is no validation metric; write {' or '.join(f'{m}@20' for m in METRICS)}")
+        if watch:
+            check_user_metric(watch)
         return watch
 
     stream: Literal["auto", "ray", "thread"] = "auto"
@@ -165,6 +164,11 @@ class Config(Section):
                 f"loss.name={loss.name} corrects for the sampling probability q of negatives (log_q), which the "
                 "hardest of a pool do not have: set sampling.hardest=0"
             )
+
+    def changed(self, **sections: Mapping[str, object]) -> "Config":
+        """Return the configuration with some keys changed, unchecked: `changed(model={"dim": 32})`."""
+        updates = {name: getattr(self, name).model_copy(update=keys) for name, keys in sections.items()}
+        return self.model_copy(update=updates)
 
     @property
     def epochs(self) -> int:

@@ -17,7 +17,7 @@ from distrec.data.config import PLANTED
 from distrec.data.dataset import Dataset
 from distrec.data.prepare import prepare
 from distrec.tracking import open_tracker
-from distrec.tracking.base import Tracker
+from distrec.tracking.base import Tracker, epoch_figures
 from distrec.training import cluster, connection
 from distrec.training.checks import check_dataset, check_evaluation, check_workers
 from distrec.training.config import Config
@@ -210,10 +210,8 @@ def _ray_trainer(config: Config, folder: RunFolder, arguments: dict[str, Any]) -
 def _record(event: Event, tracker: Tracker, emit: Listener) -> None:
     """Log the figures of an epoch to the tracker, and emit the event."""
     if event["kind"] == "epoch":
-        figures = {"train/loss": event["loss"], "train/epoch_s": event["seconds"]}
-        figures["train/interactions_per_s"] = event["interactions_per_s"]
+        figures = epoch_figures(event) | {"train/interactions_per_s": event["interactions_per_s"]}
         figures |= {f"time/{part}_s": seconds for part, seconds in event["split"].items()}
-        figures |= {f"valid/{key}": value for key, value in event.get("metrics", {}).items()}
         figures |= {f"diagnostics/{key}": value for key, value in event.get("diagnostics", {}).items()}
         tracker.log_metrics(figures, event["epoch"])
     emit(event)

@@ -73,6 +73,8 @@ def evaluate(
     folder, config, dataset = open_run(run, overrides)
     if not dataset.manifest.count(PARTS[part]):
         raise UserError(f"the data of {run} have no {part} part")
+    if config.eval.bootstrap and dataset.manifest.users > MOST_USERS:
+        raise UserError(f"eval.bootstrap: the data have more than {MOST_USERS:,} users")
     cuda = torch.cuda.is_available() and config.train.device != "cpu"
     loaded = load_checkpoint(folder, config, dataset, torch.device("cuda" if cuda else "cpu"), note)
     stage(f"evaluating on the {part} part")
@@ -129,12 +131,6 @@ def open_run(run: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder,
     return folder, config, dataset
 
 
-def checkpoint_of(folder: RunFolder, config: Config, note: Callable[[str], object] = warnings.warn) -> Path:
-    """Return the checkpoint by which a run is evaluated: of its best epoch by `train.watch`, or the last."""
-    best = folder.best_checkpoint(note) if config.watched else None
-    return best or folder.last_checkpoint(note)
-
-
 @dataclass(frozen=True)
 class Loaded:
     """What one worker needs of a checkpoint to rank."""
@@ -143,8 +139,13 @@ class Loaded:
     exchange: Exchange
     history: list[dict[str, Any]]
     """Records of the epochs."""
-    best: bool
-    """Whether it is the best epoch by `train.watch`."""
+    checkpoint: Path
+    """Its folder."""
+
+    @property
+    def best(self) -> bool:
+        """Whether it is the best epoch by `train.watch`."""
+        return self.checkpoint.parent.name == BEST
 
 
 def load_checkpoint(
@@ -159,10 +160,11 @@ def load_checkpoint(
     Raises:
         UserError: there is no checkpoint.
     """
-    checkpoint = checkpoint_of(folder, config, note)
+    best = folder.best_checkpoint(note) if config.watched else None
+    checkpoint = best or folder.last_checkpoint(note)
     stage(f"loading {checkpoint.name}")
     scorer, exchange, meta = _load(config, dataset, device, checkpoint)
-    return Loaded(scorer, exchange, meta["history"], checkpoint.parent.name == BEST)
+    return Loaded(scorer, exchange, meta["history"], checkpoint)
 
 
 def _load(

@@ -308,12 +308,9 @@ class Trainer:
 
     def _degrees_of_positives(self, batch: Batch) -> Tensor:
         """Return the training interactions of each pair's positive, (B,)."""
-        partition, degrees_U, first = self.sharded.partitions[ITEMS], [], 0
-        for worker, count in enumerate(batch.item_splits_W.tolist()):
-            local = batch.items_U[first : first + count].astype(np.int64)
-            degrees_U.append(self._item_degrees[partition.row(local, worker)])
-            first += count
-        return to_device([np.concatenate(degrees_U)[batch.positive_index_B]], self.device)[0]
+        owner_U = np.repeat(np.arange(self.exchange.workers), batch.item_splits_W)
+        item_U = self.sharded.partitions[ITEMS].row(batch.items_U.astype(np.int64), owner_U)
+        return to_device([self._item_degrees[item_U[batch.positive_index_B]]], self.device)[0]
 
     def _encode(
         self, arrays: dict[str, Tensor], plan: LookupPlan | None, leaves: Leaves, exchange: StepExchange

@@ -73,6 +73,7 @@ def test_sizes_of_data(small, dataset):
         ([*SIZES, "--latency", "5"], "set --network too"),
         ([*SIZES, "--host-memory", "5"], "set --gpu too"),
         ([*SIZES, "--users", "2.5"], "2.5 is no whole number"),
+        ([*SIZES, "--users", "inf"], "inf is no whole number"),
         ([*SIZES, "--costs", "nowhere"], "no costs nowhere"),
         ([*SIZES, "--costs", "nowhere.json"], "nowhere.json"),
         (["--users", "2", "--items", "2", "--interactions", "5"], "no more interactions than pairs"),

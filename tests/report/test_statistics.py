@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distrec.report.statistics import holm, mean, paired
+from distrec.evaluation.paired_tests import holm
+from distrec.report.statistics import mean, paired
 
 
 def test_a_paired_difference_is_that_of_scipy():
@@ -23,6 +24,8 @@ def test_a_paired_difference_is_that_of_scipy():
 def test_equal_runs_and_single_users_differ_beyond_no_chance():
     same = paired(np.array([0.1, 0.5, 0.2]), np.array([0.1, 0.5, 0.2]))
     assert (same.mean, same.p, same.better, same.worse, same.is_clear) == (0, 1, 0, 0, False)
+    shifted = paired(np.array([0.75, 0.5, 0.25]), np.array([0.5, 0.25, 0.0]))  # all users by the same amount
+    assert shifted.is_clear and shifted.p == 0
     one = paired(np.array([1.0]), np.array([0.0]))
     assert one.p == 1 and not one.is_clear and np.isnan(one.low)
 

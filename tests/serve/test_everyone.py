@@ -76,6 +76,9 @@ def test_an_interrupted_file_does_not_appear(tmp_path):
 def test_what_the_command_line_refuses(run_of, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mf = str(run_of("mf"))
+    files = {"empty.txt": "\n", "two.csv": "a,b\n1,2\n", "twice.csv": "user,user\n1,2\n"}
+    for name, text in (files | {"gap.csv": "user,item\n1,2\n,3\n"}).items():
+        (tmp_path / name).write_text(text)
     for words, message in {
         ("--all",): "--all needs --out FILE, a .parquet or .csv file",
         ("--user", "1", "--workers", "2"): "--workers is for --all",
@@ -84,9 +87,9 @@ def test_what_the_command_line_refuses(run_of, tmp_path, capsys, monkeypatch):
         ("--users", "absent.txt"): "cannot read absent.txt",
         ("--history", "empty.txt"): "empty.txt holds no id",
         ("--users", "two.csv"): "two.csv has no column user; it has a, b",
+        ("--users", "twice.csv"): "twice.csv has 2 columns named user: keep one",
+        ("--history", "gap.csv"): "gap.csv: a row lacks its user or its item",
     }.items():
-        (tmp_path / "empty.txt").write_text("\n")
-        (tmp_path / "two.csv").write_text("a,b\n1,2\n")
         code, out, err = run(capsys, "recommend", mf, *words)
         assert (code, out) == (2, "") and message in err, (words, err)
     with pytest.raises(UserError, match="is no run folder"):
@@ -103,6 +106,9 @@ def test_users_and_histories_from_files(run_of, tmp_path, capsys):
     )
     assert code == 0 and "user 'zed' is unknown to the model: the most popular items instead" in err
     same(pq.read_table(out), model.recommend([users[2], users[0], "zed"]))
+    (tmp_path / "padded.csv").write_text(f"user\n {users[1]} \n")
+    run(capsys, "recommend", str(run_of("mf")), "--users", str(tmp_path / "padded.csv"), "--out", str(out))
+    same(pq.read_table(out), model.recommend([users[1]]))
     (tmp_path / "h.csv").write_text(
         "user,item\n"
         + "".join(f"{u},{i}\n" for u in ("ann", "bo, jr") for i in items[:2]).replace("bo, jr", '"bo, jr"')

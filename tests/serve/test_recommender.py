@@ -114,6 +114,7 @@ def test_restrictions_of_the_catalogue(run_of):
         model.recommend(user, 20, items=chosen, exclude=[*chosen[:1], "no such item"])["item"].to_pylist() == chosen[1:]
     )
     assert len(model.recommend(user, 10**6, seen="none")) > len(everything)
+    assert len(model.recommend(user, exclude=model.items.ids.to_pylist())) == 0  # no candidate is left
     with pytest.raises(UserError, match="none of the 2 items to choose from is in the data; the first is 'x'"):
         model.recommend(user, items=["x", "y"])
     with pytest.raises(UserError, match="k must be at least 1; got 0"):

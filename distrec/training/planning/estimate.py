@@ -15,7 +15,7 @@ from distrec.training.planning.worker_memory import Part, evaluated_users, total
 
 GIB = 2**30
 _MOST_WORKERS = 4096
-_LARGE = 0.1  # share of the memory; with smaller tables the processes decide, which `distrec doctor` checks
+_LARGE = 0.1  # share of the memory; below it the memory of the processes dominates, which `distrec doctor` checks
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,14 @@ class Plan:
     @cached_property
     def memory(self) -> list[Part]:
         """Memory of the first worker by part."""
-        return self._memory(first=True)
+        return worker_memory(self.config, self.sizes, self.workers, self.gpu)
 
-    def _memory(self, first: bool) -> list[Part]:
-        return worker_memory(self.config, self.sizes, self.workers, self.gpu, first)
+    @cached_property
+    def _other_memory(self) -> list[Part]:
+        """Memory of a worker that is not the first by part; of a solver it may be less."""
+        if isinstance(self.config.model, EmbeddingConfig):
+            return self.memory
+        return worker_memory(self.config, self.sizes, self.workers, self.gpu, first=False)
 
     @property
     def needed_bytes(self) -> float:
@@ -69,11 +73,11 @@ class Plan:
         if self.gpu:
             return total_bytes(self.memory, "device", certain=certain)
         others = (self.workers_per_machine - 1) * total_bytes(
-            self._memory(first=False), "device", "host", "stream", certain=certain
+            self._other_memory, "device", "host", "stream", certain=certain
         )
         return total_bytes(self.memory, "device", "host", "stream", "machine", certain=certain) + others
 
-    @property
+    @cached_property
     def step(self) -> StepSizes | None:
         """Sizes of a step; None for a solver."""
         embeds = isinstance(self.config.model, EmbeddingConfig)
@@ -102,8 +106,7 @@ class Plan:
 
     def changed(self, **sections: Mapping[str, object]) -> "Plan":
         """Return the plan with some keys of the configuration changed: `changed(model={"dim": 32})`."""
-        updates = {name: getattr(self.config, name).model_copy(update=keys) for name, keys in sections.items()}
-        return replace(self, config=self.config.model_copy(update=updates))
+        return replace(self, config=self.config.changed(**sections))
 
 
 def alternatives(plan: Plan, limit: float) -> Iterator[tuple[str, Plan]]:

@@ -31,8 +31,9 @@ class Degrees:
     @classmethod
     def of(cls, degrees: np.ndarray) -> "Degrees":
         """Return the degrees of some rows."""
-        degree_C, rows_C = np.unique(degrees, return_counts=True)
-        return cls(rows_C.astype(float), degree_C.astype(float))
+        rows_by_degree = np.bincount(degrees)
+        degree_C = np.flatnonzero(rows_by_degree)
+        return cls(rows_by_degree[degree_C].astype(float), degree_C.astype(float))
 
     @classmethod
     def power_law(cls, items: int, interactions: int) -> "Degrees":
