@@ -276,7 +276,7 @@ def _info(arguments: argparse.Namespace) -> None:
     from distrec.data.prepare import prepare
     from distrec.training.run_folder import RunFolder
 
-    if tune.is_search(path := expand_user(arguments.path)):
+    if report.is_search(path := expand_user(arguments.path)):
         tune.show_folder(path)
         return
     folder = RunFolder(path)

@@ -50,11 +50,6 @@ def run(arguments: argparse.Namespace) -> None:
     show(result)
 
 
-def is_search(path: Path) -> bool:
-    """Return whether a path is the folder of a search."""
-    return (path / "search.yaml").exists()
-
-
 def show_folder(path: Path) -> None:
     """Print the trials of a search, which may run or be unfinished."""
     from distrec.cli.progress import results_table

@@ -3,7 +3,7 @@
 - `search.yaml`: everything that it depends on; `run.json`: facts, as of a run.
 - `journal.jsonl`: what it has done; see `distrec/tuning/journal.py`.
 - `trials/0007/`, `refits/...`: the run folders. Checkpoints of trials are deleted when they end.
-- `best.yaml`: run file of the best configuration; `table.md`, `figures/`: what was found.
+- `best.yaml`: run file of the best configuration; `table.md`, `figures/`, `report.html`: what was found.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from distrec.training.run_folder import RunFolder, remove_checkpoints
 from distrec.tuning.config import SearchConfig
 from distrec.tuning.journal import REFIT
 
-JOURNAL, TABLE, FIGURES, BEST_CONFIG = "journal.jsonl", "table.md", "figures", "best.yaml"
+JOURNAL, TABLE, FIGURES, PAGE, BEST_CONFIG = "journal.jsonl", "table.md", "figures", "report.html", "best.yaml"
 
 
 class SearchFolder(RunFolder):

@@ -1,6 +1,5 @@
 """Figures of a study: a metric against an axis, with lines for the other axes, or cells as points of two metrics."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,16 +29,6 @@ def save_figures(figures: "Sequence[Figure]", folder: Path) -> list[Path]:
         files.append(folder / f"figure_{number}.png")
         figure.savefig(files[-1], dpi=120)
     return files
-
-
-def svg_figures(figures: "Sequence[Figure]") -> list[str]:
-    """Return the figures of a study as SVG elements."""
-    drawn = []
-    for figure in figures:
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-        drawn.append(text.getvalue()[text.getvalue().index("<svg") :])
-    return drawn
 
 
 def _draw(table: StudyTable, config: FigureConfig) -> "Figure":

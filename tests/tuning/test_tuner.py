@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from distrec import tune
+from distrec.cli.main import main
 from distrec.core.errors import UserError
 from distrec.core.registry import import_modules
 from distrec.data.prepare import prepare
@@ -104,6 +106,20 @@ def test_mlflow_has_a_parent_and_a_child_for_each_trial(found):
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"best.yaml", "results.md", "slices.png", "parallel_coordinates.png", "importance.png"} <= files
     assert parent.data.metrics["valid/ndcg_at_20"] == result.value
+
+
+def test_the_page_of_a_search(found, tmp_path):
+    result, _, _ = found
+    page = (result.folder / "report.html").read_text()
+    assert page.count("<svg") == 4 and "5 trials: 5 finished." in page and not re.search(r"(src|href)=.?http", page)
+    assert f"Best validation ndcg@20: {result.value:.4f}" in page
+    assert all(record.name in page for record in result.trials)
+    assert all(f"<td>{metrics['test/ndcg@20']:.4f}</td>" in page for metrics in result.metrics)
+    main(["report", str(result.folder), "--out", str(tmp_path / "again.html")])
+    assert (tmp_path / "again.html").read_text().count("<svg") == 4
+    with pytest.raises(SystemExit) as exit_code:
+        main(["report", str(result.folder), str(result.folder), "--out", str(tmp_path / "b.html")])
+    assert exit_code.value.code == 2 and not (tmp_path / "b.html").exists()
 
 
 def test_a_finished_search_is_not_run_again(found, small):

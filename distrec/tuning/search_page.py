@@ -1,0 +1,69 @@
+"""The page of a search, finished or not: the best configuration and its test metrics, figures, all trials."""
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import yaml
+
+from distrec.core.atomic_file import atomic_file
+from distrec.core.config import expand_user
+from distrec.core.errors import UserError, reason_of
+from distrec.tracking.environment import hardware, versions
+from distrec.tracking.result_table import Row
+from distrec.tuning.config import SearchConfig
+from distrec.tuning.drawing import svg
+from distrec.tuning.folder import SearchFolder
+from distrec.tuning.html_page import details, figure_html, html_page, html_table, paragraph, preformatted
+from distrec.tuning.journal import Record, Records
+from distrec.tuning.search import best_trial, refits
+from distrec.tuning.search_figures import search_figures
+from distrec.tuning.trial_table import short, trial_rows
+
+
+def write_search_page(folder: str | Path, out: Path) -> Path:
+    """Write the page of a search to a file, and return it.
+
+    Raises:
+        UserError: this is no folder of a search, or the file cannot be written.
+    """
+    found, out = SearchFolder(expand_user(folder)), expand_user(out)
+    config, records = found.search_config(), Records(found.journal)
+    installed, fingerprint = versions(), str(found.facts().get("fingerprint", ""))
+    facts = {"date": date.today().isoformat(), "hardware": hardware()}
+    facts |= {name: installed[name] for name in ("distrec", "python", "torch") if name in installed}
+    facts |= {"data": f"fingerprint {fingerprint[:12]}", "search": f"{records.elapsed_s:.0f} s"}
+    page = html_page(found.path.absolute().name, list(_body(found, config, records)), facts)
+    try:
+        with atomic_file(out) as partial:
+            partial.write_text(page)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {reason_of(error)}") from None
+    return out
+
+
+def _body(folder: SearchFolder, config: SearchConfig, records: Records) -> Iterator[str]:
+    """Yield the parts of the page: what was found, figures, trials, the search file."""
+    trials, metric = records.trials, config.metric
+    ends = Counter(record.reason or "not ended" for record in trials)
+    counts = ", ".join(f"{number} {end}" for end, number in ends.most_common())
+    yield paragraph(f"{len(trials)} trials: {counts}.")
+    best = best_trial(trials, metric)
+    if best is not None and (point := best.best(metric)) is not None:
+        yield paragraph(f"Best validation {metric}: {point[1]:.4f}, of trial {best.name} at epoch {point[0]}, with")
+        yield preformatted("\n".join(f"{key}={short(value)}" for key, value in best.values.items()))
+        if tests := _tests(config, records, best):
+            yield paragraph("Test metrics of the refits, on training and validation part, for that number of epochs:")
+            yield html_table(tests)
+    yield from (figure_html(svg(figure)) for figure in search_figures(folder.path).values())
+    if trials:
+        yield html_table(trial_rows(trials, metric))
+    text = yaml.safe_dump({"tune": config.model_dump(mode="json")["tune"], "space": config.space}, sort_keys=False)
+    yield details("Search", preformatted(text))
+
+
+def _tests(config: SearchConfig, records: Records, best: Record) -> list[Row]:
+    """Return a row for each refit of the best trial that has ended."""
+    ends = [(record, record.end) for name in refits(config, best) if (record := records.get(name))]
+    return [{"seed": record.values["run.seed"], **end.get("metrics", {})} for record, end in ends if end]
