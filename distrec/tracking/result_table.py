@@ -1,5 +1,6 @@
 """Rows of results as text: the same columns and digits in the terminal and in `results.md`."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 Row = Mapping[str, object]
@@ -16,10 +17,17 @@ def short(value: object) -> str:
 
 
 def texts(rows: Sequence[Row], name: str) -> list[str]:
-    """Format the cells of a column. Floats get 4 decimals (metrics), or 1 if a value reaches 10 (seconds)."""
+    """Format the cells of a column. Floats get 4 decimals (metrics), from 10 on 1, as do all of a column of durations,
+    of which none is below 1 and one reaches 10.
+    """
     values = [row.get(name) for row in rows]
-    decimals = 1 if any(isinstance(v, float) and 10 <= abs(v) < float("inf") for v in values) else 4
-    return ["" if v is None else f"{v:.{decimals}f}" if isinstance(v, float) else str(v) for v in values]
+    sizes = [abs(value) for value in values if isinstance(value, float) and math.isfinite(value)]
+    coarse = 1.0 if min(sizes, default=0) >= 1 and max(sizes) >= 10 else 10.0
+    return ["" if v is None else _text(v, coarse) if isinstance(v, float) else str(v) for v in values]
+
+
+def _text(value: float, coarse: float) -> str:
+    return f"{value:.1f}" if abs(value) >= coarse else f"{value:.4f}"
 
 
 def is_numeric(rows: Sequence[Row], name: str) -> bool:

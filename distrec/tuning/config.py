@@ -78,6 +78,14 @@ class SearchConfig(Config):
     space: dict[str, Any] = {}
     """Ranges by dotted key."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_worker(cls, tree: Any) -> Any:
+        """Let trials have one worker by default: more only change the speed, and each trial would start Ray Train."""
+        if isinstance(tree, dict) and isinstance(train := tree.get("train", {}), dict):
+            return {**tree, "train": {"workers": 1, **train}}
+        return tree
+
     @property
     def metric(self) -> str:
         """Validation metric to maximise."""

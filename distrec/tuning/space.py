@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -101,13 +102,13 @@ def read_search(path: Path) -> tuple[Values, Values]:
     for key, value in _flatten(read_yaml(path, dotted=True), ""):
         if key in fixed or key in ranges:
             raise UserError(f"{path}: {key} is given twice")
-        (ranges if _is_range(value) else fixed)[key] = value
+        (ranges if _is_range(value) or _is_mistyped_range(value) else fixed)[key] = value
     return fixed, ranges
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
-        if isinstance(value, dict) and value and not _is_range(value):
+        if isinstance(value, dict) and value and not (_is_range(value) or _is_mistyped_range(value)):
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
@@ -115,6 +116,13 @@ def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _is_range(value: Any) -> bool:
     return isinstance(value, dict) and bool({*KINDS, "when"} & value.keys())
+
+
+def _is_mistyped_range(value: Any) -> bool:
+    """Return whether this is no section, whose values would be others, but a range of a kind that does not exist."""
+    return isinstance(value, dict) and any(
+        isinstance(bounds, list) and get_close_matches(str(name), KINDS, 1, 0.8) for name, bounds in value.items()
+    )
 
 
 def make_space(config: Section, ranges: Mapping[str, Any]) -> Space:

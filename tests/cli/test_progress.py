@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from distrec.cli.progress import Progress, Terminal, _rate, epoch_line, results_table
-from distrec.tracking.result_table import markdown_table
+from distrec.tracking.result_table import markdown_table, texts
 
 ROWS = [
     {"model": "mf", "workers": 1, "recall@20": 0.159, "seconds": 9.5},
@@ -152,3 +152,15 @@ def test_a_reader_that_has_ended_does_not_stop_a_training():
         progress = Progress(console=Terminal(file=file))
         for _ in range(2):
             progress({"kind": "note", "text": "still training"})
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.2048, 0.25, 30.14], ["0.2048", "0.2500", "30.1"]),  # metrics beside a count
+        ([9.34, 12.1], ["9.3", "12.1"]),  # seconds
+        ([0.0, None, 100.0, float("nan")], ["0.0000", "", "100.0", "nan"]),
+    ],
+)
+def test_digits_of_a_column(values, expected):
+    assert texts([{"value": value} for value in values], "value") == expected

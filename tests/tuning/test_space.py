@@ -82,6 +82,16 @@ def test_a_search_file_with_sections_and_dotted_keys(tmp_path):
     (tmp_path / "s.yaml").write_text("tune: {trial: 3}\noptim.lr: {uniform: [0.1, 0.2]}\n")
     with pytest.raises(UserError, match="unknown key 'tune.trial'; nearest known: tune.trials"):
         load_search(None, tmp_path / "s.yaml")
+    (tmp_path / "s.yaml").write_text("optim.lr: {log_unifrm: [0.1, 0.2]}\n")
+    with pytest.raises(UserError, match="optim.lr: a range is one of uniform, log_uniform, .* got {'log_unifrm'"):
+        make_space(BASE, read_search(tmp_path / "s.yaml")[1])
+
+
+def test_trials_have_one_worker_unless_told_otherwise(tmp_path):
+    (tmp_path / "s.yaml").write_text("optim.lr: {uniform: [0.1, 0.2]}\ntrain.epochs: 3\n")
+    (tmp_path / "run.yaml").write_text("train: {batch_size: 64}\n")
+    configs = [load_search(tmp_path / "run.yaml", tmp_path / "s.yaml", given) for given in ([], ["train.workers=2"])]
+    assert [(c.train.workers, c.train.batch_size, c.train.epochs) for c in configs] == [(1, 64, 3), (2, 64, 3)]
 
 
 @pytest.mark.parametrize(
