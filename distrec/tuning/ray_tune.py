@@ -207,6 +207,7 @@ def run_jobs(search: Search, resources: dict[str, float], poll: Callable[[], obj
         KeyboardInterrupt: after the trials have been stopped; they go on after a resume.
     """
     adapter = _Adapter(search, {})
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(search.slots)  # else 1: the second trial waits for the first's actor
     storage = search.folder.path / ".ray"  # where all nodes can write, as they write the trials there
     shutil.rmtree(storage, ignore_errors=True)
     errors: list[BaseException] = []

@@ -1,6 +1,7 @@
 """Pictures of a search, finished or not: best so far, parallel coordinates, slices, importance."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,12 +42,12 @@ def search_figures(folder: str | Path) -> "dict[str, Figure]":
     return figures | ({"importance": importance} if importance else {})
 
 
-def save_figures(folder: str | Path) -> list[Path]:
-    """Draw the figures of a search into its folder `figures`. Return the files."""
-    target = Path(folder) / FIGURES
+def save_figures(figures: "Mapping[str, Figure]", folder: Path) -> list[Path]:
+    """Write figures into the folder `figures` of a search. Return the files."""
+    target = folder / FIGURES
     target.mkdir(exist_ok=True)
     files = []
-    for name, figure in search_figures(folder).items():
+    for name, figure in figures.items():
         files.append(target / f"{name}.png")
         figure.savefig(files[-1], dpi=110)
     return files

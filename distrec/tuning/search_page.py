@@ -1,9 +1,10 @@
 """The page of a search, finished or not: the best configuration and its test metrics, figures, all trials."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -21,9 +22,12 @@ from distrec.tuning.search import best_trial, refits
 from distrec.tuning.search_figures import search_figures
 from distrec.tuning.trial_table import short, trial_rows
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def write_search_page(folder: str | Path, out: Path) -> Path:
-    """Write the page of a search to a file, and return it.
+
+def write_search_page(folder: str | Path, out: Path, figures: "Mapping[str, Figure] | None" = None) -> Path:
+    """Write the page of a search to a file, and return it. `figures`: those of `search_figures`, if they are drawn.
 
     Raises:
         UserError: this is no folder of a search, or the file cannot be written.
@@ -34,7 +38,7 @@ def write_search_page(folder: str | Path, out: Path) -> Path:
     facts = {"date": date.today().isoformat(), "hardware": hardware()}
     facts |= {name: installed[name] for name in ("distrec", "python", "torch") if name in installed}
     facts |= {"data": f"fingerprint {fingerprint[:12]}", "search": f"{records.elapsed_s:.0f} s"}
-    page = html_page(found.path.absolute().name, list(_body(found, config, records)), facts)
+    page = html_page(found.path.absolute().name, [*_body(found, config, records, figures)], facts)
     try:
         with atomic_file(out) as partial:
             partial.write_text(page)
@@ -43,7 +47,9 @@ def write_search_page(folder: str | Path, out: Path) -> Path:
     return out
 
 
-def _body(folder: SearchFolder, config: SearchConfig, records: Records) -> Iterator[str]:
+def _body(
+    folder: SearchFolder, config: SearchConfig, records: Records, figures: "Mapping[str, Figure] | None"
+) -> Iterator[str]:
     """Yield the parts of the page: what was found, figures, trials, the search file."""
     trials, metric = records.trials, config.metric
     ends = Counter(record.reason or "not ended" for record in trials)
@@ -56,7 +62,8 @@ def _body(folder: SearchFolder, config: SearchConfig, records: Records) -> Itera
         if tests := _tests(config, records, best):
             yield paragraph("Test metrics of the refits, on training and validation part, for that number of epochs:")
             yield html_table(tests)
-    yield from (figure_html(svg(figure)) for figure in search_figures(folder.path).values())
+    drawn = search_figures(folder.path) if figures is None else figures
+    yield from (figure_html(svg(figure)) for figure in drawn.values())
     if trials:
         yield html_table(trial_rows(trials, metric))
     text = yaml.safe_dump({"tune": config.model_dump(mode="json")["tune"], "space": config.space}, sort_keys=False)

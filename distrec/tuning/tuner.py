@@ -26,7 +26,7 @@ from distrec.tuning.folder import BEST_CONFIG, PAGE, TABLE, SearchFolder
 from distrec.tuning.journal import Journal, Record
 from distrec.tuning.recorder import Recorder
 from distrec.tuning.search import Search, refits
-from distrec.tuning.search_figures import save_figures
+from distrec.tuning.search_figures import save_figures, search_figures
 from distrec.tuning.search_page import write_search_page
 from distrec.tuning.space import Space, make_space, read_search
 from distrec.tuning.trial_table import trial_rows
@@ -213,6 +213,7 @@ def _finish(search: Search, recorder: Recorder) -> SearchResult:
     (path / TABLE).write_text(markdown_table(rows))
     found = {f"valid/{config.metric}": point[1], "best/epoch": float(point[0]), "trials": float(len(trials))}
     found |= {key: statistics.fmean(m[key] for m in metrics) for key in (metrics[0] if metrics else ())}
-    page = write_search_page(path, path / PAGE)
-    recorder.finish(found, rows, [path / BEST_CONFIG, page, *save_figures(path)])
+    figures = search_figures(path)
+    page = write_search_page(path, path / PAGE, figures)
+    recorder.finish(found, rows, [path / BEST_CONFIG, page, *save_figures(figures, path)])
     return SearchResult(path, config.metric, best.values, point[1], point[0], metrics, trials)
