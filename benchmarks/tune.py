@@ -119,7 +119,7 @@ def kills(count: int, trials: int, epochs: int, folder: Path) -> list[Row]:
     tune, space = tree.pop("tune"), tree.pop("space")
     tree.pop("run")
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
-    (folder / "killed.search.yaml").write_text(yaml.safe_dump({"tune": tune, **space}))
+    (folder / "killed.search.yaml").write_text(yaml.safe_dump({"tune": tune, **space}, sort_keys=False))
     killed = folder / "killed"
     command = [sys.executable, "-m", "distrec.cli.main", "tune", "run.yaml", "killed.search.yaml", f"run.dir={killed}"]
     generator = random.Random(time.time_ns())

@@ -138,7 +138,7 @@ def make_space(config: Section, ranges: Mapping[str, Any]) -> Space:
     if not ranges:
         raise UserError("the search space is empty: give a range, such as optim.lr: {log_uniform: [1.0e-4, 0.1]}")
     types = key_types(Config)
-    parsed = {key: _parse(key, given, types) for key, given in ranges.items()}
+    parsed = {key: _parse(key, ranges[key], types) for key in sorted(ranges)}  # values do not depend on their order
     graph = {key: [k for k in r.when or {} if k in parsed] for key, r in parsed.items()}
     try:
         order = list(TopologicalSorter(graph).static_order())

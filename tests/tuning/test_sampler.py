@@ -46,6 +46,8 @@ def test_a_proposal_is_a_function_of_seed_number_and_history(sampler):
     ]
     first = propose(space, sampler, 3, 12, history)
     assert first == propose(space, sampler, 3, 12, history)
+    reordered = make_space(BASE, dict(reversed(RANGES.items())))
+    assert first == propose(reordered, sampler, 3, 12, history)
     assert first != propose(space, sampler, 4, 12, history) and first != propose(space, sampler, 3, 13, history)
     if sampler == "random":
         assert first == propose(space, sampler, 3, 12, [])
