@@ -206,9 +206,8 @@ def _show(result: "Result", quiet: bool) -> None:
     uri = RunFolder(result.folder).facts().get("mlflow_uri")
     if uri and not quiet:
         mlflow = shutil.which("mlflow") or str(Path(sys.executable).with_name("mlflow"))
-        print(
-            f"MLflow      {uri if uri.startswith('http') else shlex.join([mlflow, 'ui', '--backend-store-uri', uri])}"
-        )
+        command = shlex.join([mlflow, "ui", "--workers", "1", "--backend-store-uri", uri])
+        print(f"MLflow      {uri if uri.startswith('http') else command}")
 
 
 def _print_untrained(found: "Result | Evaluation", part: str) -> None:
@@ -280,6 +279,8 @@ def _info(arguments: argparse.Namespace) -> None:
         tune.show_folder(path)
         return
     folder = RunFolder(path)
+    if not folder.config_file.exists() and (runs := sorted(file.parent for file in path.glob("*/config.yaml"))):
+        raise UserError(f"{path} holds {len(runs)} run folders; give one, for example {runs[-1]}")
     if not folder.config_file.exists():
         config, _ = _load([*arguments.words, f"data.source={arguments.path}"])
         with _reporting():

@@ -64,8 +64,8 @@ def run(arguments: argparse.Namespace, config: "Config") -> None:
 
     plan = make_plan(arguments, config)
     name, costs = load_costs(arguments.costs, plan.gpu)
-    limit = memory_limit(arguments, plan, costs)
-    for line in (*_job(plan), *_memory(plan, limit), *_traffic(plan), *_time(plan, name, costs)):
+    limit, free = memory_limit(arguments, plan, costs), arguments.memory is None and not plan.gpu
+    for line in (*_job(plan), *_memory(plan, limit, free), *_traffic(plan), *_time(plan, name, costs)):
         print(line)
     host = None if arguments.host_memory is None else arguments.host_memory * _GIB
     if host is not None and plan.gpu and plan.host_bytes > host:
@@ -137,7 +137,8 @@ def _job(plan: "Plan") -> Iterator[str]:
     yield f"{where} on {plan.machines} machine{'s' * (plan.machines > 1)}"
 
 
-def _memory(plan: "Plan", limit: float | None) -> Iterator[str]:
+def _memory(plan: "Plan", limit: float | None, free: bool) -> Iterator[str]:
+    """Yield the table of memory, and the sum beside the limit, which may be what is `free` on this machine."""
     yield ""
     locations = {"device": "on the GPU" if plan.gpu else "", "host": "" if not plan.gpu else "on the host"}
     locations |= {"stream": "processes beside it", "machine": "once a machine"}
@@ -146,7 +147,7 @@ def _memory(plan: "Plan", limit: float | None) -> Iterator[str]:
     )
     workers = plan.workers_per_machine
     holder = "a GPU" if plan.gpu else f"a machine with {workers} worker{'s' * (workers > 1)}"
-    has = "" if limit is None else f" of {limit / _GIB:,.2f} GiB"
+    has = "" if limit is None else f" of {limit / _GIB:,.2f} GiB{' that are free here' * free}"
     yield f"{holder}: {plan.needed_bytes / _GIB:,.2f} GiB{has}"
     if plan.gpu:
         yield f"its host, with {workers} worker{'s' * (workers > 1)}: {plan.host_bytes / _GIB:,.2f} GiB"

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distrec.cli.progress import Mode, Progress, Terminal
-from distrec.tuning.journal import Record
+from distrec.tuning.journal import REFIT, Record
 from distrec.tuning.search import Search
 from distrec.tuning.trial_table import short
 
@@ -29,6 +29,7 @@ class SearchProgress:
         self._is_live = live
         self._search: Search | None = None
         self._epochs: dict[str, int] = {}
+        self._started: dict[str, float] = {}
         self._start_s, self._done_at_start = time.monotonic(), 0
         self._live = Live(get_renderable=self._render, console=self._console, transient=True, refresh_per_second=2)
 
@@ -48,7 +49,7 @@ class SearchProgress:
                 if self._is_live:
                     self._live.start()
             case "trial":
-                pass
+                self._started[event["trial"]] = time.monotonic()
             case "report":
                 self._epochs[event["trial"]] = event["epochs"]
             case "end":
@@ -64,7 +65,10 @@ class SearchProgress:
             return
         record, metric = self._search.journal.records[name], self._search.config.metric
         point, end = record.best(metric), record.end or {}
-        words = [f"{'' if record.is_refit else 'trial '}{name}", f"{record.reason} after {record.epochs} epochs"]
+        words = [
+            f"{'' if record.is_refit else 'trial '}{name}",
+            f"{record.ended} after {record.epochs} epoch{'s' * (record.epochs != 1)}",
+        ]
         words += [f"{metric} {point[1]:.4f} at epoch {point[0]}"] if point else []
         words += [f"{key} {value:.4f}" for key, value in end.get("metrics", {}).items()]
         words += [f"{record.seconds:.1f} s"]
@@ -88,7 +92,9 @@ class SearchProgress:
         if best is not None and (point := best.best(search.config.metric)):
             words.append(f"best {search.config.metric} {point[1]:.4f} (trial {best.name})")
         words.append(f"{timedelta(seconds=round(search.elapsed_s))} so far")
-        if (left_s := self._left_s(done)) is not None:
+        if any(name.startswith(REFIT) for name in search.live.copy()):
+            words.append("training the best again with the validation part")
+        elif (left_s := self._left_s(done)) is not None:
             words.append(f"{timedelta(seconds=round(left_s))} left")
         return ", ".join(words)
 
@@ -114,9 +120,10 @@ class SearchProgress:
         for name in sorted(search.live.copy()):
             record = search.journal.records[name]
             curve, point = record.curve(search.config.metric), record.best(search.config.metric)
-            epoch = f"{record.epochs}/{self._epochs.get(name, '?')}"
+            epoch = f"{record.epochs}/{self._epochs[name]}" if name in self._epochs else "starts"
+            seconds = time.monotonic() - self._started.get(name, self._start_s)
             values = [f"{curve[-1][1]:.4f}" if curve else "", f"{point[1]:.4f}" if point else ""]
-            table.add_row(name, epoch, *values, f"{record.seconds:.0f}", _values(record))
+            table.add_row(name, epoch, *values, f"{seconds:.0f}", _values(record))
         return Group(table, Text(self._summary(), style="bold"))
 
 

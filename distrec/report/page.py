@@ -242,8 +242,9 @@ def _times(runs: Sequence[RunData]) -> Section | None:
         epochs = [record["seconds"] for record in run.history]
         evaluation = [record["eval_s"] for record in run.history if "eval_s" in record]
         total = f"{run.result.timing.total_s:,.1f}" if run.result else "not finished"
-        rows.append([run.name, f"{_mean(epochs):.2f}", f"{_mean(evaluation):.2f}" if evaluation else "", total])
-    columns = ["run", "epoch, s", "evaluation of an epoch, s", "whole run, s"]
+        medians = [f"{np.median(times):.2f}" if times else "" for times in (epochs, evaluation)]
+        rows.append([run.name, f"{epochs[0]:.2f}" if epochs else "", *medians, total])
+    columns = ["run", "first epoch, s", "median epoch, s", "median evaluation, s", "whole run, s"]
     chart = Chart(Markup(charts.stacked(parts, lengths, "seconds an epoch")), "Time of an epoch by part of its steps")
     return Section("Time", (), [chart], [Table(columns, rows)])
 

@@ -12,13 +12,19 @@ _TEMPLATE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; --line: light-dark(#ddd, #444); --muted: light-dark(#666, #aaa); }}
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 24px auto; max-width: 1100px; padding: 0 16px; }}
-.scroll {{ overflow-x: auto; }}
+:root {{ color-scheme: light dark; --paper: light-dark(#fff, #181818); --line: light-dark(#ddd, #444);
+  --muted: light-dark(#666, #aaa); }}
+body {{ background: var(--paper); font: 15px/1.5 system-ui, sans-serif; margin: 24px auto; max-width: 1100px;
+  padding: 0 16px; }}
+.scroll {{ overflow-x: auto; background: linear-gradient(90deg, var(--paper) 16px, transparent 32px),
+  linear-gradient(270deg, var(--paper) 16px, transparent 32px), linear-gradient(90deg, var(--line), transparent 12px),
+  linear-gradient(270deg, var(--line), transparent 12px); background-attachment: local, local, scroll, scroll; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 12px 0; font-size: 14px; }}
 th, td {{ border-bottom: 1px solid var(--line); padding: 4px 12px 4px 0; text-align: left; white-space: nowrap; }}
 figure {{ background: #fff; border-radius: 6px; margin: 16px 0; padding: 8px; }}
 figure svg {{ height: auto; max-width: 100%; }}
+figcaption {{ color: #666; font-size: 13.5px; }}
+@media (prefers-color-scheme: dark) {{ figure {{ filter: invert(0.9) hue-rotate(180deg); }} }}
 p, summary, footer {{ color: var(--muted); max-width: 80ch; }}
 pre {{ overflow-x: auto; }}
 </style>
@@ -51,8 +57,8 @@ def details(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>\n{content}\n</details>"
 
 
-def figure_html(svg: str) -> str:
-    return f"<figure>{svg}</figure>"
+def figure_html(svg: str, caption: str = "") -> str:
+    return f"<figure>{svg}{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>"
 
 
 def html_table(rows: Sequence[Row]) -> str:

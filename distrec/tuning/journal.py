@@ -44,6 +44,11 @@ class Record:
         return self.end["reason"] if self.end else ""
 
     @property
+    def ended(self) -> str:
+        """Why it ended, as it is shown."""
+        return {"": "not ended", "asha": "stopped by asha", "median": "stopped by median"}.get(self.reason, self.reason)
+
+    @property
     def epochs(self) -> int:
         """Epochs trained."""
         return self.reports[-1]["epoch"] if self.reports else 0

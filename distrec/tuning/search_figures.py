@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+CAPTIONS = {
+    "best_so_far": "Each trial at its end, and the best value so far.",
+    "parallel_coordinates": "The values of each trial, a line for each.",
+    "slices": "The metric against each key.",
+    "importance": "Share of each key in what makes a trial one of the best (PED-ANOVA).",
+}
 _FEWEST = 4  # trials with a value, for the importance of keys
 
 
@@ -140,7 +146,8 @@ def _slices(trials: list[Record], ranges: list[Range], metric: str) -> "Figure":
         axes.set_axis_off()
     panels[0].set_ylabel(f"validation {metric}")
     if points is not None:
-        figure.colorbar(points, ax=panels, label="number of the trial")
+        bar = figure.colorbar(points, ax=panels, label="number of the trial")
+        bar.ax.set_ylim(0, max(1, len(trials) - 1))  # without the colours that are too light for points
     return figure
 
 

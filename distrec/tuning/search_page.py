@@ -1,5 +1,6 @@
 """The page of a search, finished or not: the best configuration and its test metrics, figures, all trials."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import date
@@ -15,11 +16,11 @@ from distrec.tracking.environment import hardware, versions
 from distrec.tracking.result_table import Row
 from distrec.tuning.config import SearchConfig
 from distrec.tuning.drawing import svg
-from distrec.tuning.folder import SearchFolder
+from distrec.tuning.folder import BEST_CONFIG, SearchFolder
 from distrec.tuning.html_page import details, figure_html, html_page, html_table, paragraph, preformatted
 from distrec.tuning.journal import Record, Records
 from distrec.tuning.search import best_trial, refits
-from distrec.tuning.search_figures import search_figures
+from distrec.tuning.search_figures import CAPTIONS, search_figures
 from distrec.tuning.trial_table import short, trial_rows
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _body(
 ) -> Iterator[str]:
     """Yield the parts of the page: what was found, figures, trials, the search file."""
     trials, metric = records.trials, config.metric
-    ends = Counter(record.reason or "not ended" for record in trials)
+    ends = Counter(record.ended for record in trials)
     counts = ", ".join(f"{number} {end}" for end, number in ends.most_common())
     yield paragraph(f"{len(trials)} trials: {counts}.")
     best = best_trial(trials, metric)
@@ -62,8 +63,9 @@ def _body(
         if tests := _tests(config, records, best):
             yield paragraph("Test metrics of the refits, on training and validation part, for that number of epochs:")
             yield html_table(tests)
+        yield paragraph(f"To train it again: {shlex.join(['distrec', 'train', str(folder.path / BEST_CONFIG)])}")
     drawn = search_figures(folder.path) if figures is None else figures
-    yield from (figure_html(svg(figure)) for figure in drawn.values())
+    yield from (figure_html(svg(figure), CAPTIONS[name]) for name, figure in drawn.items())
     if trials:
         yield html_table(trial_rows(trials, metric))
     text = yaml.safe_dump({"tune": config.model_dump(mode="json")["tune"], "space": config.space}, sort_keys=False)

@@ -27,7 +27,7 @@ def trial_rows(trials: list[Record], metric: str) -> list[Row]:
         point = record.best(metric)
         found: dict[str, Any] = {"trial": record.name, metric: point and point[1], "epoch": point and point[0]}
         found |= {key: short(record.values.get(key)) for key in keys}
-        return {**found, "epochs": record.epochs, "seconds": f"{record.seconds:.1f}", "ended": record.reason or "runs"}
+        return {**found, "epochs": record.epochs, "seconds": f"{record.seconds:.1f}", "ended": record.ended}
 
     def rank(record: Record) -> tuple[float, str]:
         point = record.best(metric)
