@@ -90,7 +90,7 @@ def _parallel_coordinates(trials: list[Record], ranges: list[Range], metric: str
     figure = new_figure(max(6.0, 1.8 * (len(ranges) + 1)), 4.5)
     axes = figure.subplots()
     values = [_value(record, metric) for record in trials]
-    mappable = ScalarMappable(Normalize(min(values), max(values)), "viridis")
+    mappable = ScalarMappable(Normalize(min(values), max(values)), "viridis_r")
     for record, value in sorted(zip(trials, values, strict=True), key=lambda pair: pair[1]):
         heights = [_height(r, record.values[r.key]) if r.key in record.values else np.nan for r in ranges]
         (color,) = mappable.to_rgba(np.array([value]))
@@ -131,12 +131,14 @@ def _slices(trials: list[Record], ranges: list[Range], metric: str) -> "Figure":
     for axes, key_range in zip(panels, ranges, strict=False):
         chosen = [(k, r) for k, r in enumerate(trials) if key_range.key in r.values]
         given = [r.values[key_range.key] for _, r in chosen]
-        x = [str(value) for value in given] if key_range.choices else given
+        x = [key_range.choices.index(value) for value in given] if key_range.choices else given
         order = [k for k, _ in chosen]
         points = axes.scatter(x, [_value(r, metric) for _, r in chosen], c=order, cmap="Blues", edgecolors="0.5")
         points.set_clim(-len(trials) / 4, len(trials))
         axes.set_xlabel(key_range.key)
         axes.grid(alpha=0.3)
+        if key_range.choices:
+            axes.set_xticks(range(len(key_range.choices)), [str(value) for value in key_range.choices])
         if key_range.kind.startswith("log"):
             low, high = key_range.low, key_range.high
             axes.set_xscale("log")
