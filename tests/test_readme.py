@@ -69,13 +69,19 @@ def test_the_example_of_the_readme(ray_cluster, empty_store, tmp_path, monkeypat
     assert re.search(r"user +rank +item +score +source\n0 +0 +1 .* model\n", out)
 
 
+def forget_at_the_end(patch, registry, name):
+    """Let a part be registered for this test only."""
+    patch.setitem(registry, name, None)  # `delitem` alone would undo nothing of a part that is not there yet
+    del registry[name]
+
+
 def test_the_loss_of_the_contributing_guide(preferences, monkeypatch):  # noqa: F811
     """The added loss passes the tests of all losses."""
     loss, *entries = python_blocks(ROOT / "CONTRIBUTING.md")[:3]
     names = {}
     exec(compile("\n".join(entries), "CONTRIBUTING.md", "exec"), names)
     (name,) = names["FORMULAS"]
-    monkeypatch.delitem(base.losses, name, raising=False)  # undone at the end: registered for this test only
+    forget_at_the_end(monkeypatch, base.losses, name)
     exec(compile(loss, "CONTRIBUTING.md", "exec"), {})
     assert name in base.losses
     monkeypatch.setitem(formulas.FORMULAS, name, names["FORMULAS"][name])
@@ -106,7 +112,7 @@ def test_the_model_of_the_contributing_guide(small, dataset, tmp_path, monkeypat
 def run_added_model(model, parts, small, dataset, folder):
     """Run a model given as source text, which is registered for this run only; return its losses."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(models, "projected_mf", raising=False)  # undone at the end
+        forget_at_the_end(patch, models, "projected_mf")
         patch.setitem(sys.modules, "projected_mf", ModuleType("projected_mf"))
         exec(compile(model, "CONTRIBUTING.md", "exec"), vars(sys.modules["projected_mf"]))
         configs = {name: changed(small, **part) for name, part in parts.items()}
