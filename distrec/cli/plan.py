@@ -187,7 +187,13 @@ def _time(plan: "Plan", name: str, costs: "Costs") -> Iterator[str]:
 
 
 def _duration(seconds: float, plan: "Plan") -> str:
-    return f"{seconds:,.4g} s, {seconds * plan.machines / 3600:,.3g} machine-hours"
+    return f"{_rounded(seconds, 4)} s, {_rounded(seconds * plan.machines / 3600, 3)} machine-hours"
+
+
+def _rounded(value: float, digits: int) -> str:
+    """Return a number with some significant digits, large ones as 4,473,000."""
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 10**digits else f"{value:,.{digits}g}"
 
 
 def _table(title: str, units: str, rows: Sequence[tuple[str, float, str]], total: bool = False) -> Iterator[str]:
