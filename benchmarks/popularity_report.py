@@ -3,11 +3,13 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from distrec.evaluation.strata import ITEM_STRATA
+from distrec.tracking.environment import hardware, versions
 
 Training = dict[str, Any]
 Group = list[Training]
@@ -15,6 +17,7 @@ Groups = dict[tuple[str, float], Group]
 """Trainings of one data set and loss by (method, value), one for each seed."""
 
 METRICS = {"whole": "ndcg@20", **{stratum: f"ndcg@20/{stratum}" for stratum in ITEM_STRATA}}
+_PACKAGES = ("python", "torch", "numpy", "numba")
 COLORS = {"whole": "#444444", "popular": "#c44e52", "neutral": "#dd8452", "unpopular": "#4c72b0"}
 
 
@@ -24,7 +27,8 @@ def write_report(results: Path) -> None:
     sets: dict[tuple[str, str], Groups] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         sets[line["data"], line["loss"]][line["method"], line["value"]].append(line)
-    text = [f"# Popularity: {len(lines)} trainings of benchmarks/popularity.py", ""]
+    about = f"{date.today()}; {hardware()}; {', '.join(f'{name} {versions()[name]}' for name in _PACKAGES)}"
+    text = [f"# Popularity: {len(lines)} trainings of benchmarks/popularity.py", "", about, ""]
     for (data, loss), groups in sorted(sets.items()):
         text += [f"## {data}, {loss}", "", *table(groups), "", *findings(groups), ""]
         name = f"{data}_{loss}.svg"
