@@ -3,13 +3,13 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from datetime import date
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from distrec.evaluation.strata import ITEM_STRATA
-from distrec.tracking.environment import hardware, versions
+from distrec.tracking.environment import facts
+from distrec.tuning.drawing import new_figure
 
 Training = dict[str, Any]
 Group = list[Training]
@@ -17,7 +17,6 @@ Groups = dict[tuple[str, float], Group]
 """Trainings of one data set and loss by (method, value), one for each seed."""
 
 METRICS = {"whole": "ndcg@20", **{stratum: f"ndcg@20/{stratum}" for stratum in ITEM_STRATA}}
-_PACKAGES = ("python", "torch", "numpy", "numba")
 COLORS = {"whole": "#444444", "popular": "#c44e52", "neutral": "#dd8452", "unpopular": "#4c72b0"}
 
 
@@ -27,11 +26,12 @@ def write_report(results: Path) -> None:
     sets: dict[tuple[str, str], Groups] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         sets[line["data"], line["loss"]][line["method"], line["value"]].append(line)
-    about = f"{date.today()}; {hardware()}; {', '.join(f'{name} {versions()[name]}' for name in _PACKAGES)}"
-    text = [f"# Popularity: {len(lines)} trainings of benchmarks/popularity.py", "", about, ""]
+    about = facts("python", "torch", "numpy", "numba")
+    text = [f"# Popularity: {len(lines)} trainings of benchmarks/popularity.py", ""]
+    text += ["; ".join(f"{name} {value}" for name, value in about.items()), ""]
     for (data, loss), groups in sorted(sets.items()):
         text += [f"## {data}, {loss}", "", *table(groups), "", *findings(groups), ""]
-        name = f"{data}_{loss}.svg"
+        name = f"{data}_{loss}.png"
         figures(groups, results.parent / name, f"{data}, {loss}")
         text += [f"![NDCG@20 by decay and alpha, validation curves, correlations]({name})", ""]
     (results.parent / "README.md").write_text("\n".join(text))
@@ -102,7 +102,7 @@ def findings(groups: Groups) -> list[str]:
         f"{prism[0]['value']:g}, at alpha 1 {shown(ndcg(alpha_1))}.",
         f"- PRISM with alpha 1 needs fewer epochs (Figure 4): {_says(epochs[1] < epochs[0])}; {epochs[1]:.0f} beside "
         f"{epochs[0]:.0f}.",
-        f"- Lengths of item rows follow popularity under full decay alone (Figures 2 and 3): "
+        f"- Norms of item rows follow popularity under full decay alone (Figures 2 and 3): "
         f"{_says(items[2] > max(items[:2]) + 0.2)}; correlation none {items[0]:.2f}, in batch {items[1]:.2f}, full "
         f"{items[2]:.2f}.",
     ]
@@ -135,13 +135,8 @@ def _above(one: Group, other: Group) -> bool:
 
 def figures(groups: Groups, path: Path, title: str) -> None:
     """Draw NDCG@20 by decay (Figures 1 and 3) and by alpha (4 and 5), validation curves (6), and correlations."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    pyplot.rcParams["svg.hashsalt"] = "popularity"  # the same file for the same results
-    figure, axes = pyplot.subplots(2, 3, figsize=(15, 8), constrained_layout=True)
+    figure = new_figure(15, 8)
+    axes = figure.subplots(2, 3)
     figure.suptitle(title)
     for axis, (method, name, first) in zip(
         axes.flat,
@@ -157,8 +152,7 @@ def figures(groups: Groups, path: Path, title: str) -> None:
         axis.set(title=f"NDCG@20, test, {name}", ylabel="NDCG@20, %", ylim=(0, None))
     _curves(axes.flat[4], groups)
     _correlations(axes.flat[5], groups)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    figure.savefig(path, dpi=80)
 
 
 def _by_value(axis: Any, groups: Groups, method: str, with_none: bool) -> None:
@@ -189,6 +183,6 @@ def _correlations(axis: Any, groups: Groups) -> None:
     for side, marker in (("items", "o"), ("users", "x")):
         axis.plot([fmean(correlation(groups[key], side)) for key in keys], range(len(keys)), marker, label=side)
     axis.set_yticks(range(len(keys)), [f"{name} {value:g}" for name, value in keys])
-    axis.set(title="Correlation: log(degree + 2), length of row", xlim=(-1.05, 1.05))
+    axis.set(title="Correlation: log(degree + 2), norm of row", xlim=(-1.05, 1.05))
     axis.axvline(0, color="#bbbbbb", zorder=0)
     axis.legend()

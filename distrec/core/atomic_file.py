@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from distrec.core.errors import UserError, reason_of
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -17,3 +19,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
         partial.rename(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a whole file, and return its path. Raises UserError."""
+    try:
+        with atomic_file(path) as partial:
+            partial.write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason_of(error)}") from None
+    return path

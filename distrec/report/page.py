@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from distrec import __version__
-from distrec.core.atomic_file import atomic_file
+from distrec.core.atomic_file import write_text
 from distrec.core.config import expand_user
-from distrec.core.errors import UserError, reason_of
+from distrec.core.errors import UserError
 from distrec.core.status import stage
 from distrec.data.dataset import Part
 from distrec.evaluation.strata import ITEM_STRATA
@@ -72,13 +72,7 @@ def report(runs: Sequence[str | Path], out: str | Path, note: Callable[[str], ob
         stage(f"reading {name}")
         data.append(read_run(run, name, note))
     stage("drawing")
-    page, out = render(data), expand_user(Path(out)).absolute()
-    try:
-        with atomic_file(out) as partial:
-            partial.write_text(page)
-        return out
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {reason_of(error)}") from None
+    return write_text(expand_user(out).absolute(), render(data))
 
 
 def render(runs: Sequence[RunData]) -> str:

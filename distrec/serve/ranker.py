@@ -86,6 +86,7 @@ class Ranker:
         k: int,
         chosen_V: np.ndarray | None,
         similarity: Similarity | None = None,
+        partition: Partition | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (scores, codes) of the best items of some users by a scorer, (U, k) each.
 
@@ -93,23 +94,13 @@ class Ranker:
             scorer: a model, or vectors.
             users: local indices of its users.
             known: items to leave out.
-            k: length of the lists.
+            k: length of the lists, cut to the number of items.
             chosen_V: items to rank; None: all.
             similarity: as `eval.similarity`, which is the default.
+            partition: of what is ranked; default: the items.
         """
-        return self.rank_among(self.items, scorer, users, known, self.length(k), chosen_V, similarity)
-
-    def rank_among(
-        self,
-        partition: Partition,
-        scorer: Scorer,
-        users: np.ndarray,
-        known: UserItemPairs,
-        k: int,
-        chosen_V: np.ndarray | None,
-        similarity: Similarity | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what `rank` returns, for the rows of any partition."""
+        partition = partition or self.items
+        k = min(at_least_one(k), partition.rows)
         found, similarity = scorer.representations(users), similarity or self.similarity
         if found is None:
             if similarity != "model":

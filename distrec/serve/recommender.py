@@ -20,7 +20,7 @@ from distrec.serve.candidates import NO_PAIRS, Seen, candidates, pairs_of
 from distrec.serve.fold_in import HistoryScorer, fold_in
 from distrec.serve.ids import UNKNOWN, Ids, as_list
 from distrec.serve.lists import HISTORY, POPULAR, Lists, list_table
-from distrec.serve.ranker import Ranker, at_least_one, rows_of
+from distrec.serve.ranker import Ranker, rows_of
 from distrec.serve.vectors import KeptVectors, Vectors
 from distrec.training.evaluate import load_checkpoint, open_run
 
@@ -205,8 +205,8 @@ class Recommender(Catalogue):
         if not trained_V[codes].all():
             raise UserError(f"user {wanted[int(np.argmin(trained_V[codes]))]!r} has no training interactions")
         scorer, own = _of_rows(self.user_vectors(), codes), np.arange(len(codes))
-        k, itself = min(at_least_one(k), len(trained_V)), UserItemPairs(own, codes)
-        found = self.ranker.rank_among(self.ranker.users, scorer, own, itself, k, trained_V, "cosine")
+        itself = UserItemPairs(own, codes)
+        found = self.ranker.rank(scorer, own, itself, k, trained_V, "cosine", self.ranker.users)
         return list_table({"user": self.users.column(wanted)}, Lists.of(*found), self.users, "similar")
 
     def user_vectors(self) -> Tensor:

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from datetime import date
 from pathlib import Path
 
 _PACKAGES = ("distrec", "ray", "torch", "torch-geometric", "pyarrow", "numpy", "numba", "triton", "mlflow")
@@ -28,6 +29,13 @@ def hardware() -> str:
         model = names[0].split(":", 1)[1].strip() if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+def facts(*packages: str) -> dict[str, str]:
+    """Return what figures depend on, by name: the date of today, hardware, and versions of installed packages."""
+    installed = versions()
+    chosen = {name: installed[name] for name in packages if name in installed}
+    return {"date": date.today().isoformat(), "hardware": hardware(), **chosen}
 
 
 def git_commit(path: Path) -> str | None:

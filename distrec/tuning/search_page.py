@@ -3,16 +3,14 @@
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-from distrec.core.atomic_file import atomic_file
+from distrec.core.atomic_file import write_text
 from distrec.core.config import expand_user
-from distrec.core.errors import UserError, reason_of
-from distrec.tracking.environment import hardware, versions
+from distrec.tracking import environment
 from distrec.tracking.result_table import Row
 from distrec.tuning.config import SearchConfig
 from distrec.tuning.drawing import svg
@@ -35,17 +33,10 @@ def write_search_page(folder: str | Path, out: Path, figures: "Mapping[str, Figu
     """
     found, out = SearchFolder(expand_user(folder)), expand_user(out)
     config, records = found.search_config(), Records(found.journal)
-    installed, fingerprint = versions(), str(found.facts().get("fingerprint", ""))
-    facts = {"date": date.today().isoformat(), "hardware": hardware()}
-    facts |= {name: installed[name] for name in ("distrec", "python", "torch") if name in installed}
+    facts = environment.facts("distrec", "python", "torch")
+    fingerprint = str(found.facts().get("fingerprint", ""))
     facts |= {"data": f"fingerprint {fingerprint[:12]}", "search": f"{records.elapsed_s:.0f} s"}
-    page = html_page(found.path.absolute().name, [*_body(found, config, records, figures)], facts)
-    try:
-        with atomic_file(out) as partial:
-            partial.write_text(page)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {reason_of(error)}") from None
-    return out
+    return write_text(out, html_page(found.path.absolute().name, [*_body(found, config, records, figures)], facts))
 
 
 def _body(

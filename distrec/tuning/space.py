@@ -102,13 +102,13 @@ def read_search(path: Path) -> tuple[Values, Values]:
     for key, value in _flatten(read_yaml(path, dotted=True), ""):
         if key in fixed or key in ranges:
             raise UserError(f"{path}: {key} is given twice")
-        (ranges if _is_range(value) or _is_mistyped_range(value) else fixed)[key] = value
+        (ranges if _is_given_as_range(value) else fixed)[key] = value
     return fixed, ranges
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
-        if isinstance(value, dict) and value and not (_is_range(value) or _is_mistyped_range(value)):
+        if isinstance(value, dict) and value and not _is_given_as_range(value):
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
@@ -118,10 +118,14 @@ def _is_range(value: Any) -> bool:
     return isinstance(value, dict) and bool({*KINDS, "when"} & value.keys())
 
 
-def _is_mistyped_range(value: Any) -> bool:
-    """Return whether this is no section, whose values would be others, but a range of a kind that does not exist."""
-    return isinstance(value, dict) and any(
-        isinstance(bounds, list) and get_close_matches(str(name), KINDS, 1, 0.8) for name, bounds in value.items()
+def _is_given_as_range(value: Any) -> bool:
+    """Return whether this is a range, of a kind that exists or of one that is mistyped, and no section."""
+    return (
+        _is_range(value)
+        or isinstance(value, dict)
+        and any(
+            isinstance(bounds, list) and get_close_matches(str(name), KINDS, 1, 0.8) for name, bounds in value.items()
+        )
     )
 
 

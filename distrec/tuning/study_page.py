@@ -1,13 +1,12 @@
 """The files of a study: its table as Markdown and Parquet, its figures, and a page that needs no network."""
 
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 
 import yaml
 
 from distrec.core.errors import UserError, reason_of
-from distrec.tracking.environment import hardware, versions
+from distrec.tracking import environment
 from distrec.tracking.result_table import markdown_table
 from distrec.tuning.drawing import svg
 from distrec.tuning.html_page import details, figure_html, html_page, html_table, paragraph, preformatted
@@ -38,9 +37,8 @@ def write_study(table: StudyTable, folder: Path, overrides: Sequence[str] = ()) 
 
 def _facts(table: StudyTable, overrides: Sequence[str]) -> dict[str, str]:
     """Return what the figures depend on beside the study: versions, hardware, data, overrides."""
-    results, installed = [result for found in table.cells for result in found.results.values()], versions()
-    facts = {"date": date.today().isoformat(), "hardware": hardware()}
-    facts |= {name: installed[name] for name in _PACKAGES if name in installed}
+    results = [result for found in table.cells for result in found.results.values()]
+    facts = environment.facts(*_PACKAGES)
     facts["data"] = f"fingerprint {results[0].fingerprint[:12]}"
     if chosen := [text for text in overrides if not text.startswith(_PATHS)]:
         facts["overrides"] = " ".join(chosen)
