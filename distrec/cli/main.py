@@ -281,7 +281,8 @@ def _info(arguments: argparse.Namespace) -> None:
     folder = RunFolder(path)
     if not folder.config_file.exists():
         if runs := sorted(file.parent for file in path.glob("*/config.yaml")):
-            raise UserError(f"{path} holds {len(runs)} run folder{'s' * (len(runs) > 1)}; give one, for example {runs[-1]}")
+            folders = f"{len(runs)} run folder{'s' * (len(runs) > 1)}"
+            raise UserError(f"{path} holds {folders}; give one, for example {runs[-1]}")
         config, _ = _load([*arguments.words, f"data.source={arguments.path}"])
         with _reporting():
             rows = prepare(config.data).summary()
