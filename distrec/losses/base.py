@@ -104,6 +104,8 @@ class LossInputs:
     negative_logit_BN: Tensor
     user_B: Tensor
     """Index of the pair's user among those of this worker, int64. All pairs of a user lie on one worker."""
+    users: int
+    """Bound on `user_B`: indices are below it."""
     tables: dict[str, Tensor]
     """Rows of the loss's own tables, (B, width), by name: of the pair's user or of its positive."""
     batch: GlobalBatch

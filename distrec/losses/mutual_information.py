@@ -92,9 +92,9 @@ class BilateralSoftmax(Loss):
 def _log_mean_of_user(step: LossInputs, temperature: float) -> Tensor:
     """Return log of the mean of e^{s/t} over the pairs of each pair's user, (B,)."""
     logits_B, user_B = step.positive_B / temperature, step.user_B
-    users = int(user_B.max()) + 1 if len(user_B) else 0
+    users = step.users
     highest_U = logits_B.new_full((users,), -torch.inf).scatter_reduce(0, user_B, logits_B.detach(), "amax")
     numerator_B = (logits_B - highest_U[user_B]).exp()
     sums_U = numerator_B.new_zeros(users).index_add(0, user_B, numerator_B)
-    counts_U = torch.bincount(user_B, minlength=users).to(logits_B.dtype)
+    counts_U = numerator_B.new_zeros(users).index_add(0, user_B, torch.ones_like(logits_B))
     return (sums_U.log() - counts_U.log() + highest_U)[user_B]

@@ -12,6 +12,7 @@ than about 6e-8 a step would round to no change.
 """
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -59,12 +60,29 @@ class FullDecay(DeferredUpdate):
     def has_pending(self) -> bool:
         return self._scale < 1
 
-    def prepare_step(self, stored_VD: Tensor, local_U: Tensor, lr: float, t: int) -> float:
-        shrink = lr * self._strength
-        if self._scale * (1 - shrink) < _SMALLEST:
-            self.flush_(stored_VD)
-        self._scale = self._log_decay.advance(shrink)
+    @property
+    def scale(self) -> float:
+        """The scale in which rows are stored now."""
         return self._scale
+
+    def steps_to_flush(self, lrs: Sequence[float]) -> int:
+        """Return how many steps of these learning rates can be taken before rows must be flushed."""
+        scale = self._scale
+        for k, lr in enumerate(lrs):
+            scale *= 1 - lr * self._strength
+            if scale < _SMALLEST:
+                return k
+        return len(lrs)
+
+    def advance(self, lr: float) -> float:
+        """Decay all rows by one step. Return the scale in which they are stored from now on."""
+        self._scale = self._log_decay.advance(lr * self._strength)
+        return self._scale
+
+    def prepare_step(self, stored_VD: Tensor, local_U: Tensor, lr: float, t: int) -> float:
+        if not self.steps_to_flush([lr]):
+            self.flush_(stored_VD)
+        return self.advance(lr)
 
     def read(self, stored_VD: Tensor, local_U: Tensor) -> Tensor:
         return self._kernels.read(stored_VD, local_U, self._scale)

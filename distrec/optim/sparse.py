@@ -1,12 +1,16 @@
 """Sparse-aware optimizer: a step costs as much as the rows in the batch, and weight decay may reach the whole table."""
 
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from distrec.core.errors import UserError
 from distrec.kernels.bfloat16 import Bfloat16Kernels
 from distrec.kernels.dispatch import kernels_for
-from distrec.kernels.optimizer import Decay
+from distrec.kernels.optimizer import Decay, UpdateRule, padded
 from distrec.optim.config import OptimConfig
 from distrec.optim.decay import FullDecay
 from distrec.optim.deferred import DeferredUpdate
@@ -16,7 +20,43 @@ from distrec.optim.rules import RULES, Momentum
 from distrec.optim.schedule import learning_rate
 from distrec.sharding.table import Table
 
+NUMBERS = 7
+"""Numbers that a step of `step_ahead` reads: the scale before it, four coefficients of the rule, shrink and l2."""
 _RESOLUTION = 6e-8  # relative: smaller changes may round to none in float32
+
+
+def not_replayable(config: OptimConfig, strengths: Sequence[float]) -> str | None:
+    """Return why `SparseOptimizer.look_ahead` does not work with tables of these strengths of decay; None if it does.
+
+    It works where a step needs nothing of a row but the row and its accumulators.
+    """
+    decay, rule = config.decay, RULES[config.rule]
+    if config.kernels not in ("auto", "triton"):
+        return f"optim.kernels={config.kernels} is"
+    if decay.scope == "occurrences":
+        return "occurrences are counted on the host"
+    if config.idle == "sweep":
+        return None
+    if rule.moves_idle:
+        return f"rule {config.rule} moves rows outside the batch, which are updated when read (optim.idle=sweep is not)"
+    if decay.scope == "full" and any(strengths) and decay.coupling == "l2" and not rule.l2_is_decoupled:
+        return "full l2 decay of rows outside the batch is replayed when they are read (optim.idle=sweep is not)"
+    return None
+
+
+@runtime_checkable
+class StepsAhead(Protocol):
+    """Kernels that read the numbers of a step from the device."""
+
+    def step_ahead_(
+        self,
+        stored_VD: Tensor,
+        local_U: Tensor,
+        grad_UD: Tensor,
+        rule: UpdateRule,
+        numbers_SC: Tensor,
+        index: Tensor,
+    ) -> None: ...
 
 
 class SparseOptimizer:
@@ -112,8 +152,7 @@ class SparseOptimizer:
         self.t += 1
         if isinstance(self._kernels, Bfloat16Kernels):
             self._kernels.step = self.t
-        lr = learning_rate(self._config.schedule, self._config.lr, self.t, self._total_steps)
-        lr *= self.lr_factor
+        lr = self._learning_rate(self.t)
         scale = None if self._deferred is None else self._deferred.prepare_step(stored_VD, local_U, lr, self.t)
         decay = self._decay(lr) if scale is None else Decay()
         if len(local_U) > 0:
@@ -124,6 +163,62 @@ class SparseOptimizer:
                 stored_VD.index_copy_(0, local_U, stored_VD.index_select(0, local_U).clamp_(low, high))
         if self._sweep:
             self._table.flush()
+
+    def steps_ahead(self, wanted: int) -> int:
+        """Return how many steps, up to `wanted` and at least one, can be taken before rows must be flushed.
+
+        Flushes them if they must be before the first.
+        """
+        if not isinstance(self._deferred, FullDecay):
+            return wanted
+        lrs = [self._learning_rate(self.t + 1 + k) for k in range(wanted)]
+        steps = self._deferred.steps_to_flush(lrs)
+        if not steps:
+            self._table.flush()
+            steps = self._deferred.steps_to_flush(lrs)
+        return max(1, steps)
+
+    def look_ahead(self, steps: int) -> np.ndarray:
+        """Count the next steps and return the numbers that they read, (S, NUMBERS) float64.
+
+        The caller takes all of these steps by `read_ahead` and `step_ahead` before anything else is done with the
+        table. There may be no more than `steps_ahead` allows.
+        """
+        numbers_SC = np.zeros((steps, NUMBERS))
+        for numbers_C in numbers_SC:
+            self.t += 1
+            lr, before, decay = self._learning_rate(self.t), 1.0, None
+            scale = None
+            if isinstance(self._deferred, FullDecay):
+                before, scale = self._deferred.scale, self._deferred.advance(lr)
+            decay = self._decay(lr) if scale is None else Decay()
+            coefficients = self._rule.coefficients(lr if scale is None else lr / scale, self.t)
+            numbers_C[:] = before, *padded(coefficients), decay.shrink, decay.l2
+        return numbers_SC
+
+    def read_ahead(self, local_R: Tensor, numbers_SC: Tensor, index: Tensor) -> Tensor:
+        """Return the rows as they are before a step of `look_ahead`, (R, D); entries -1 are any row.
+
+        Args:
+            local_R: local rows, int64; of the length of the shard only if entry k is k or -1.
+            numbers_SC: what `look_ahead` returned, on the device.
+            index: the step's line in it, (1,).
+        """
+        rows_RD = self._table.stored_VD.detach()
+        if len(local_R) != len(rows_RD):
+            rows_RD = rows_RD.index_select(0, local_R.clamp(min=0))
+        if isinstance(self._deferred, FullDecay):
+            rows_RD = rows_RD * numbers_SC.index_select(0, index)[:, :1].to(rows_RD.dtype)
+        return rows_RD.detach()
+
+    @torch.no_grad()
+    def step_ahead(self, local_R: Tensor, grad_RD: Tensor, numbers_SC: Tensor, index: Tensor) -> None:
+        """Take a step of `look_ahead`; arguments as of `step` and `read_ahead`. Only by Triton's kernels."""
+        assert isinstance(self._kernels, StepsAhead), self._kernels
+        self._kernels.step_ahead_(self._table.stored_VD, local_R, grad_RD, self._rule, numbers_SC, index)
+
+    def _learning_rate(self, t: int) -> float:
+        return learning_rate(self._config.schedule, self._config.lr, t, self._total_steps) * self.lr_factor
 
     def _decay(self, lr: float) -> Decay:
         """Return the decay of touched rows at a step, if they are up to date."""

@@ -25,6 +25,9 @@ class BatchNeeds:
     """Training items that represent a user, H."""
     ordinals: bool = False
     """Ordinals of the interactions, which key random numbers of a pair."""
+    pairs_only: bool = False
+    """Users, items and ordinals of the pairs, in `users_U`, `items_U` and `ordinal_B`, and nothing else: what is drawn
+    for them is drawn on a GPU."""
 
 
 @dataclass(frozen=True)

@@ -124,16 +124,16 @@ class NegativeSampler:
 
     def log_q(self, items: np.ndarray, user: np.ndarray | None) -> np.ndarray:
         """Return the log probability with which `draw` returns each of `items` (for that user), float32."""
-        log_total = self._log_free_U[user] if self.excludes and user is not None else np.log(self.total)
-        log_q: np.ndarray = self._log_masses_V[items] - log_total
+        log_total = self.log_free_U[user] if self.excludes and user is not None else np.log(self.total)
+        log_q: np.ndarray = self.log_masses_V[items] - log_total
         return log_q.astype(np.float32)
 
     @cached_property
-    def _log_masses_V(self) -> np.ndarray:
+    def log_masses_V(self) -> np.ndarray:
         with np.errstate(divide="ignore"):  # items that are never drawn
             return np.asarray(np.log(self.masses_V))
 
     @cached_property
-    def _log_free_U(self) -> np.ndarray:
+    def log_free_U(self) -> np.ndarray:
         """Log of the mass that each user draws from."""
         return np.asarray(np.log(np.where(self.saturated_U, self.total, self.free_U)))

@@ -58,9 +58,16 @@ class BatchSource:
         return max(1, -(-self.dataset.manifest.train // self.batch_size))
 
     @property
+    def step_sizes(self) -> np.ndarray:
+        """Pairs of each step of an epoch, over all workers."""
+        return np.asarray(np.diff(self._step_bounds(0, self.steps), axis=0).sum(1))
+
+    @property
     def bytes_per_step(self) -> int:
         """Estimated size of a batch, which determines the number of steps in a block of the stream."""
         pairs = self.batch_size // self.workers + 1
+        if self.needs.pairs_only:
+            return 16 * pairs
         n = self.batch_size if self.config.distribution == "in_batch" else self.config.negatives
         negatives = n if self.config.shared else pairs * n
         extra = pairs * self.needs.extra_positives
@@ -79,6 +86,9 @@ class BatchSource:
         index, ordinal, ends = self._pairs(epoch, first, last)
         user, item, _ = self._interactions
         user, item = user[index], item[index]
+        if self.needs.pairs_only:
+            columns = (np.split(array, ends[1:-1]) for array in (user, item, ordinal))
+            return [_pairs_batch(epoch, first + k, *pairs) for k, pairs in enumerate(zip(*columns, strict=True))]
         shared: Sequence[np.ndarray] | np.ndarray | None = None
         shared_ordinals: list[np.ndarray] | None = None
         if self.config.distribution == "in_batch":
@@ -138,7 +148,7 @@ class BatchSource:
         return self._partitions[0].local(user), item, starts
 
     @cached_property
-    def _sampler(self) -> NegativeSampler:
+    def sampler(self) -> NegativeSampler:
         m = self.dataset.manifest
         masses = item_masses(self.config, self.dataset.item_degrees(), m.users)
         return NegativeSampler(masses, self.interactions_csr if self.config.reject else None)
@@ -200,14 +210,14 @@ class BatchSource:
         """Return shared negatives, (steps, N), the same at every worker."""
         n = self.config.negatives
         drawn = uniforms(self.seed, Purpose.NEGATIVES, epoch, _SHARED, first=first * n, count=(last - first) * n)
-        return self._sampler.draw(drawn, None).reshape(last - first, n)
+        return self.sampler.draw(drawn, None).reshape(last - first, n)
 
     def _pair_negatives(self, epoch: int, user_B: np.ndarray, ordinal_B: np.ndarray) -> np.ndarray:
         """Return the negatives of each pair, (B, N): draws ordinal * N .. ordinal * N + N - 1 of the epoch."""
         from distrec.kernels.numba.draws import Stream  # here: importing numba takes 0.3 s
 
         stream = Stream(*map(np.uint64, (self.seed & (2**64 - 1), Purpose.NEGATIVES, epoch, _PER_PAIR)))
-        return self._sampler.draw_for_pairs(stream, ordinal_B, user_B, self.config.negatives)
+        return self.sampler.draw_for_pairs(stream, ordinal_B, user_B, self.config.negatives)
 
     def _batch(
         self, epoch: int, step: int, pairs: tuple[np.ndarray, ...], negatives: np.ndarray, own_B: np.ndarray | None
@@ -233,7 +243,7 @@ class BatchSource:
         elif own_B is not None:
             masked = np.arange(len(user_B)) * len(negatives) + own_B
         if self.needs.log_q:
-            log_q = self._sampler.log_q(negatives, None if self.config.shared else user_B[:, None]).ravel()
+            log_q = self.sampler.log_q(negatives, None if self.config.shared else user_B[:, None]).ravel()
         return Batch(
             epoch=epoch,
             step=step,
@@ -284,7 +294,7 @@ class BatchSource:
         """
         if self.config.shared:
             return self._known_positives_shared(user_B, negatives)
-        pairs, n = np.flatnonzero(self._sampler.saturated_U[user_B]), negatives.shape[1]
+        pairs, n = np.flatnonzero(self.sampler.saturated_U[user_B]), negatives.shape[1]
         return np.asarray((pairs[:, None] * n + np.arange(n)).ravel())
 
     def _known_positives_shared(self, user_B: np.ndarray, negatives_N: np.ndarray) -> np.ndarray:
@@ -302,6 +312,23 @@ class BatchSource:
         times = np.searchsorted(negatives_N[order], item, side="right") - low  # an item may be drawn more than once
         repeat = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         return np.sort(np.repeat(pair, times) * len(negatives_N) + order[np.repeat(low, times) + repeat])
+
+
+def _pairs_batch(epoch: int, step: int, user_B: np.ndarray, item_B: np.ndarray, ordinal_B: np.ndarray) -> Batch:
+    """Return a batch of pairs alone; see `BatchNeeds.pairs_only`."""
+    return Batch(
+        epoch=epoch,
+        step=step,
+        pairs=len(user_B),
+        users_U=user_B,
+        user_index_B=_NONE,
+        items_U=item_B,
+        item_splits_W=_NONE,
+        positive_index_B=_NONE,
+        negative_index=_NONE,
+        masked=_NONE,
+        ordinal_B=ordinal_B,
+    )
 
 
 def _padded(index: np.ndarray, history_UH: np.ndarray) -> np.ndarray:

@@ -64,6 +64,7 @@ class LossInputBuilder:
         """
         user_B = self.arrays["user_index_B"].long()
         fields: dict[str, Any] = {"user_B": user_B, "tables": {}}
+        others["users"] = max(len(self.users[REPRESENTATION]), len(user_B))
         if not _SCORES.isdisjoint(reads):
             fields |= self._scores(reads)
         positive_B = self.arrays["positive_index_B"].long()
@@ -88,8 +89,7 @@ class LossInputBuilder:
         if "batch" in reads:
             fields["batch"] = self._global_batch(fields["users_BD"], fields["positives_BD"])
         if "catalogue" in reads:
-            _, owner_B, local_B = self._ids_B3.unbind(1)
-            positive_B = torch.where(owner_B == self.group.rank, local_B, -1)
+            positive_B = self._owned_positive_B
             fields["catalogue"] = Catalogue(fields["users_BD"], self.items[REPRESENTATION], positive_B, self.group)
         fields = {name: value for name, value in fields.items() if name in reads or name == "tables"}
         others |= {
@@ -114,7 +114,7 @@ class LossInputBuilder:
 
     def _scores(self, reads: Collection[str]) -> dict[str, Any]:
         """Return the scores, known positives among the negatives at -inf; log q; norms of the negatives."""
-        arrays, pairs, shared = self.arrays, len(self.batch.user_index_B), self.sampling.shared
+        arrays, pairs, shared = self.arrays, len(self.arrays["user_index_B"]), self.sampling.shared
         users_UD, items_UD, user_index_B = (
             self.users[REPRESENTATION],
             self.items[REPRESENTATION],
@@ -134,13 +134,12 @@ class LossInputBuilder:
             scores = pair_scores(users_UD, items_UD, user_index_B, item_index)
             positive_B1, extra_BM, negative_BN = torch.split(scores, [1, m, n], 1)
             positive_B = positive_B1[:, 0]
-        if len(arrays["masked"]):
-            masked = torch.zeros(pairs * n, dtype=torch.bool, device=negative_BN.device)
-            masked[arrays["masked"]] = True
-            negative_BN = negative_BN.masked_fill(masked.view(pairs, n), -torch.inf)
+        masked_BN = self._masked(pairs, n)
+        if masked_BN is not None:
+            negative_BN = negative_BN.masked_fill(masked_BN, -torch.inf)
         fields: dict[str, Any] = {"positive_B": positive_B, "extra_BM": extra_BM}
         if "unmasked_B" in reads:
-            masked_B = torch.bincount(arrays["masked"] // max(1, n), minlength=pairs)
+            masked_B = positive_B.new_zeros(pairs) if masked_BN is None else masked_BN.sum(1)
             fields["unmasked_B"] = (n - masked_B).clamp(max=self.sampling.hardest or n).to(positive_B.dtype)
         if len(arrays["log_q"]):
             fields["log_q_BN"] = arrays["log_q"].view(-1, n)
@@ -149,6 +148,17 @@ class LossInputBuilder:
             negative_BN, column_BN = negative_BN.topk(min(n, self.sampling.hardest), dim=1, sorted=False)
             of_negatives = {k: value.expand(pairs, n).gather(1, column_BN) for k, value in of_negatives.items()}
         return fields | of_negatives | {"negative_BN": negative_BN}
+
+    def _masked(self, pairs: int, n: int) -> Tensor | None:
+        """Return which negatives are masked, (B, N) bool; None if none is."""
+        masked = self.arrays["masked"]
+        if masked.dtype == torch.bool:  # drawn on the device
+            return masked if masked.dim() == 2 else None
+        if not len(masked):
+            return None
+        masked_P = torch.zeros(pairs * n, dtype=torch.bool, device=masked.device)
+        masked_P[masked] = True
+        return masked_P.view(pairs, n)
 
     def _of_negatives(self, reads: Collection[str], n: int) -> dict[str, Tensor]:
         """Return what a loss reads of each negative beside its score, (B, N) or (1, N) each."""
@@ -165,8 +175,19 @@ class LossInputBuilder:
     def _global_batch(self, users_BD: Tensor, positives_BD: Tensor) -> GlobalBatch:
         all_users_BD, own = self.exchange.gather(users_BD)
         all_items_BD, _ = self.exchange.gather(positives_BD)
+        if "user_id_B" in self.arrays:  # drawn on the device, by one worker
+            user_B, item_B = self.arrays["user_id_B"].long(), self.arrays["positive_id_B"].long()
+            return GlobalBatch(all_users_BD, all_items_BD, user_B, item_B, own)
         user_B, owner_B, local_B = self._ids_B3.unbind(1)
         return GlobalBatch(all_users_BD, all_items_BD, user_B, local_B * self.group.workers + owner_B, own)
+
+    @property
+    def _owned_positive_B(self) -> Tensor:
+        """Index of the positives of all workers among this worker's items, -1 where another owns it, int64."""
+        if "positive_id_B" in self.arrays:  # drawn on the device, by one worker
+            return self.arrays["positive_id_B"].long()
+        _, owner_B, local_B = self._ids_B3.unbind(1)
+        return torch.where(owner_B == self.group.rank, local_B, -1)
 
     @cached_property
     def _ids_B3(self) -> Tensor:

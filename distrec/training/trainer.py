@@ -1,5 +1,6 @@
 """Gradient descent on one worker: the training step, and its checkpoints. Independent of Ray."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import fields
@@ -26,6 +27,7 @@ from distrec.sharding.differentiable import StepExchange
 from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
+from distrec.training.device_steps import DeviceSteps, pairs_only, prevented
 from distrec.training.loss_inputs import LOGIT, REPRESENTATION, LossInputBuilder, fetches_items
 from distrec.training.sharded_model import ShardedModel
 
@@ -50,14 +52,19 @@ class Trainer:
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.config, self.device = config, device
+        if config.train.deterministic and device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            torch.use_deterministic_algorithms(True)
         self.sharded = ShardedModel(config, dataset, device)
         self.model, self.tables, self.exchange = self.sharded.model, self.sharded.tables, self.sharded.exchange
         self.source = self.sharded.source
         steps = config.train.epochs * self.source.steps
         self._whole_graph = self.sharded.graph is not None
+        self._why_on_host = prevented(config, dataset, device, self.exchange.workers)
+        all_rows = self._whole_graph or (config.optim.idle == "sweep" and not self._why_on_host)
         self.optimizers = {
-            name: SparseOptimizer(table, config.optim, steps, all_rows=self._whole_graph)
-            for name, table in self.tables.items()
+            name: SparseOptimizer(table, config.optim, steps, all_rows=all_rows) for name, table in self.tables.items()
         }
         self.dense = DenseOptimizer(self.model, config.optim, steps, self.exchange)
         self.meters = StepMeters()
@@ -77,6 +84,10 @@ class Trainer:
         self._prefetched_arrays: tuple[Batch, dict[str, Tensor]] | None = None
         self._following: Batch | None = None
         self._gradient_norm: float | None = None
+        self.device_steps: DeviceSteps | None = None
+        if self._why_on_host is None:
+            self.source = pairs_only(self.source)
+            self.device_steps = DeviceSteps(self, self.source)
 
     @property
     def scorer(self) -> Scorer:
@@ -92,7 +103,12 @@ class Trainer:
         elif len(set(how.values())) == 1:
             texts = [f"rows outside the batch {how[ITEMS]}"]
         texts += [note for optimizer in self.optimizers.values() if (note := optimizer.precision_note)]
-        return f"optimizer: {'; '.join(texts)}"
+        text = f"optimizer: {'; '.join(texts)}"
+        if self.device_steps is not None:
+            return f"{text}\n{self.device_steps.describe()}"
+        if self.device.type == "cuda":
+            return f"{text}\nnegatives are drawn on the host, which launches each operation: {self._why_on_host}"
+        return text
 
     def observe(self, watched: Sequence[float]) -> None:
         """Set the learning rate that follows these values of the watched metric, one of each evaluation so far."""
@@ -112,6 +128,10 @@ class Trainer:
 
     def train_epoch(self, epoch: int, first_step: int, batches: Iterator[Batch], emit: Emit) -> float:
         """Take the steps of an epoch; see `Learner.train_epoch`."""
+        if self.device_steps is not None:
+            loss = self.device_steps.train_epoch(epoch, first_step, batches, emit)
+            self._gradient_norm = self.device_steps.gradient_norm
+            return loss
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for step in range(first_step, self.source.steps):
             with self.meters.part("wait"):
@@ -160,18 +180,16 @@ class Trainer:
 
     def _update(self, batch: Batch, rows: dict[str, Tensor], leaves: Leaves) -> None:
         """Apply the gradients of rows and parameters."""
-        grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+        grads = self.gradients_of(leaves)
         item_counts_R1 = grads.pop(_OCCURRENCES, None)
         dense, clip_norm = self.dense.gradient(), self.config.optim.clip_norm
         ends = batch.step + 1 == self.source.steps
         if ends or clip_norm is not None:
-            norm = self._norm(list(grads.values()), dense)
+            norm = self.norm(list(grads.values()), dense)
             if ends:
                 self._gradient_norm = norm.item()
             if clip_norm is not None:
-                factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0).float()  # as torch.nn.utils.clip_grad_norm_
-                for grad in [*grads.values(), *([] if dense is None else [dense])]:
-                    grad.mul_(factor)
+                self.clip([*grads.values(), *([] if dense is None else [dense])], norm)
         if item_counts_R1 is not None:
             self._decay_by_occurrence(batch, leaves, grads, item_counts_R1)
         for name, optimizer in self.optimizers.items():
@@ -179,7 +197,19 @@ class Trainer:
         if dense is not None:
             self.dense.step(dense)
 
-    def _norm(self, grads: list[Tensor], dense: Tensor | None) -> Tensor:
+    def gradients_of(self, leaves: Leaves) -> Leaves:
+        """Return the gradients of leaves, 0 where the loss does not read a table."""
+        return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+
+    def clip(self, grads: list[Tensor], norm: Tensor) -> None:
+        """Scale gradients of this norm down to `optim.clip_norm`."""
+        clip_norm = self.config.optim.clip_norm
+        assert clip_norm is not None
+        factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0).float()  # as torch.nn.utils.clip_grad_norm_
+        for grad in grads:
+            grad.mul_(factor)
+
+    def norm(self, grads: list[Tensor], dense: Tensor | None) -> Tensor:
         """Return the norm of the gradients of all workers, ()."""
         norm2 = torch.stack([grad.square().sum(dtype=torch.float64) for grad in grads]).sum()
         norm2 = self.exchange.all_add(norm2.view(1))[0]
@@ -233,6 +263,11 @@ class Trainer:
             share = share + (zeros_U1[:, 0] * self._occurrences(batch, len(zeros_U1))).sum()
         exchange.attach(share).backward()  # type: ignore[no-untyped-call]
         return share.detach()
+
+    def backward_on(self, batch: Batch, arrays: dict[str, Tensor], leaves: Leaves) -> Tensor:
+        """Return the loss of a batch whose arrays are on the device already, (), and set the gradients of leaves."""
+        self._prefetched_arrays = batch, arrays
+        return self._backward(batch, None, leaves)
 
     def _occurrences(self, batch: Batch, items: int) -> Tensor:
         """Return how often the pairs of this worker use each of their items, as positive or negative, (U,)."""
@@ -308,6 +343,8 @@ class Trainer:
 
     def _degrees_of_positives(self, batch: Batch) -> Tensor:
         """Return the training interactions of each pair's positive, (B,)."""
+        if "positive_degree_B" in (arrays := self._device_arrays(batch)):
+            return arrays["positive_degree_B"]
         owner_U = np.repeat(np.arange(self.exchange.workers), batch.item_splits_W)
         item_U = self.sharded.partitions[ITEMS].row(batch.items_U.astype(np.int64), owner_U)
         return to_device([self._item_degrees[item_U[batch.positive_index_B]]], self.device)[0]

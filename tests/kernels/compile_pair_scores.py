@@ -9,21 +9,26 @@ import torch
 from distrec.kernels.triton.pair_scores import CHUNK, PairScores
 from tests.kernels.absent_gpu import arithmetic_is_exact, compile_for
 
-NAMES = {"scores", "first_chunks", "later_chunks", "add_chunks"}
+NAMES = {"scores", "add_gradients", "first_chunks", "later_chunks", "add_chunks"}
 
 
 def call_all(dim: int, dtype: torch.dtype, index: torch.dtype) -> None:
     """Launch every program, with more summands than one program adds. Programs are compiled, not run."""
     users, items = (torch.ones(9, dim, dtype=dtype, requires_grad=True) for _ in range(2))
     user_index, item_index = torch.zeros(10, dtype=index), torch.zeros(10, CHUNK, dtype=index)
-    PairScores.apply(users, items, user_index, item_index).sum().backward()
+    for in_order in (True, False):
+        torch.use_deterministic_algorithms(in_order)
+        PairScores.apply(users, items, user_index, item_index).sum().backward()
+    one_each = item_index[:, :1].contiguous()
+    PairScores.apply(users, items, user_index, one_each).sum().backward()
 
 
 def check(kernel) -> None:
     """Assert unfused IEEE arithmetic, a fixed order of summation, checked indices, and a cubin."""
     name, ptx = kernel.metadata.name, kernel.asm["ptx"]
     arithmetic_is_exact(name, ptx)
-    assert not re.findall(r"\b(?:atom|red)\.", ptx), f"{name} has no fixed order of summation"
+    atomics = re.findall(r"\b(?:atom|red)\.", ptx)
+    assert bool(atomics) == (name == "add_gradients"), f"{name} has no fixed order of summation"
     assert name != "scores" or "__assertfail" in ptx, f"{name} does not check indices"
     assert kernel.asm["cubin"], name
 

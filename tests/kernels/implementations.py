@@ -1,6 +1,7 @@
 """Marks that run a test for each compiled implementation of pair scores available here."""
 
 import pytest
+import torch
 
 from distrec.models.scoring import pair_scores
 from tests.kernels.gpu import CUDA, interpreted, on_gpu, running
@@ -14,11 +15,21 @@ def triton_pair_scores(users, items, user_index, item_index):
     return PairScores.apply(*tensors).to(users.device)
 
 
+def triton_in_order(users, items, user_index, item_index):
+    """Run them with gradients that are added in a fixed order."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        return triton_pair_scores(users, items, user_index, item_index)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def _implementations(triton_needs):
-    numba = pytest.param(pair_scores, id="numba")
-    return pytest.mark.parametrize(
-        "pair_scores", [numba, pytest.param(triton_pair_scores, id="triton", marks=triton_needs)]
-    )
+    triton = [
+        pytest.param(triton_pair_scores, id="triton", marks=triton_needs),
+        pytest.param(triton_in_order, id="triton_in_order", marks=triton_needs),
+    ]
+    return pytest.mark.parametrize("pair_scores", [pytest.param(pair_scores, id="numba"), *triton])
 
 
 each_implementation = _implementations(running)

@@ -11,7 +11,7 @@ import torch
 from distrec.kernels.dispatch import has_gpu_kernel
 from distrec.models.scoring import pair_scores, pair_scores_reference
 from tests.kernels.gpu import compiling, installed, on_gpu, python, running
-from tests.kernels.implementations import triton_pair_scores
+from tests.kernels.implementations import triton_in_order
 from tests.kernels.test_pair_scores import case, scored
 
 
@@ -31,7 +31,7 @@ def test_rows_with_several_chunks(shape, chunk, monkeypatch):
     grad = torch.randn(item_index.shape, dtype=torch.float64)
     expected = scored(pair_scores_reference, users, items, user_index, item_index, grad)
     for found, wanted in zip(
-        scored(triton_pair_scores, users, items, user_index, item_index, grad), expected, strict=True
+        scored(triton_in_order, users, items, user_index, item_index, grad), expected, strict=True
     ):
         assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
 
@@ -43,7 +43,7 @@ def test_rows_of_one_chunk_are_bit_equal_to_the_cpu(monkeypatch):
     item_index[:, ::2] = 0  # a row with four chunks beside rows with at most one
     grad = torch.randn(item_index.shape)
     _, _, expected = scored(pair_scores, users, items, user_index, item_index, grad)
-    _, _, found = scored(triton_pair_scores, users, items, user_index, item_index, grad)
+    _, _, found = scored(triton_in_order, users, items, user_index, item_index, grad)
     assert torch.equal(found[1:], expected[1:])
     assert torch.allclose(found[0], expected[0], rtol=1e-4, atol=1e-4)
 

@@ -47,7 +47,25 @@ class TritonKernels(ReferenceKernels):
     ) -> None:
         slots, constants = _of_rule(rule)
         scalars = *padded(coefficients), decay.shrink, decay.l2
-        _run(programs.step, stored_VD, local_U, aligned(grad_UD), *slots, *scalars, **constants)
+        _run(programs.step, stored_VD, local_U, aligned(grad_UD), *slots, *scalars, None, None, **constants)
+
+    def step_ahead_(
+        self,
+        stored_VD: Tensor,
+        local_U: Tensor,
+        grad_UD: Tensor,
+        rule: UpdateRule,
+        numbers_SC: Tensor,
+        index: Tensor,
+    ) -> None:
+        """As `step_`, with the numbers of `SparseOptimizer.look_ahead` in the line `index`, (1,), of `numbers_SC`.
+
+        Entries -1 in `local_U` are none.
+        """
+        slots, constants = _of_rule(rule)
+        scalars = (0.0,) * 6
+        ahead = numbers_SC, index
+        _run(programs.step, stored_VD, local_U, aligned(grad_UD), *slots, *scalars, *ahead, lowest=-1, **constants)
 
     def replay_(
         self, stored_VD: Tensor, local_G: Tensor, since_G: Tensor, missed: MissedSteps, rule: UpdateRule
@@ -101,11 +119,11 @@ def _to_device(host: Tensor, device: torch.device) -> Tensor:
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
-def _run(program: Any, stored_VD: Tensor, local_U: Tensor, *arguments: Any, **constants: Any) -> None:
+def _run(program: Any, stored_VD: Tensor, local_U: Tensor, *arguments: Any, lowest: int = 0, **constants: Any) -> None:
     """Run a program over some rows of a shard, on the device of the shard, which need not be the current one."""
     assert stored_VD.is_contiguous(), stored_VD.stride()
     (rows, dim), count = stored_VD.shape, len(local_U)
-    if local_U.device.type == "cpu" and count and not 0 <= local_U.min() <= local_U.max() < rows:
+    if local_U.device.type == "cpu" and count and not lowest <= local_U.min() <= local_U.max() < rows:
         raise IndexError("row index outside the shard")  # GPUs check it without synchronisation
     if count == 0:
         return

@@ -19,17 +19,18 @@ _program = triton.jit(do_not_specialize=["now", "span", "count", "rows"])
 
 
 @triton.jit
-def _find(local, count, rows, TILE: tl.constexpr):
+def _find(local, count, rows, TILE: tl.constexpr, HOLES: tl.constexpr = False):
     """Return (positions in the list, row indices, mask), each (T,), for this program.
 
     An invalid row index is masked out, and makes the GPU unusable for the process, as an index error of torch does:
-    the error is raised at the next synchronisation.
+    the error is raised at the next synchronisation. With HOLES, row -1 is none.
     """
     position_T = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     listed_T = position_T < count
     row_T = tl.load(local + position_T, mask=listed_T, other=0).to(tl.int64)
     valid_T = (row_T >= 0) & (row_T < rows)
-    tl.device_assert(valid_T, "row index outside the shard")  # 0 after the end of the list
+    allowed_T = valid_T | (row_T == -1) if HOLES else valid_T
+    tl.device_assert(allowed_T, "row index outside the shard")  # 0 after the end of the list
     return position_T, row_T, listed_T & valid_T
 
 
@@ -134,6 +135,8 @@ def step(
     c3: tl.float64,
     shrink: tl.float64,
     l2: tl.float64,
+    ahead,
+    index,
     UPDATE: tl.constexpr,
     X: tl.constexpr,
     PAD_X: tl.constexpr,
@@ -141,8 +144,16 @@ def step(
     PAD: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Decay rows and apply the rule that updates them by UPDATE."""
-    position_T, row_T, mask_T = _find(local, count, rows, TILE)
+    """Decay rows and apply the rule that updates them by UPDATE.
+
+    `ahead`: None, or the six scalars of each of many steps, float64, which are then read from its line `index`; before
+    them is a number that this program does not read. Row -1 is then none.
+    """
+    if ahead is not None:
+        line = ahead + tl.load(index) * 7 + 1
+        c0, c1, c2, c3 = tl.load(line), tl.load(line + 1), tl.load(line + 2), tl.load(line + 3)
+        shrink, l2 = tl.load(line + 4), tl.load(line + 5)
+    position_T, row_T, mask_T = _find(local, count, rows, TILE, ahead is not None)
     offset_TD, mask_TD = _elements(row_T, mask_T, D, PAD)
     offset_TX, mask_TX = _elements(row_T, mask_T, X, PAD_X)
     grad_TD, _ = _elements(position_T, mask_T, D, PAD)

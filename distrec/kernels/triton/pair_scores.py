@@ -1,10 +1,11 @@
 """Scores of each user with its own items on GPUs: the counterpart of `numba/pair_scores.py`, in Triton programs.
 
-Both gradients are sums of weighted rows of the other side, grouped by the row that receives them. A stable sort keeps
-the flat indices of a row in batch order, and a program adds them in that order, so runs are reproducible. A row with
-more than CHUNK summands, such as a popular item, is split: separate programs sum its chunks, which are then added in
-order. Up to CHUNK summands, a row has the digits of the CPU's loops. Scores follow the order of Triton's reduction,
-which depends on D and N only.
+Both gradients are sums of weighted rows of the other side. By default they are added as they come, by atomics: their
+last digits differ from run to run. Under `torch.use_deterministic_algorithms` (`train.deterministic`) they are grouped
+by the row that receives them. A stable sort keeps the flat indices of a row in batch order, and a program adds them in
+that order, so runs are reproducible. A row with more than CHUNK summands, such as a popular item, is split: separate
+programs sum its chunks, which are then added in order. Up to CHUNK summands, a row has the digits of the CPU's loops.
+Scores follow the order of Triton's reduction, which depends on D and N only.
 
 The programs work out themselves which chunk belongs to which row: an operation that prepared this would cost the host
 7 us, and a step is bound by the host (`benchmarks/cases/device.py`).
@@ -29,6 +30,7 @@ from distrec.kernels.triton.launch import OPTIONS, aligned
 CHUNK = 256  # summands that one program adds one after the other
 _AHEAD = 8  # rows that a program loads ahead
 _WIDTH = 128  # maximum number of elements of a row in a program
+_ATOMIC_ROWS = 32  # summands that a program of `add_gradients` holds at a time
 _TILE = 4096  # maximum number of elements of items in a program of `scores`
 
 
@@ -43,6 +45,7 @@ class PairScores(torch.autograd.Function):
         )
         _check_on_cpu(user_index_B, len(users_UD))
         _check_on_cpu(item_index_BN, len(items_VD))
+        ctx.in_order = torch.are_deterministic_algorithms_enabled()
         ctx.save_for_backward(users_UD, items_VD, user_index_B, item_index_BN)
         return _scores(users_UD, items_VD, user_index_B, item_index_BN)
 
@@ -52,6 +55,8 @@ class PairScores(torch.autograd.Function):
         # Indices are not checked again: autograd refuses saved tensors that were changed in place.
         users_UD, items_VD, user_index_B, item_index_BN = ctx.saved_tensors
         grad_BN, users_grad, items_grad = grad_BN.contiguous(), None, None
+        if not ctx.in_order:
+            return *_added(users_UD, items_VD, user_index_B, item_index_BN, grad_BN), None, None
         if ctx.needs_input_grad[0]:
             pair_B, owner_B, start_Y1 = _grouped(user_index_B, len(users_UD))
             item_index_P, grad_P = item_index_BN[pair_B].view(-1), grad_BN[pair_B].view(-1)
@@ -84,6 +89,27 @@ def _scores(users_UD: Tensor, items_VD: Tensor, user_index_B: Tensor, item_index
         num_warps=min(4, max(1, block * width // 1024)),
     )
     return scores_BN
+
+
+def _added(
+    users_UD: Tensor, items_VD: Tensor, user_index_B: Tensor, item_index_BN: Tensor, grad_BN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the rows of users and items, added by atomics."""
+    users_grad, items_grad = torch.zeros_like(users_UD), torch.zeros_like(items_VD)
+    (pairs, n), dim = item_index_BN.shape, users_UD.shape[1]
+    block = min(_ATOMIC_ROWS, triton.next_power_of_2(max(1, n)))
+    together = 1 if n > _ATOMIC_ROWS // 2 else _ATOMIC_ROWS // block
+    _launch(
+        programs.add_gradients,
+        (triton.cdiv(pairs, together), min(1, n)),
+        *(users_UD, items_VD, user_index_B, item_index_BN, grad_BN, users_grad, items_grad, pairs, n),
+        D=dim,
+        WIDTH=_width(dim),
+        PAIRS=together,
+        BLOCK=block,
+        num_warps=4,
+    )
+    return users_grad, items_grad
 
 
 def _grouped(index_P: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 # By default Triton recompiles for an integer that is 1 or a multiple of 16, in the middle of a run.
-_program = triton.jit(do_not_specialize=["n", "users", "items", "times"])
+_program = triton.jit(do_not_specialize=["n", "pairs", "users", "items", "times"])
 
 
 @_program
@@ -48,6 +48,53 @@ def scores(
         item_ND = tl.load(item_rows + v_N[:, None] * D + d_D[None, :], mask=mask_ND, other=0.0)
         total_N += tl.sum(item_ND * user_D[None, :], 1)
     tl.store(out + b * n + k_N, total_N, mask=present_N)
+
+
+@_program
+def add_gradients(
+    user_rows,
+    item_rows,
+    user_index,
+    item_index,
+    grad,
+    user_grads,
+    item_grads,
+    pairs,
+    n,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Add the gradients of the scores of PAIRS pairs to those of their rows, in any order; both start at 0.
+
+    With one pair its items are taken BLOCK at a time, and the sum for its user is added once.
+    """
+    k_N = tl.arange(0, PAIRS * BLOCK)
+    b_N = tl.program_id(0).to(tl.int64) * PAIRS + k_N // BLOCK
+    paired_N = b_N < pairs
+    user_N = tl.load(user_index + b_N, mask=paired_N, other=0).to(tl.int64)
+    for first in range(0, D, WIDTH):
+        d_D = first + tl.arange(0, WIDTH)
+        within_ND = paired_N[:, None] & (d_D < D)[None, :]
+        user_offset_ND = user_N[:, None] * D + d_D[None, :]
+        user_ND = tl.load(user_rows + user_offset_ND, mask=within_ND, other=0.0)
+        sum_ND = tl.zeros([PAIRS * BLOCK, WIDTH], user_rows.dtype.element_ty)
+        for start in range(0, n, BLOCK):
+            j_N = start + k_N % BLOCK
+            here_N = paired_N & (j_N < n)
+            weight_N = tl.load(grad + b_N * n + j_N, mask=here_N, other=0.0)
+            here_N = here_N & (weight_N != 0)
+            item_N = tl.load(item_index + b_N * n + j_N, mask=here_N, other=0).to(tl.int64)
+            offset_ND = item_N[:, None] * D + d_D[None, :]
+            mask_ND = here_N[:, None] & (d_D < D)[None, :]
+            sum_ND += weight_N[:, None] * tl.load(item_rows + offset_ND, mask=mask_ND, other=0.0)
+            tl.atomic_add(item_grads + offset_ND, weight_N[:, None] * user_ND, mask=mask_ND, sem="relaxed")
+        if PAIRS == 1:
+            user = tl.load(user_index + tl.program_id(0)).to(tl.int64)
+            tl.atomic_add(user_grads + user * D + d_D, tl.sum(sum_ND, 0), mask=d_D < D, sem="relaxed")
+        else:
+            tl.atomic_add(user_grads + user_offset_ND, sum_ND, mask=within_ND, sem="relaxed")
 
 
 @triton.jit

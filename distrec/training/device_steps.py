@@ -1,0 +1,288 @@
+"""Training steps that stay on the GPU: negatives are drawn there, and a step is replayed as a CUDA graph.
+
+The host sends the pairs of many steps at once, and what else changes from step to step: learning rates, bias
+corrections, the scale of decayed rows. It then launches one graph a step. A graph is captured for each number of pairs
+that steps have, some twenty, so that nothing is padded and every loss runs as elsewhere.
+
+A step reads a table of at most `_DENSE` times as many rows as the step uses whole, with row numbers as indices. Of a
+larger table it reads the rows in the batch: it sorts their numbers, in buffers of the size that they need if all are
+distinct. An entry -1 in a list of rows is none.
+
+C: pairs of all steps that are on the device; S: these steps; R: entries of a list of rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distrec.data.dataset import Dataset
+from distrec.kernels.dispatch import missing_triton
+from distrec.models.base import EmbeddingConfig, Emit
+from distrec.optim.sparse import NUMBERS, not_replayable
+from distrec.sampling.batch import Batch
+from distrec.sampling.source import BatchSource
+from distrec.sharding.device_copy import to_device
+from distrec.sharding.table import ITEMS, USERS
+from distrec.training.config import Config
+
+if TYPE_CHECKING:
+    from distrec.training.trainer import Trainer
+
+_STEPS = 64  # sent at a time
+_DENSE = 8
+_WARM_UP = 3  # steps before the first capture: they compile the programs
+_SWEPT = 4_000_000  # rows of a table up to which `optim.idle=sweep` runs here
+_NO_INDEX = np.zeros(0, np.int32)
+
+
+def prevented(config: Config, dataset: Dataset, device: torch.device, workers: int) -> str | None:
+    """Return why steps cannot stay on the device; None if they can."""
+    model = config.model
+    assert isinstance(model, EmbeddingConfig), model
+    if device.type != "cuda" and config.optim.kernels != "triton":  # Triton's interpreter, in tests
+        return "the tables are on the CPU"
+    if not config.train.capture:
+        return "train.capture=false is"
+    if reason := missing_triton():
+        return f"they need {reason}"
+    if workers > 1:
+        return "rows are exchanged with other workers"
+    if model.reads or any(True for _ in model.build().parameters()):
+        return f"model {model.name} reads more than its rows"
+    if model.bfloat16 or config.train.send_bfloat16:
+        return "rows are rounded to bfloat16"
+    if model.user_dropout:
+        return "masks of dropout are drawn on the host"
+    specs = (*model.tables(), *config.loss.tables())
+    if any(spec.bounds for spec in specs):
+        return f"loss {config.loss.name} bounds the rows of a table"
+    largest = max(dataset.manifest.users, dataset.manifest.items)
+    if config.optim.idle == "sweep" and largest > _SWEPT:
+        return f"a sweep over {largest:,} rows at each step is"
+    return not_replayable(config.optim, [config.optim.decay.strength_of(spec.name, spec.decay) for spec in specs])
+
+
+class DeviceSteps:
+    """The steps of a trainer.
+
+    Args:
+        trainer: its tables, optimizers and loss are used.
+        source: source of its batches, which are `pairs_only`.
+    """
+
+    def __init__(self, trainer: "Trainer", source: BatchSource) -> None:
+        from distrec.kernels.triton.draws import DeviceDraws  # here: Triton may be missing
+
+        self._trainer, self._source, self._config = trainer, source, trainer.config
+        self._device, seed = trainer.device, trainer.config.run.seed
+        self._sampler = source.sampler
+        self._draws = DeviceDraws(self._sampler, source.interactions_csr, seed, self._device)
+        sizes = source.step_sizes
+        steps = min(_STEPS, source.steps)
+        self._ahead = steps
+        dtypes = (torch.int32, torch.int32, torch.int64)
+        self._columns = tuple(self._empty(steps * int(sizes.max()), dtype) for dtype in dtypes)
+        self._start_S = self._empty(steps, torch.int64)
+        self._numbers = {name: self._empty((steps, NUMBERS), torch.float64) for name in trainer.optimizers}
+        self._loss_sum, self._norm = self._empty((), torch.float64), self._empty((), torch.float64)
+        self._step_loss = self._empty((), torch.float64)
+        self._constants()
+        self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+        self._run = 0
+        self.captures = self._device.type == "cuda" and "batch" not in self._config.loss.needs()
+        if self.captures:
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+
+    def _empty(self, shape: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self._device)
+
+    def _constants(self) -> None:
+        """Copy what never changes to the device."""
+        sampler, loss = self._sampler, self._config.loss
+        self._all_rows = {entity: self._trainer.sharded.all_rows(entity) for entity in (USERS, ITEMS)}
+        self._saturated_U: Tensor | None = None
+        if sampler.excludes and sampler.saturated_U.any():
+            self._saturated_U = torch.from_numpy(sampler.saturated_U).to(self._device)
+        if "log_q_BN" in loss.needs():
+            self._log_masses_V, self._log_free_U = (
+                torch.from_numpy(values).to(self._device) for values in (sampler.log_masses_V, sampler.log_free_U)
+            )
+        if "positive_degree_B" in loss.needs():
+            degree_V = self._trainer.sharded.owned_degrees(ITEMS).astype(np.float32)
+            self._degree_V = torch.from_numpy(degree_V).to(self._device)
+
+    def describe(self) -> str:
+        """Return how steps run, for the log."""
+        if self.captures:
+            return "steps stay on the GPU, negatives are drawn there; each is one CUDA graph"
+        return "negatives are drawn on the device, whose operations the host launches one by one"
+
+    def train_epoch(self, epoch: int, first_step: int, batches: Iterator[Batch], emit: Emit) -> float:
+        """Take the steps of an epoch; see `Learner.train_epoch`."""
+        trainer, meters = self._trainer, self._trainer.meters
+        self._loss_sum.zero_()
+        step, steps = first_step, self._source.steps
+        while step < steps:
+            count = min(self._ahead, steps - step)
+            for optimizer in trainer.optimizers.values():
+                count = optimizer.steps_ahead(count)
+            with meters.part("wait"):
+                pairs = [next(batches) for _ in range(count)]
+            assert (pairs[0].epoch, pairs[0].step) == (epoch, step), (pairs[0].epoch, pairs[0].step, epoch, step)
+            with meters.part("look_up"):
+                self._send(pairs)
+            with meters.part("compute"):
+                for batch in pairs:
+                    step += 1
+                    if batch.pairs:
+                        self._take(batch.pairs, step == steps)
+                    else:
+                        self._draws.state[0] += 1
+                    emit(step, self._loss_sum)
+        return self._loss_sum.item()
+
+    @property
+    def gradient_norm(self) -> float:
+        """Norm of the gradient of the last step of an epoch, before clipping."""
+        return self._norm.item()
+
+    def _send(self, batches: list[Batch]) -> None:
+        """Copy the pairs of some steps to the device, and the numbers of the optimizers."""
+        first, sizes = batches[0], [batch.pairs for batch in batches]
+        columns = [[getattr(batch, name) for batch in batches] for name in ("users_U", "items_U", "ordinal_B")]
+        start_S = np.cumsum([0, *sizes[:-1]])
+        # A step without pairs on any worker changes nothing: the optimizers do not count it.
+        planned = np.flatnonzero(sizes)
+        numbers = []
+        for optimizer in self._trainer.optimizers.values():
+            numbers_SC = np.zeros((len(batches), NUMBERS))
+            numbers_SC[planned] = optimizer.look_ahead(len(planned))
+            numbers.append(numbers_SC)
+        state = np.array([0, first.epoch, first.step])
+        sent = to_device([state, start_S, *map(np.concatenate, columns), *numbers], self._device)
+        buffers = [self._draws.state, self._start_S, *self._columns, *self._numbers.values()]
+        for buffer, values in zip(buffers, sent, strict=True):
+            buffer[: len(values)].copy_(values)
+
+    def _take(self, pairs: int, ends: bool) -> None:
+        """Take the present step: replay its graph, capture it before, or launch its operations one by one."""
+        if not self.captures or self._run < _WARM_UP:
+            self._run += 1
+            self._step(pairs, ends)
+            return
+        if (pairs, ends) not in self._graphs:
+            self._graphs[pairs, ends] = self._capture(pairs, ends)
+        self._graphs[pairs, ends].replay()
+
+    def _capture(self, pairs: int, ends: bool) -> torch.cuda.CUDAGraph:
+        """Capture a step. Not `torch.cuda.graph`, which collects garbage before: that takes longer than capturing."""
+        graph = torch.cuda.CUDAGraph()
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                self._step(pairs, ends)
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        return graph
+
+    def _step(self, pairs: int, ends: bool) -> None:
+        """Take a step of so many pairs. No operation may wait for the device, nor read what changes on the host."""
+        trainer, draws = self._trainer, self._draws
+        user_B, item_B, ordinal_B = draws.pairs(self._columns, self._start_S, pairs)
+        arrays, rows = self._arrays(user_B, item_B, ordinal_B)
+        entity_of = {name: spec.entity for name, spec in trainer.sharded.specs.items()}
+        index = draws.state[:1]
+        leaves = {
+            name: optimizer.read_ahead(rows[entity_of[name]], self._numbers[name], index).requires_grad_()
+            for name, optimizer in trainer.optimizers.items()
+        }
+        batch = Batch(-1, -1, pairs, *[_NO_INDEX] * 7)
+        share = trainer.backward_on(batch, arrays, leaves)
+        grads = trainer.gradients_of(leaves)
+        clip_norm = self._config.optim.clip_norm
+        if ends or clip_norm is not None:
+            norm = trainer.norm(list(grads.values()), None)
+            self._norm.copy_(norm)
+            if clip_norm is not None:
+                trainer.clip(list(grads.values()), norm)
+        for name, optimizer in trainer.optimizers.items():
+            optimizer.step_ahead(rows[entity_of[name]], grads[name], self._numbers[name], index)
+        self._step_loss.copy_(share)
+        self._loss_sum.add_(self._step_loss, alpha=pairs)
+        index.add_(1)
+
+    def _arrays(self, user_B: Tensor, item_B: Tensor, ordinal_B: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Draw. Return (the arrays of a batch, as `LossInputBuilder` reads them; the rows of users and items, (R,))."""
+        sampling, needs = self._source.config, self._config.loss.needs()
+        draws, m = self._draws, self._source.needs.extra_positives
+        nothing = item_B.new_empty(0)
+        if sampling.distribution == "in_batch":
+            negatives = item_B
+        elif sampling.shared:
+            negatives = draws.shared_negatives(sampling.negatives)
+        else:
+            negatives = draws.negatives(user_B, ordinal_B, sampling.negatives)
+        extra = draws.extra_positives(user_B, ordinal_B, m) if m else nothing
+        users_R, (user_index_B,) = self._rows(USERS, [user_B])
+        items_R, (positive_index_B, negative_index, extra_index) = self._rows(
+            ITEMS, [item_B, negatives.view(-1), extra.view(-1)]
+        )
+        arrays = {
+            "users_U": self._all_rows[USERS] if len(users_R) == len(self._all_rows[USERS]) else users_R.clamp(min=0),
+            "user_index_B": user_index_B,
+            "user_id_B": user_B,
+            "positive_id_B": item_B,
+            "positive_index_B": positive_index_B,
+            "negative_index": negative_index,
+            "extra_index": extra_index,
+            "masked": self._masked(user_B, negatives),
+            "log_q": nothing,
+        }
+        if "log_q_BN" in needs:
+            log_q = self._log_masses_V[negatives.long()]
+            own = self._sampler.excludes and not sampling.shared
+            total = self._log_free_U[user_B.long()][:, None] if own else float(np.log(self._sampler.total))
+            arrays["log_q"] = (log_q - total).float().view(-1)
+        if "positive_degree_B" in needs:
+            arrays["positive_degree_B"] = self._degree_V[item_B.long()]
+        return arrays, {USERS: users_R, ITEMS: items_R}
+
+    def _masked(self, user_B: Tensor, negatives: Tensor) -> Tensor:
+        """Return which negatives are masked, (B, N) bool; (0,) if none can be."""
+        sampling = self._source.config
+        if sampling.reject and sampling.shared:
+            return self._draws.known(user_B, negatives)
+        if sampling.reject and self._saturated_U is not None:
+            return self._saturated_U[user_B.long()][:, None].expand(negatives.shape)
+        if sampling.distribution == "in_batch" and not sampling.reject:
+            return torch.eye(len(user_B), dtype=torch.bool, device=self._device)
+        return user_B.new_empty(0, dtype=torch.bool)
+
+    def _rows(self, table: str, uses: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return (rows that a step reads and updates, (R,) int64; for each use the index of its rows, int32)."""
+        all_V = self._all_rows[table]
+        count = sum(len(use) for use in uses)
+        if table == ITEMS and "catalogue" in self._config.loss.needs() or self._config.optim.idle == "sweep":
+            return all_V, uses
+        if len(all_V) <= _DENSE * count:
+            return self._draws.touched(uses, len(all_V)), uses
+        sorted_C, order_C = torch.cat(uses).sort()
+        new_C = torch.ones_like(sorted_C, dtype=torch.bool)
+        torch.ne(sorted_C[1:], sorted_C[:-1], out=new_C[1:])
+        rank_C = new_C.cumsum(0) - 1
+        rows_R = torch.full((count,), -1, dtype=torch.int64, device=self._device)
+        rows_R.scatter_(0, rank_C, sorted_C.long())
+        index_C = torch.empty_like(sorted_C).scatter_(0, order_C, rank_C.to(sorted_C.dtype))
+        return rows_R, list(torch.split(index_C, [len(use) for use in uses]))
+
+
+def pairs_only(source: BatchSource) -> BatchSource:
+    """Return the source of the same steps whose batches hold no negatives: these are drawn on the device."""
+    return replace(source, needs=replace(source.needs, pairs_only=True))

@@ -1,0 +1,190 @@
+"""Steps that stay on a GPU draw what the host draws, bit for bit, and give its losses, tables and optimizer state.
+
+On a GPU, or operation by operation in Triton's interpreter, which takes some 20 ms for each pair: hence little data.
+"""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from distrec.data.prepare import prepare
+from distrec.training.config import Config
+from distrec.training.device_steps import DeviceSteps, pairs_only, prevented
+from distrec.training.trainer import Trainer
+from tests.conftest import changed
+from tests.kernels.gpu import CUDA, INTERPRETING, running
+
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+ON_DEVICE = {"train": {"capture": True}, "optim": {"kernels": "triton"}}
+ON_HOST = {"train": {"capture": False}, "optim": {"kernels": "auto"}}
+CPU = torch.device("cpu")
+PAIRS = {"shared": False, "negatives": 9}
+DOT = {"similarity": "dot", "init": {"std": 0.1}}
+# A pairwise sample of losses, samplers, rules and scopes.
+CASES = {
+    "ssm, full": {"sampling": PAIRS, "optim": {"decay": {"scope": "full", "strength": 0.1}}},
+    "bsl, in batch, popularity": {
+        "loss": {"name": "bsl"},
+        "sampling": {**PAIRS, "distribution": "popularity"},
+        "optim": {"decay": {"scope": "in_batch", "strength": 0.1}},
+    },
+    "bpr, one negative, adagrad": {
+        "loss": {"name": "bpr"},
+        "model": DOT,
+        "sampling": {"shared": False, "negatives": 1},
+        "optim": {"rule": "adagrad", "lr": 0.05},
+    },
+    "shared, log q, sgd, full, cosine schedule": {
+        "loss": {"log_q": True},
+        "sampling": {"distribution": "popularity", "negatives": 8},
+        "optim": {
+            "rule": "sgd",
+            "lr": 1.0,
+            "decay": {"scope": "full", "coupling": "l2", "strength": 0.02},
+            "schedule": {"name": "cosine"},
+        },
+    },
+    "in batch negatives, row-wise adagrad, clipped": {
+        "sampling": {"distribution": "in_batch"},
+        "optim": {"rule": "rowwise_adagrad", "lr": 0.05, "clip_norm": 0.5},
+    },
+    "in batch negatives, not rejected": {
+        "sampling": {"distribution": "in_batch", "reject": False},
+        "loss": {"log_q": True},
+    },
+    "exact softmax, l2": {
+        "loss": {"name": "softmax"},
+        "optim": {"decay": {"scope": "in_batch", "coupling": "l2", "strength": 0.01}},
+    },
+    "debiased, extra positives, mixture": {
+        "loss": {"name": "debiased_infonce", "temperature": 0.5},
+        "sampling": {"reject": False, "negatives": 8},
+    },
+    "hardest of a mixture": {"loss": {"name": "ccl"}, "sampling": {**PAIRS, "distribution": "mixture", "hardest": 3}},
+    "own log q": {"sampling": PAIRS, "loss": {"log_q": True}},
+    "directau": {"loss": {"name": "directau"}},
+    "resn, few of many rows": {
+        "loss": {"name": "resn"},
+        "model": DOT,
+        "sampling": {"shared": False, "negatives": 2},
+    },
+    "momentum, sweep": {
+        "sampling": PAIRS,
+        "optim": {"rule": "momentum", "lr": 0.3, "idle": "sweep", "decay": {"scope": "full", "strength": 0.1}},
+    },
+    "adam, sweep, l2": {
+        "loss": {"name": "mine_plus"},
+        "optim": {"rule": "adam", "idle": "sweep", "decay": {"scope": "full", "coupling": "l2", "strength": 0.01}},
+    },
+    "distances": {"loss": {"name": "triplet"}, "model": DOT, "sampling": PAIRS},
+}
+EPOCHS = 2
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def tiny(small) -> Config:
+    """Return a configuration of 30 users, of whom one knows all 24 items, and 8 steps an epoch."""
+    return changed(
+        small,
+        data={"planted": {"users": 30, "items": 24, "interactions": 220}, "buckets": 4},
+        model={"dim": 6},
+        train={"workers": 1, "batch_size": 22, "epochs": EPOCHS},
+        sampling={"negatives": 8},
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tiny):
+    """Return the prepared data of `tiny`."""
+    return prepare(tiny.data, log=lambda text: None)
+
+
+def trained(config, dataset, device):
+    """Train epochs; return the trainer and the losses."""
+    trainer = Trainer(config, dataset, device)
+    source = trainer.source
+    batches = itertools.chain.from_iterable(source.batches(epoch, 0, source.steps) for epoch in range(EPOCHS))
+    losses = [trainer.train_epoch(epoch, 0, batches, lambda done, loss: None) for epoch in range(EPOCHS)]
+    return trainer, losses
+
+
+@running
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dense", [8, 0])
+def test_steps_equal_those_of_the_host(tiny, data, monkeypatch, name, dense):
+    if INTERPRETING and dense == 0 and name not in ("ssm, full", "resn, few of many rows"):
+        pytest.skip("on a GPU")
+    monkeypatch.setattr("distrec.training.device_steps._DENSE", dense)
+    config = changed(tiny, **CASES[name])
+    host, expected = trained(changed(config, **ON_HOST), data, CPU)
+    device, found = trained(changed(config, **ON_DEVICE), data, DEVICE)
+    assert isinstance(device.device_steps, DeviceSteps) and host.device_steps is None
+    assert found == pytest.approx(expected, rel=1e-5)
+    if DEVICE.type == "cuda" and name not in ("directau", "resn, few of many rows"):
+        assert device.device_steps.captures and device.device_steps._graphs
+    assert device.diagnostics() == pytest.approx(host.diagnostics(), rel=1e-3)
+    for table, optimizer in host.optimizers.items():
+        torch.testing.assert_close(
+            device.tables[table].flush().cpu(), host.tables[table].flush(), rtol=1e-3, atol=1e-4, msg=table
+        )
+        state = device.optimizers[table].state()
+        for key, value in optimizer.state().items():
+            value = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+            other = state[key].cpu() if isinstance(state[key], torch.Tensor) else torch.tensor(state[key])
+            torch.testing.assert_close(other, value, rtol=2e-3, atol=1e-4, msg=f"{table} {key}")
+
+
+@running
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"shared": False, "negatives": 1},
+        {"shared": False, "negatives": 13},
+        {"shared": False, "negatives": 13, "reject": False},
+        {"shared": False, "negatives": 5, "distribution": "popularity"},
+        {"shared": False, "negatives": 40, "distribution": "mixture"},
+        {"negatives": 21},
+        {"negatives": 13, "distribution": "popularity", "beta": 1.0},
+    ],
+    ids=str,
+)
+def test_draws_are_those_of_the_host(tiny, data, sampling):
+    from distrec.kernels.triton.draws import DeviceDraws
+
+    config = changed(tiny, sampling=sampling, run={"seed": 2**63 + 11})
+    source = Trainer(changed(config, **ON_HOST), data, CPU).source
+    source = replace(source, needs=replace(source.needs, extra_positives=3, log_q=True))
+    draws = DeviceDraws(source.sampler, source.interactions_csr, config.run.seed, DEVICE)
+    for epoch, first in ((0, 0), (2, 3)):
+        pairs, batches = pairs_only(source).batches(epoch, first, 6), source.batches(epoch, first, 6)
+        columns = [
+            torch.from_numpy(np.concatenate([getattr(batch, name) for batch in pairs])).to(DEVICE)
+            for name in ("users_U", "items_U", "ordinal_B")
+        ]
+        start_S = torch.tensor([0, *np.cumsum([batch.pairs for batch in pairs])[:-1]], device=DEVICE)
+        for k, batch in enumerate(batches):
+            draws.state.copy_(torch.tensor([k, epoch, first]))
+            user_B, item_B, ordinal_B = draws.pairs(columns, start_S, batch.pairs)
+            assert np.array_equal(user_B.cpu(), batch.users_U[batch.user_index_B])
+            assert np.array_equal(item_B.cpu(), batch.items_U[batch.positive_index_B])
+            extra_BM = draws.extra_positives(user_B, ordinal_B, 3)
+            assert np.array_equal(extra_BM.cpu().ravel(), batch.items_U[batch.extra_index])
+            n = config.sampling.negatives
+            drawn = draws.shared_negatives(n) if config.sampling.shared else draws.negatives(user_B, ordinal_B, n)
+            assert np.array_equal(drawn.cpu().ravel(), batch.items_U[batch.negative_index])
+            if config.sampling.shared:
+                assert np.array_equal(np.flatnonzero(draws.known(user_B, drawn).cpu()), batch.masked)
+
+
+def test_reasons_against_steps_on_the_device(tiny, data):
+    cuda = torch.device("cuda")
+    assert "bfloat16" in prevented(changed(tiny, train={"send_bfloat16": True}), data, cuda, 1)
+    assert "exchanged" in prevented(tiny, data, cuda, 2)
+    assert "lightgcn" in prevented(changed(tiny, model={"name": "lightgcn"}), data, cuda, 1)
+    assert "adam" in prevented(changed(tiny, optim={"rule": "adam"}), data, cuda, 1)
+    assert "capture" in prevented(changed(tiny, train={"capture": False}), data, cuda, 1)
+    assert "CPU" in prevented(tiny, data, CPU, 1)
