@@ -1,10 +1,13 @@
-"""Measure training steps on a GPU: checks, whole steps beside their bars, parts of a step, plain PyTorch, large tables.
+"""Measure training steps that stay on a GPU, beside a plain PyTorch loop; ranking; large tables; a stream of Ray Data.
 
-    python -m benchmarks.gpu.run
+    python -m benchmarks.gpu.run [SECTION ...]
 
-Results are written to $OUT/gpu.json (default: ./gpu.json) after each section. A time is the median of 15 groups of
-replays of a CUDA graph, in ms a step; plain PyTorch runs without a graph, 5 groups. Without a GPU, under
-TRITON_INTERPRET=1, everything runs once at tiny sizes, to test this script.
+Sections: steps, plain, host, ray, ranking, deterministic, decay, large; default all. Data: Gowalla in the folder that
+DISTREC_DATA names, else planted data of its size. Results go to $OUT/gpu.json (default ./gpu.json) after each section.
+Without a GPU everything runs once at small sizes, on the CPU, to test this script.
+
+A step: draws, exclusion, addressing, the loss, its gradients, the optimizer, and what the host sends every 64 steps;
+medians of whole epochs on pairs that lie in memory.
 """
 
 import json
@@ -13,194 +16,310 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-import triton
 
-from distrec.sampling.negatives import NegativeSampler
-
-from . import synthetic
-from .checks import graph_of, masses, run_checks
-from .draws import DeviceSampler, to_device
-from .plain import plain_step
-from .step import STEPS, Interactions, SharedSoftmax, Step, Table, coefficients
+from benchmarks.gpu.plain import plain_step
+from distrec.data.dataset import Dataset, Part
+from distrec.data.prepare import prepare
+from distrec.evaluation.ranking import UserItemPairs, rank
+from distrec.sampling.batch import Batch
+from distrec.sampling.stream import stream
+from distrec.sharding.collectives import Exchange
+from distrec.sharding.partition import Partition
+from distrec.training.config import Config, load_config
+from distrec.training.planning.sizes import Sizes
+from distrec.training.planning.worker_memory import total_bytes, worker_memory
+from distrec.training.trainer import Trainer
 
 GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
+DEVICE = torch.device("cuda" if GPU else "cpu")
 START = time.time()
-USERS, ITEMS, COUNT = synthetic.GOWALLA if GPU else (12, 41, 90)
-LARGE = (1_000_000, 2_000_000) if GPU else (30, 100)
-DIM = 64 if GPU else 8
-COUNTED_STEPS = 2**15  # coefficients: more than all replays of one step
-
-Shape = tuple[str, int, int]  # kind, pairs, negatives
-# Milliseconds a step to stay below on an H100, with exclusion and exact draws.
-BARS: dict[Shape, float] = {
-    ("softmax", 1024, 800): 0.5,
-    ("softmax", 8192, 800): 2.0,
-    ("softmax", 8192, 64): 0.35,
-    ("bpr", 8192, 1): 0.25,
-    ("shared", 2048, 800): 0.3,
-    ("exact", 1024, 0): 1.3,
+GIB = 2**30
+GOWALLA = Path(os.environ.get("DISTREC_DATA", "data")) / "gowalla"
+_PLANTED = (29_858, 40_981, 1_027_370) if GPU else (300, 200, 6_000)
+DATA = (
+    (f"data.source={GOWALLA}", "data.valid_fraction=0")
+    if GPU and GOWALLA.exists()
+    else tuple(f"data.planted.{k}={v}" for k, v in zip(("users", "items", "interactions"), _PLANTED, strict=True))
+)
+PAIR, DOT = "sampling.shared=false", ["model.similarity=dot", "model.init.std=0.1"]
+SHAPES: dict[str, tuple[list[str], float]] = {
+    "800 a pair, B 1,024": ([PAIR, "sampling.negatives=800", "train.batch_size=1024"], 0.5),
+    "800 a pair, B 8,192": ([PAIR, "sampling.negatives=800", "train.batch_size=8192"], 2.0),
+    "64 a pair, B 8,192": ([PAIR, "sampling.negatives=64", "train.batch_size=8192"], 0.35),
+    "BPR, B 8,192": (["loss.name=bpr", PAIR, "sampling.negatives=1", *DOT, "train.batch_size=8192"], 0.25),
+    "800 shared, B 2,048": (["sampling.negatives=800", "train.batch_size=2048"], 0.3),
+    "exact softmax, B 1,024": (["loss.name=softmax", "train.batch_size=1024"], 1.3),
 }
-results: dict[str, Any] = {"times": []}
+"""Overrides, and the milliseconds that a step may take on an H100."""
+PLAIN = {"800 a pair, B 1,024": (1024, 0.14), "800 a pair, B 8,192": (8192, 0.09)}
+"""Pairs, and the share of the plain loop's step that ours may take."""
+MANY_ROWS = 10_000_000 if GPU else 400
+MOST_ROWS = 50_000_000 if GPU else 400
+results: dict[str, Any] = {"rows": []}
 
 
-def measure(launch: Callable[[], object], capture: bool = True, budget_ms: float = 250.0) -> list[float]:
-    """Return the milliseconds of a launch, for each group of replays."""
-    if not GPU:
-        launch()
-        return [0.0]
-    for _ in range(3):
-        launch()
-    replay = graph_of(launch) if capture else launch
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+class InMemoryDataset:
+    """Interactions without files, of users and items without names: what a trainer reads of a `Dataset`."""
 
-    def group(size: int) -> float:
-        start.record()
-        for _ in range(size):
-            replay()
-        end.record()
+    def __init__(self, users: int, items: int, count: int) -> None:
+        random = np.random.default_rng(0)
+        item = np.minimum(items * random.random(count) ** 2, items - 1).astype(np.int64)
+        pair = np.unique(random.integers(0, users, count) * items + item)
+        self._user, self._item = pair // items, (pair % items).astype(np.int32)
+        counts = {"train": len(pair), "valid": 0, "test": 0}
+        self.manifest = SimpleNamespace(users=users, items=items, buckets=64, **counts)
+
+    def user_degrees(self) -> np.ndarray:
+        return np.bincount(self._user, minlength=self.manifest.users)
+
+    def item_degrees(self) -> np.ndarray:
+        return np.bincount(self._item, minlength=self.manifest.items)
+
+    def interactions(self, part: Part, buckets: range) -> tuple[np.ndarray, np.ndarray]:
+        """Return all pairs, ordered by bucket: there is one worker."""
+        assert part == Part.TRAIN and len(buckets) == self.manifest.buckets
+        order = np.lexsort((self._item, self._user, self._user % self.manifest.buckets))
+        return self._user[order], self._item[order]
+
+
+@cache
+def data() -> Dataset:
+    """Return the data of the steps."""
+    return prepare(load_config(None, DATA).data, log=lambda text: None)
+
+
+@cache
+def large_data(rows: int) -> Any:
+    """Return data of so many rows, users and items alike."""
+    return InMemoryDataset(rows // 2, rows // 2, 2_000_000 if GPU else 2_000)
+
+
+def config_of(*settings: str) -> Config:
+    """Return a configuration of one worker, by default with full decay."""
+    decay = ["optim.decay.scope=full", "optim.decay.strength=0.01"]
+    return load_config(None, [*DATA, *decay, "train.workers=1", "train.epochs=1000", *settings])
+
+
+def report(section: str, name: str, values: list[float] | float, unit: str = "ms", **more: Any) -> float:
+    """Print and keep a figure; `bar`: the most that it may be."""
+    values = values if isinstance(values, list) else [values]
+    value = statistics.median(values)
+    row = {"section": section, "name": name, "value": value, "unit": unit, "low": min(values), "high": max(values)}
+    if "bar" in more:
+        more["met"] = value <= more["bar"]
+    results["rows"].append(row | more)
+    others = "".join(f", {k} {v:.4g}" if isinstance(v, float) else f", {k} {v}" for k, v in more.items())
+    spread = f"({row['low']:.4g} to {row['high']:.4g})"
+    print(f"[{time.time() - START:5.0f}] {section}: {name}: {value:.4g} {unit} {spread}{others}", flush=True)
+    return float(value)
+
+
+def now() -> float:
+    """Return the time at which the GPU has done its work, in seconds."""
+    if GPU:
         torch.cuda.synchronize()
-        return start.elapsed_time(end) / size
-
-    size = int(max(1, min(40, budget_ms / 15 / max(min(group(3), group(3)), 1e-3))))
-    return [group(size) for _ in range(15 if capture else 5)]
+    return time.perf_counter()
 
 
-def report(section: str, shape: Shape, name: str, launch: Callable[[], object], **options: Any) -> dict[str, Any]:
-    """Measure, print and keep one time."""
-    times = measure(launch, **options)
-    row = dict(zip(("section", "kind", "B", "N", "name"), (section, *shape, name), strict=True))
-    row |= {"ms": statistics.median(times), "ms_min": min(times), "ms_max": max(times)}
-    results["times"].append(row)
-    spread = f"{row['ms']:.4f} ms ({row['ms_min']:.4f} to {row['ms_max']:.4f})"
-    print(f"[{time.time() - START:6.1f}] {section:6} {shape[0]} B {shape[1]} N {shape[2]} {name}: {spread}", flush=True)
-    return row
+class Epochs:
+    """Epochs of a trainer, or their first steps."""
+
+    def __init__(self, config: Config, dataset: Any, steps: int | None = None) -> None:
+        self.trainer = Trainer(config, dataset, DEVICE)
+        self.source, self.epoch = self.trainer.source, 0
+        self.first = self.source.steps - min(steps or self.source.steps, self.source.steps)
+        self.steps = self.source.steps - self.first
+
+    def batches(self) -> list[Batch]:
+        """Return the batches of the next epoch."""
+        return self.source.batches(self.epoch, self.first, self.source.steps)
+
+    def run(self, batches: Iterator[Batch] | None = None) -> float:
+        """Train an epoch; return its milliseconds a step."""
+        batches = batches or iter(self.batches())
+        start = now()
+        self.loss = self.trainer.train_epoch(self.epoch, self.first, batches, lambda done, loss: None)
+        self.epoch += 1
+        return (now() - start) / self.steps * 1e3
 
 
-@cache
-def interactions(users: int, items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return interactions of the size of Gowalla, ids spread over so many users and items."""
-    user_E, item_E = synthetic.interactions(USERS, ITEMS, COUNT)
-    return user_E * (users // USERS), item_E * (items // ITEMS)
-
-
-@cache
-def sampler(users: int, items: int, law: str, exclude: bool, half_words: bool | None = None) -> DeviceSampler:
-    """Return the sampler of negatives; `law` is uniform or popularity."""
-    user_E, item_E = interactions(users, items)
-    positives = synthetic.csr(users, user_E, item_E) if exclude else None
-    return to_device(NegativeSampler(masses(law, items, item_E, users), positives), 1, DEVICE, half_words)
-
-
-@cache
-def device_data(users: int, items: int, pairs: int) -> Interactions:
-    """Return interactions in steps of `pairs`."""
-    return Interactions.of(*interactions(users, items), pairs, 0, DEVICE)
+def kernels_ms(run: Callable[[], object], steps: int, top: int) -> float:
+    """Return the time of all kernels of a run, ms a step; print the longest."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)
+    for event in events[:top]:
+        print(f"        {event.self_device_time_total / steps:9.2f} us {event.count / steps:5.1f} x {event.key[:100]}")
+    return float(sum(event.self_device_time_total for event in events)) / steps / 1e3
 
 
 @cache
-def step_coefficients() -> torch.Tensor:
-    """Return the optimizer's coefficients of all steps."""
-    return torch.from_numpy(coefficients(1e-3, 1e-2, COUNTED_STEPS)).float().to(DEVICE)
+def resident(name: str) -> float:
+    """Measure the steps of a shape; return the median, ms."""
+    settings, bar = SHAPES[name]
+    epochs = Epochs(config_of(*settings), data())
+    start = now()
+    epochs.run()
+    first_s = now() - start
+    times = [epochs.run() for _ in range(7 if GPU else 1)]
+    kernels = kernels_ms(epochs.run, epochs.steps, int(os.environ.get("TOP", "0"))) if GPU else 0.0
+    return report("steps", name, times, bar=bar, kernels=kernels, first_epoch_s=first_s)
 
 
-def scaled(shape: Shape) -> Shape:
-    """Return a shape, tiny without a GPU."""
-    return shape if GPU else (shape[0], max(4, shape[1] // 800), -(-shape[2] // 100))
+def steps() -> None:
+    """Measure whole epochs."""
+    for name in SHAPES:
+        resident(name)
 
 
-def make(
-    shape: Shape,
-    rows: tuple[int, int] = (USERS, ITEMS),
-    law: str = "uniform",
-    half_words: bool | None = None,
-    listed: bool = False,
-) -> Step:
-    """Return the step of a shape, with exclusion. `rows`: numbers of users and of items."""
-    kind, pairs, n = scaled(shape)
-    (users, items), data = rows, device_data(*rows, pairs)
-    indptr, indices = (torch.from_numpy(a).to(DEVICE) for a in synthetic.csr(users, *interactions(users, items)))
-    draws = sampler(users, items, law, kind in ("softmax", "bpr"), half_words)
-    table = Table.of(0.1 * torch.randn(users + items, DIM, device=DEVICE))
-    options: dict[str, Any] = {"listed": listed, "positives": (indptr, indices) if kind == "shared" else None}
-    return STEPS[kind](data, table, draws, users, pairs, n, step_coefficients(), **options)
+def plain() -> None:
+    """Measure a plain PyTorch loop, and our steps beside it."""
+    for name, (pairs, bar) in PLAIN.items():
+        negatives = 800 if GPU else 8
+        step = plain_step(data(), pairs if GPU else 64, negatives, DEVICE)
+        loops = [_timed(step, 10 if GPU else 1) for _ in range(7 if GPU else 1)]
+        loop = report("plain", name, loops)
+        report("plain", f"{name}: step / plain loop", resident(name) / loop, "x", bar=bar)
 
 
-def whole(shape: Shape) -> None:
-    """Measure a whole step beside its bar, then with a list of touched rows and with other draws."""
-    step = make(shape)
-    row = report("whole", shape, "sweep over all rows", step)
-    assert np.isfinite(step.batch.loss_B.mean().item())
-    row |= {"bar": BARS[shape], "met": row["ms"] <= BARS[shape]}
-    report("whole", shape, "list of touched rows", make(shape, listed=True))
-    if shape[0] in ("softmax", "bpr"):
-        report("whole", shape, "draws of 53 bits", make(shape, half_words=False))
-        report("whole", shape, "draws by popularity", make(shape, law="popularity"))
+def _timed(step: Callable[[], object], times: int) -> float:
+    """Return the milliseconds of a call."""
+    start = now()
+    for _ in range(times):
+        step()
+    return (now() - start) / times * 1e3
 
 
-def parts(shape: Shape) -> None:
-    """Measure the parts of a step, each as a graph of its own; the step counter stands still."""
-    step = make(shape)
-    step()
-
-    def gather_and_list() -> None:
-        """List rows after the reset of their count: without it, each replay would write past the last's rows."""
-        step.gather()
-        step.list_rows()
-
-    report("part", shape, "gather positives", step.gather)
-    if isinstance(step, SharedSoftmax):
-        report("part", shape, "draws", step.draw)
-    report("part", shape, "draws, scores and gradients", step.scores)
-    report("part", shape, "optimizer, sweep over all rows", step.optimize)
-    report("part", shape, "gather positives, list touched rows", gather_and_list)
-    step.listed = True
-    report("part", shape, "optimizer, list of touched rows", step.optimize)
-    report("part", shape, "advance", step.advance)
+def host() -> None:
+    """Measure the same steps with draws on the CPU and operations launched from there: batches computed in advance."""
+    for name, (settings, _) in SHAPES.items():
+        epochs = Epochs(config_of(*settings, "train.capture=false"), data(), steps=24)
+        epochs.run()
+        report("host", name, [epochs.run() for _ in range(3 if GPU else 1)])
 
 
-def plain(shape: Shape) -> None:
-    """Measure plain PyTorch."""
-    kind, pairs, n = scaled(shape)
-    for sparse in (True, False) if kind != "exact" else (False,):
-        step = plain_step(kind, device_data(USERS, ITEMS, pairs), (USERS, ITEMS), pairs, n, DIM, sparse)
-        report("plain", shape, "SparseAdam" if sparse else "fused Adam", step, capture=False, budget_ms=400.0)
+def ray() -> None:
+    """Measure whole epochs whose pairs come from Ray Data, and the share of the time spent waiting for them."""
+    import ray as cluster
+
+    cluster.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
+    for name, (settings, _) in SHAPES.items():
+        epochs = Epochs(config_of(*settings), data())
+        source, count = epochs.source, 8 if GPU else 2
+        batches = stream(source, 0, count, source.bytes_per_step, 32)
+        epochs.run(batches)
+        epochs.trainer.timing()
+        times = [epochs.run(batches) for _ in range(count - 1)]
+        split = epochs.trainer.timing()
+        waited = split["wait"] / max(1e-9, sum(times) * epochs.steps / 1e3)
+        ratio = statistics.median(times) / resident(name)
+        report(
+            "ray",
+            name,
+            times,
+            waited=waited,
+            over_resident=ratio,
+            epoch_s=statistics.median(times) * epochs.steps / 1e3,
+        )
+    cluster.shutdown()
 
 
-def large(shape: Shape) -> None:
-    """Measure tables of millions of rows, of which a step touches few; draws of 53 bits."""
-    for listed, name in ((False, "sweep over all rows"), (True, "list of touched rows")):
-        report("large", shape, f"{LARGE[0]} users, {LARGE[1]} items, {name}", make(shape, LARGE, listed=listed))
+def ranking() -> None:
+    """Measure the top 20 of all items for every user, training items left out."""
+    manifest = data().manifest
+    user, item = data().interactions(Part.TRAIN, range(manifest.buckets))
+    order = np.lexsort((item, user))
+    known = UserItemPairs(user[order].astype(np.int64), item[order].astype(np.int64))
+    rows_UD, rows_VD = (torch.randn(n, 64, device=DEVICE) for n in (manifest.users, manifest.items))
+    partition, exchange = Partition(manifest.items, manifest.buckets, 1), Exchange(DEVICE)
+
+    def rank_all() -> None:
+        rank(rows_UD, known, rows_VD, partition, exchange, 20)
+
+    rank_all()
+    report("ranking", "top 20 of all users", [_timed(rank_all, 1) / 1e3 for _ in range(9)], "s", bar=0.05)
+
+
+def deterministic() -> None:
+    """Measure sums in a fixed order, and train twice: the bits must be the same."""
+    for name in ("800 a pair, B 1,024", "BPR, B 8,192", "800 shared, B 2,048"):
+        config, found, times = config_of(*SHAPES[name][0], "train.deterministic=true"), [], []
+        for _ in range(2):
+            epochs = Epochs(config, data())
+            epochs.run()
+            times = [epochs.run() for _ in range(3)]
+            found.append([table.flush().clone() for table in epochs.trainer.tables.values()])
+        same = all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        torch.use_deterministic_algorithms(False)
+        report("deterministic", name, times, over_default=statistics.median(times) / resident(name), same_bits=same)
+        assert same, f"{name}: two trainings differ"
+
+
+def decay() -> None:
+    """Measure full decay beside decay in the batch, on a table of many rows."""
+    shape = [PAIR, "sampling.negatives=64", "train.batch_size=8192"]
+    epochs = {
+        scope: Epochs(config_of(*shape, f"optim.decay.scope={scope}"), large_data(MANY_ROWS), 100)
+        for scope in ("in_batch", "full")
+    }
+    times: dict[str, list[float]] = {scope: [] for scope in epochs}
+    for k in range(7 if GPU else 2):
+        for scope, one in epochs.items():
+            ms = one.run()
+            times[scope] += [ms] if k else []
+    for scope, values in times.items():
+        report("decay", f"{MANY_ROWS:,} rows, {scope}", values)
+    ratios = [a / b for a, b in zip(times["full"], times["in_batch"], strict=True)]
+    report("decay", f"{MANY_ROWS:,} rows, full / in batch", ratios, "x", bar=1.05)
+
+
+def large() -> None:
+    """Measure steps and memory of the largest tables that are likely on one card, in float32 and bfloat16."""
+    for dtype in ("float32", "bfloat16"):
+        if GPU:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() if GPU else 0
+        shape = [PAIR, "sampling.negatives=64", "train.batch_size=8192", f"model.bfloat16={dtype == 'bfloat16'}"]
+        config, start = config_of(*shape, "optim.rule=rowwise_adagrad"), now()
+        epochs = Epochs(config, large_data(MOST_ROWS), 40)
+        made_s = now() - start
+        times = [epochs.run() for _ in range(4 if GPU else 2)][1:]
+        peak = torch.cuda.max_memory_allocated() - before if GPU else 0
+        parts = [part for part in worker_memory(config, Sizes.of(large_data(MOST_ROWS)), 1, GPU) if not part.baseline]
+        planned = total_bytes([part for part in parts if part.name != "evaluation"], "device")
+        report("large", f"{MOST_ROWS:,} rows, {dtype}", times, start_s=made_s, peak_gib=peak / GIB)
+        report("large", f"{MOST_ROWS:,} rows, {dtype}: peak / plan", peak / planned, "x")
+        del epochs
+
+
+SECTIONS = (steps, plain, host, ray, ranking, deterministic, decay, large)
 
 
 def main() -> None:
-    """Run all sections."""
+    """Run the sections named."""
     torch.set_float32_matmul_precision("highest")
-    torch.manual_seed(0)
     name = torch.cuda.get_device_name() if GPU else platform.processor()
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, Triton {triton.__version__}"
-    results["machine"] = f"{name}, {versions}, numpy {np.__version__}"
-    print(results["machine"], flush=True)
-    results["checks"] = run_checks(DEVICE, large=GPU)
-    for section in (whole, parts, plain, large):
-        for shape in BARS if section is not large else [("softmax", 1024, 800), ("softmax", 8192, 64)]:
-            section(shape)
-            results["seconds"] = round(time.time() - START, 1)
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
+    results["machine"], results["data"] = f"{name}, {versions}", data().manifest.source
+    print(results["machine"], DATA, flush=True)
+    for section in SECTIONS:
+        if section.__name__ in (sys.argv[1:] or [s.__name__ for s in SECTIONS]):
+            section()
             (Path(os.environ.get("OUT", ".")) / "gpu.json").write_text(json.dumps(results, indent=1))
-    for row in results["times"]:
-        if "bar" in row:
-            verdict = "met" if row["met"] else "MISSED"
-            print(f"{row['kind']} B {row['B']} N {row['N']}: {row['ms']:.4f} ms, bar {row['bar']}, {verdict}")
-    failed = [line for passed, line in results["checks"] if not passed]
-    print(f"{len(results['checks'])} checks, failed: {failed}")
-    sys.exit(bool(failed))
+    missed = [
+        f"{row['name']}: {row['value']:.4g}, bar {row['bar']}" for row in results["rows"] if not row.get("met", True)
+    ]
+    print("missed:", *missed, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from distrec.sharding.partition import Partition
 
 _BLOCK_ITEMS = 2**16
 _USERS = 2**12  # users ranked between two calls of `progress`, some seconds at most; a multiple of the kernel's tile
-_SCORES = 2**23  # scores that plain torch holds at a time: 32 MiB in float32
+_SCORES = {"cpu": 2**23, "cuda": 2**27}  # that plain torch holds at a time: 32 and 512 MiB in float32
 _LONGEST = 256  # K up to which the compiled insertion is used. It takes 0.6 of plain torch's time; 2.3 with K = 1000.
 
 Progress = Callable[[float], object]
@@ -111,9 +111,12 @@ def _item_blocks(
     candidates: np.ndarray | None,
 ) -> Iterator[tuple[Tensor, Tensor, UserItemPairs]]:
     """Yield (representations, ids, known pairs with indices into them) of blocks of all workers' items. Collective."""
-    owner, local = partition.owner(known.item), UserItemPairs(known.row, partition.local(known.item))
+    alone = partition.workers == 1  # a row's local index is the row
+    owner, local = (None, known.item) if alone else (partition.owner(known.item), partition.local(known.item))
     for worker in range(partition.workers):
-        ids, shard_known = partition.rows_of(worker), local.select(owner == worker)
+        ids, shard_known = partition.rows_of(worker), UserItemPairs(known.row, local)
+        if owner is not None:
+            shard_known = shard_known.select(owner == worker)
         if candidates is not None:
             chosen = candidates[ids]
             ids, shard_known = ids[chosen], shard_known.within(chosen)
@@ -126,8 +129,11 @@ def _item_blocks(
             if worker == exchange.rank:
                 block_VD = own_items_VD[first:last].contiguous()
             exchange.broadcast(block_VD, worker)
-            inside = (shard_known.item >= first) & (shard_known.item < last)
-            yield block_VD, ids_V[first:last], shard_known.select(inside, first)
+            if last - first < len(ids_V):
+                inside = (shard_known.item >= first) & (shard_known.item < last)
+                yield block_VD, ids_V[first:last], shard_known.select(inside, first)
+            else:
+                yield block_VD, ids_V, shard_known
 
 
 @torch.no_grad()
@@ -152,7 +158,7 @@ def rank_scores(
     if candidates is not None:
         ids = ids[candidates]
     width = max(1, min(_BLOCK_ITEMS, len(ids)))
-    size = max(1, _SCORES // width)
+    size = max(1, _SCORES["cpu"] // width)
     longest = int(exchange.all_max(torch.tensor([len(users)], device=exchange.device)))
     ranked = torch.empty(len(users), k), torch.empty(len(users), k, dtype=torch.int64)
     for start in range(0, longest, size):
@@ -199,7 +205,8 @@ def add_block_reference(
     best: tuple[Tensor, Tensor], users_UD: Tensor, items_VD: Tensor, ids_V: Tensor, masked: UserItemPairs
 ) -> None:
     """`add_block` in plain torch, for any device and dtype."""
-    (scores_UK, ids_UK), users, size = best, len(users_UD), max(1, _SCORES // max(1, len(ids_V)))
+    (scores_UK, ids_UK), users = best, len(users_UD)
+    size = max(1, _SCORES["cuda" if users_UD.is_cuda else "cpu"] // max(1, len(ids_V)))
     for start in range(0, users, size):
         rows = slice(start, min(start + size, users))
         scores_BV = users_UD[rows] @ items_VD.T

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from distrec.core.buffer_pool import empty
+from distrec.kernels.dispatch import has_gpu_kernel
 
 _BLOCK = 2**16  # scores in a block on the CPU: 256 KiB in float32
 
@@ -103,6 +104,10 @@ def log_sum_exp(scores_BN: Tensor, temperature: float) -> Tensor:
 
     Equals `torch.logsumexp(scores_BN / temperature, 1)`.
     """
+    if has_gpu_kernel(scores_BN):
+        from distrec.kernels.triton.rows import LogSumExp  # here: Triton may be missing
+
+        return LogSumExp.apply(scores_BN, temperature)  # type: ignore[no-untyped-call,no-any-return]
     return _LogSumExp.apply(scores_BN, temperature)  # type: ignore[no-untyped-call,no-any-return]
 
 

@@ -18,6 +18,10 @@ def l2_normalize(rows_UD: Tensor) -> Tensor:
         from distrec.kernels.numba.normalize import L2Normalize  # importing numba takes 0.5 s
 
         return L2Normalize.apply(rows_UD, EPSILON)  # type: ignore[no-untyped-call,no-any-return]
+    if has_gpu_kernel(rows_UD):
+        from distrec.kernels.triton.rows import L2Normalize as OnGPU
+
+        return OnGPU.apply(rows_UD, EPSILON)  # type: ignore[no-untyped-call,no-any-return]
     return TorchL2Normalize.apply(rows_UD)  # type: ignore[no-untyped-call,no-any-return]
 
 

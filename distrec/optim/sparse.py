@@ -25,17 +25,22 @@ NUMBERS = 7
 _RESOLUTION = 6e-8  # relative: smaller changes may round to none in float32
 
 
-def not_replayable(config: OptimConfig, strengths: Sequence[float]) -> str | None:
-    """Return why `SparseOptimizer.look_ahead` does not work with tables of these strengths of decay; None if it does.
+def not_replayable(config: OptimConfig, strengths: Sequence[float], all_rows: bool) -> str | None:
+    """Return why `SparseOptimizer.look_ahead` does not work; None if it does.
 
     It works where a step needs nothing of a row but the row and its accumulators.
+
+    Args:
+        config: configuration of the optimizer.
+        strengths: strength of decay of each table.
+        all_rows: whether each step updates all rows.
     """
     decay, rule = config.decay, RULES[config.rule]
     if config.kernels not in ("auto", "triton"):
         return f"optim.kernels={config.kernels} is"
     if decay.scope == "occurrences":
         return "occurrences are counted on the host"
-    if config.idle == "sweep":
+    if all_rows:
         return None
     if rule.moves_idle:
         return f"rule {config.rule} moves rows outside the batch, which are updated when read (optim.idle=sweep is not)"
@@ -47,6 +52,8 @@ def not_replayable(config: OptimConfig, strengths: Sequence[float]) -> str | Non
 @runtime_checkable
 class StepsAhead(Protocol):
     """Kernels that read the numbers of a step from the device."""
+
+    def read_ahead(self, stored_VD: Tensor, local_U: Tensor, numbers_SC: Tensor | None, index: Tensor) -> Tensor: ...
 
     def step_ahead_(
         self,
@@ -197,19 +204,18 @@ class SparseOptimizer:
         return numbers_SC
 
     def read_ahead(self, local_R: Tensor, numbers_SC: Tensor, index: Tensor) -> Tensor:
-        """Return the rows as they are before a step of `look_ahead`, (R, D); entries -1 are any row.
+        """Return the rows as they are before a step of `look_ahead`, (R, D); entries -1 of a part of them are zeros.
 
         Args:
             local_R: local rows, int64; of the length of the shard only if entry k is k or -1.
             numbers_SC: what `look_ahead` returned, on the device.
             index: the step's line in it, (1,).
         """
-        rows_RD = self._table.stored_VD.detach()
-        if len(local_R) != len(rows_RD):
-            rows_RD = rows_RD.index_select(0, local_R.clamp(min=0))
-        if isinstance(self._deferred, FullDecay):
-            rows_RD = rows_RD * numbers_SC.index_select(0, index)[:, :1].to(rows_RD.dtype)
-        return rows_RD.detach()
+        rows_VD, scaled = self._table.stored_VD.detach(), isinstance(self._deferred, FullDecay)
+        if len(local_R) != len(rows_VD):
+            assert isinstance(self._kernels, StepsAhead), self._kernels
+            return self._kernels.read_ahead(rows_VD, local_R, numbers_SC if scaled else None, index)
+        return rows_VD * numbers_SC.index_select(0, index)[:, :1].to(rows_VD.dtype) if scaled else rows_VD
 
     @torch.no_grad()
     def step_ahead(self, local_R: Tensor, grad_RD: Tensor, numbers_SC: Tensor, index: Tensor) -> None:

@@ -43,17 +43,17 @@ class Batch:
     step: int
     pairs: int
     """Pairs of the whole step, over all workers: the divisor of a mean over the global batch."""
-    users_U: np.ndarray
+    users_U: np.ndarray = _empty(np.int32)
     """Unique users, local indices at this worker, ascending, int32."""
-    user_index_B: np.ndarray
-    items_U: np.ndarray
+    user_index_B: np.ndarray = _empty(np.int32)
+    items_U: np.ndarray = _empty(np.int32)
     """Unique items of all uses together: local indices at their owners, sorted by (owner, item), int32."""
-    item_splits_W: np.ndarray
+    item_splits_W: np.ndarray = _empty(np.int32)
     """Number of `items_U` that each worker owns."""
-    positive_index_B: np.ndarray
-    negative_index: np.ndarray
+    positive_index_B: np.ndarray = _empty(np.int32)
+    negative_index: np.ndarray = _empty(np.int32)
     """Flat indices of the negatives: B * N, or N where the batch shares its negatives."""
-    masked: np.ndarray
+    masked: np.ndarray = _empty(np.int64)
     """Flat positions in the (B, N) scores of negatives that are known positives of the pair's user, int64."""
     log_q: np.ndarray = _empty(np.float32)
     """log q of each entry of `negative_index`, float32; empty unless needed, as are the arrays below."""

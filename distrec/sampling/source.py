@@ -88,7 +88,10 @@ class BatchSource:
         user, item = user[index], item[index]
         if self.needs.pairs_only:
             columns = (np.split(array, ends[1:-1]) for array in (user, item, ordinal))
-            return [_pairs_batch(epoch, first + k, *pairs) for k, pairs in enumerate(zip(*columns, strict=True))]
+            return [
+                Batch(epoch, first + k, len(user_B), users_U=user_B, items_U=item_B, ordinal_B=ordinal_B)
+                for k, (user_B, item_B, ordinal_B) in enumerate(zip(*columns, strict=True))
+            ]
         shared: Sequence[np.ndarray] | np.ndarray | None = None
         shared_ordinals: list[np.ndarray] | None = None
         if self.config.distribution == "in_batch":
@@ -312,23 +315,6 @@ class BatchSource:
         times = np.searchsorted(negatives_N[order], item, side="right") - low  # an item may be drawn more than once
         repeat = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         return np.sort(np.repeat(pair, times) * len(negatives_N) + order[np.repeat(low, times) + repeat])
-
-
-def _pairs_batch(epoch: int, step: int, user_B: np.ndarray, item_B: np.ndarray, ordinal_B: np.ndarray) -> Batch:
-    """Return a batch of pairs alone; see `BatchNeeds.pairs_only`."""
-    return Batch(
-        epoch=epoch,
-        step=step,
-        pairs=len(user_B),
-        users_U=user_B,
-        user_index_B=_NONE,
-        items_U=item_B,
-        item_splits_W=_NONE,
-        positive_index_B=_NONE,
-        negative_index=_NONE,
-        masked=_NONE,
-        ordinal_B=ordinal_B,
-    )
 
 
 def _padded(index: np.ndarray, history_UH: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Initial rows: a function of (seed, table, bucket, row) that does not depend on the number of workers."""
 
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
@@ -38,10 +39,14 @@ class Init(Part):
         """
         rows_VD = np.empty((partition.size(worker), width), np.float32)
         owned = partition.owned_buckets(worker)
-        for k, bucket in enumerate(owned):
+
+        def fill(k: int) -> None:
             rows_of_bucket = rows_VD[k :: len(owned)]  # consecutive rows of a shard lie in consecutive buckets
-            draws = generator(seed, Purpose.INIT, zlib.crc32(table.encode()), bucket)
+            draws = generator(seed, Purpose.INIT, zlib.crc32(table.encode()), owned[k])
             rows_of_bucket[:] = self.draw(draws, rows_of_bucket.shape, partition.rows)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # numpy draws without the interpreter lock
+            list(threads.map(fill, range(len(owned))))
         return torch.from_numpy(rows_VD)
 
     def draw(self, draws: np.random.Generator, shape: tuple[int, int], table_rows: int) -> np.ndarray:

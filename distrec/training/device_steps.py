@@ -4,13 +4,14 @@ The host sends the pairs of many steps at once, and what else changes from step 
 corrections, the scale of decayed rows. It then launches one graph a step. A graph is captured for each number of pairs
 that steps have, some twenty, so that nothing is padded and every loss runs as elsewhere.
 
-A step reads a table of at most `_DENSE` times as many rows as the step uses whole, with row numbers as indices. Of a
-larger table it reads the rows in the batch: it sorts their numbers, in buffers of the size that they need if all are
-distinct. An entry -1 in a list of rows is none.
+A step reads a table whole, with row numbers as indices, if it is small or has few rows beside those that the step
+uses. Of another table it reads the rows in the batch: it sorts their numbers, in buffers of the size that they need if
+all are distinct. An entry -1 in a list of rows is none.
 
 C: pairs of all steps that are on the device; S: these steps; R: entries of a list of rows.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distrec.data.dataset import Dataset
 from distrec.kernels.dispatch import missing_triton
 from distrec.models.base import EmbeddingConfig, Emit
 from distrec.optim.sparse import NUMBERS, not_replayable
@@ -33,14 +33,13 @@ if TYPE_CHECKING:
     from distrec.training.trainer import Trainer
 
 _STEPS = 64  # sent at a time
-_DENSE = 8
+_SMALL, _DENSE = 100_000, 8  # rows, and rows for each that the step uses, up to which a table is read whole
 _WARM_UP = 3  # steps before the first capture: they compile the programs
 _SWEPT = 4_000_000  # rows of a table up to which `optim.idle=sweep` runs here
-_NO_INDEX = np.zeros(0, np.int32)
 
 
-def prevented(config: Config, dataset: Dataset, device: torch.device, workers: int) -> str | None:
-    """Return why steps cannot stay on the device; None if they can."""
+def prevented(config: Config, largest: int, device: torch.device, workers: int) -> str | None:
+    """Return why steps cannot stay on the device; None if they can. `largest`: rows of the largest table."""
     model = config.model
     assert isinstance(model, EmbeddingConfig), model
     if device.type != "cuda" and config.optim.kernels != "triton":  # Triton's interpreter, in tests
@@ -51,7 +50,7 @@ def prevented(config: Config, dataset: Dataset, device: torch.device, workers: i
         return f"they need {reason}"
     if workers > 1:
         return "rows are exchanged with other workers"
-    if model.reads or any(True for _ in model.build().parameters()):
+    if "history" in model.reads or any(True for _ in model.build().parameters()):
         return f"model {model.name} reads more than its rows"
     if model.bfloat16 or config.train.send_bfloat16:
         return "rows are rounded to bfloat16"
@@ -60,10 +59,15 @@ def prevented(config: Config, dataset: Dataset, device: torch.device, workers: i
     specs = (*model.tables(), *config.loss.tables())
     if any(spec.bounds for spec in specs):
         return f"loss {config.loss.name} bounds the rows of a table"
-    largest = max(dataset.manifest.users, dataset.manifest.items)
     if config.optim.idle == "sweep" and largest > _SWEPT:
         return f"a sweep over {largest:,} rows at each step is"
-    return not_replayable(config.optim, [config.optim.decay.strength_of(spec.name, spec.decay) for spec in specs])
+    strengths = [config.optim.decay.strength_of(spec.name, spec.decay) for spec in specs]
+    return not_replayable(config.optim, strengths, "graph" in model.reads or config.optim.idle == "sweep")
+
+
+def rows_read(rows: int, uses: int) -> int:
+    """Return how many rows of a table a step reads that uses so many, repeats counted."""
+    return rows if rows <= max(_SMALL, _DENSE * uses) else uses
 
 
 class DeviceSteps:
@@ -92,7 +96,7 @@ class DeviceSteps:
         self._step_loss = self._empty((), torch.float64)
         self._constants()
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
-        self._run = 0
+        self._run, self._reads_all = 0, trainer.sharded.graph is not None or self._config.optim.idle == "sweep"
         self.captures = self._device.type == "cuda" and "batch" not in self._config.loss.needs()
         if self.captures:
             self._pool = torch.cuda.graph_pool_handle()
@@ -176,7 +180,13 @@ class DeviceSteps:
             self._step(pairs, ends)
             return
         if (pairs, ends) not in self._graphs:
-            self._graphs[pairs, ends] = self._capture(pairs, ends)
+            try:
+                self._graphs[pairs, ends] = self._capture(pairs, ends)
+            except RuntimeError as error:
+                self.captures = False
+                warnings.warn(f"steps cannot be captured as a CUDA graph, and are slower: {error}", stacklevel=2)
+                self._step(pairs, ends)
+                return
         self._graphs[pairs, ends].replay()
 
     def _capture(self, pairs: int, ends: bool) -> torch.cuda.CUDAGraph:
@@ -203,8 +213,7 @@ class DeviceSteps:
             name: optimizer.read_ahead(rows[entity_of[name]], self._numbers[name], index).requires_grad_()
             for name, optimizer in trainer.optimizers.items()
         }
-        batch = Batch(-1, -1, pairs, *[_NO_INDEX] * 7)
-        share = trainer.backward_on(batch, arrays, leaves)
+        share = trainer.backward_on(Batch(-1, -1, pairs), arrays, leaves)
         grads = trainer.gradients_of(leaves)
         clip_norm = self._config.optim.clip_norm
         if ends or clip_norm is not None:
@@ -269,9 +278,9 @@ class DeviceSteps:
         """Return (rows that a step reads and updates, (R,) int64; for each use the index of its rows, int32)."""
         all_V = self._all_rows[table]
         count = sum(len(use) for use in uses)
-        if table == ITEMS and "catalogue" in self._config.loss.needs() or self._config.optim.idle == "sweep":
+        if self._reads_all or (table == ITEMS and "catalogue" in self._config.loss.needs()):
             return all_V, uses
-        if len(all_V) <= _DENSE * count:
+        if rows_read(len(all_V), count) == len(all_V):
             return self._draws.touched(uses, len(all_V)), uses
         sorted_C, order_C = torch.cat(uses).sort()
         new_C = torch.ones_like(sorted_C, dtype=torch.bool)

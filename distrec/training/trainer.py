@@ -61,7 +61,8 @@ class Trainer:
         self.source = self.sharded.source
         steps = config.train.epochs * self.source.steps
         self._whole_graph = self.sharded.graph is not None
-        self._why_on_host = prevented(config, dataset, device, self.exchange.workers)
+        largest = max(dataset.manifest.users, dataset.manifest.items)
+        self._why_on_host = prevented(config, largest, device, self.exchange.workers)
         all_rows = self._whole_graph or (config.optim.idle == "sweep" and not self._why_on_host)
         self.optimizers = {
             name: SparseOptimizer(table, config.optim, steps, all_rows=all_rows) for name, table in self.tables.items()

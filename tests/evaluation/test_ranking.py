@@ -55,7 +55,7 @@ def rank_own(k, block, candidates=None, by_scores=False, shares=None):
         patch.setattr(ranking, "_BLOCK_ITEMS", block)
         patch.setattr(kernel, "USERS", 4)
         patch.setattr(kernel, "ITEMS", 35)
-        patch.setattr(ranking, "_SCORES", 3 * block)
+        patch.setitem(ranking._SCORES, "cpu", 3 * block)
         patch.setattr(ranking, "_USERS", 4)
         rows, of_items, note = (
             torch.from_numpy(users[own_users]).float(),

@@ -79,6 +79,7 @@ CASES = {
         "loss": {"name": "mine_plus"},
         "optim": {"rule": "adam", "idle": "sweep", "decay": {"scope": "full", "coupling": "l2", "strength": 0.01}},
     },
+    "lightgcn": {"model": {"name": "lightgcn", "layers": 2}, "optim": {"rule": "adam"}},
     "distances": {"loss": {"name": "triplet"}, "model": DOT, "sampling": PAIRS},
 }
 EPOCHS = 2
@@ -114,11 +115,12 @@ def trained(config, dataset, device):
 
 @running
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("dense", [8, 0])
-def test_steps_equal_those_of_the_host(tiny, data, monkeypatch, name, dense):
-    if INTERPRETING and dense == 0 and name not in ("ssm, full", "resn, few of many rows"):
+@pytest.mark.parametrize("whole", [True, False])
+def test_steps_equal_those_of_the_host(tiny, data, monkeypatch, name, whole):
+    if INTERPRETING and not whole and name not in ("ssm, full", "resn, few of many rows"):
         pytest.skip("on a GPU")
-    monkeypatch.setattr("distrec.training.device_steps._DENSE", dense)
+    for limit in ("_SMALL", "_DENSE"):
+        monkeypatch.setattr(f"distrec.training.device_steps.{limit}", 8 * whole)
     config = changed(tiny, **CASES[name])
     host, expected = trained(changed(config, **ON_HOST), data, CPU)
     device, found = trained(changed(config, **ON_DEVICE), data, DEVICE)
@@ -180,11 +182,12 @@ def test_draws_are_those_of_the_host(tiny, data, sampling):
                 assert np.array_equal(np.flatnonzero(draws.known(user_B, drawn).cpu()), batch.masked)
 
 
-def test_reasons_against_steps_on_the_device(tiny, data):
+def test_reasons_against_steps_on_the_device(tiny):
     cuda = torch.device("cuda")
-    assert "bfloat16" in prevented(changed(tiny, train={"send_bfloat16": True}), data, cuda, 1)
-    assert "exchanged" in prevented(tiny, data, cuda, 2)
-    assert "lightgcn" in prevented(changed(tiny, model={"name": "lightgcn"}), data, cuda, 1)
-    assert "adam" in prevented(changed(tiny, optim={"rule": "adam"}), data, cuda, 1)
-    assert "capture" in prevented(changed(tiny, train={"capture": False}), data, cuda, 1)
-    assert "CPU" in prevented(tiny, data, CPU, 1)
+    assert "bfloat16" in prevented(changed(tiny, train={"send_bfloat16": True}), 30, cuda, 1)
+    assert "exchanged" in prevented(tiny, 30, cuda, 2)
+    assert "simplex" in prevented(changed(tiny, model={"name": "simplex"}), 30, cuda, 1)
+    assert prevented(changed(tiny, model={"name": "lightgcn"}, optim={"rule": "adam"}), 30, cuda, 1) is None
+    assert "adam" in prevented(changed(tiny, optim={"rule": "adam"}), 30, cuda, 1)
+    assert "capture" in prevented(changed(tiny, train={"capture": False}), 30, cuda, 1)
+    assert "CPU" in prevented(tiny, 30, CPU, 1)

@@ -265,7 +265,8 @@ def touch(item_N, rows_V, count, BLOCK: tl.constexpr):
     k_N = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here_N = k_N < count
     row_N = tl.load(item_N + k_N, mask=here_N, other=0).to(tl.int64)
-    tl.store(rows_V + row_N, row_N, mask=here_N)
+    seen_N = tl.load(rows_V + row_N, mask=here_N, other=0)  # a store that is not needed would cost more than this
+    tl.store(rows_V + row_N, row_N, mask=here_N & (seen_N < 0))
 
 
 @_program

@@ -49,6 +49,12 @@ class TritonKernels(ReferenceKernels):
         scalars = *padded(coefficients), decay.shrink, decay.l2
         _run(programs.step, stored_VD, local_U, aligned(grad_UD), *slots, *scalars, None, None, **constants)
 
+    def read_ahead(self, stored_VD: Tensor, local_U: Tensor, numbers_SC: Tensor | None, index: Tensor) -> Tensor:
+        """Return rows times the scale in the line `index` of `numbers_SC`, (U, D); zeros for entries -1."""
+        out_UD = stored_VD.new_empty(len(local_U), stored_VD.shape[1])
+        _run(programs.gather, stored_VD, local_U, numbers_SC, index, out_UD, lowest=-1)
+        return out_UD
+
     def step_ahead_(
         self,
         stored_VD: Tensor,

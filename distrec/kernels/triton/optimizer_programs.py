@@ -165,6 +165,19 @@ def step(
     _store(stored, first, second, offset_TD, mask_TD, offset_TX, mask_TX, w_TD, first_TX, second_TX, X)
 
 
+@triton.jit(do_not_specialize=["count"])
+def gather(stored, local, count, rows, ahead, index, out, D: tl.constexpr, PAD: tl.constexpr, TILE: tl.constexpr):
+    """Copy rows times the first number of the line `index` of `ahead`, if it is not None; zeros for row -1."""
+    position_T, row_T, mask_T = _find(local, count, rows, TILE, True)
+    offset_TD, mask_TD = _elements(row_T, mask_T, D, PAD)
+    out_TD, _ = _elements(position_T, mask_T, D, PAD)
+    w_TD = tl.load(stored + offset_TD, mask=mask_TD, other=0.0)
+    if ahead is not None:
+        w_TD = w_TD * tl.load(ahead + tl.load(index) * 7).to(w_TD.dtype)
+    listed_TD = (position_T < count)[:, None] & (tl.arange(0, PAD) < D)[None, :]
+    tl.store(out + out_TD, w_TD, mask=listed_TD)
+
+
 @triton.jit
 def _coefficient(step_C, c: tl.constexpr, C: tl.constexpr):
     """Return coefficient c of a step of a rule with C coefficients, 0 if it has fewer."""
