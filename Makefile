@@ -28,7 +28,8 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
 test-triton: $(INSTALLED)  # the GPU kernels, in Triton's interpreter on the CPU
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels tests/optim -k "triton or float64_equals or roundings_a_step"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels tests/optim tests/training/test_device_steps.py \
+	  -k "triton or float64_equals or roundings_a_step or device_steps"
 
 format: $(INSTALLED)
 	$(BIN)/ruff format distrec tests benchmarks examples

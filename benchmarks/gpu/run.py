@@ -2,19 +2,22 @@
 
     python -m benchmarks.gpu.run [SECTION ...]
 
-Sections: steps, plain, host, ray, ranking, deterministic, decay, large; default all. Data: Gowalla in the folder that
-DISTREC_DATA names, else planted data of its size. Results go to $OUT/gpu.json (default ./gpu.json) after each section.
-Without a GPU everything runs once at small sizes, on the CPU, to test this script.
+Sections: steps, plain, host, start, ray, ranking, deterministic, decay, large, lightgcn; default all. Data: Gowalla in
+the folder that DISTREC_DATA names, else planted data of its size. Results go to $OUT/gpu.json (default ./gpu.json)
+after each section. Without a GPU everything runs once at small sizes, on the CPU, to test this script.
 
 A step: draws, exclusion, addressing, the loss, its gradients, the optimizer, and what the host sends every 64 steps;
 medians of whole epochs on pairs that lie in memory.
 """
 
+import gc
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -35,7 +38,7 @@ from distrec.sharding.collectives import Exchange
 from distrec.sharding.partition import Partition
 from distrec.training.config import Config, load_config
 from distrec.training.planning.sizes import Sizes
-from distrec.training.planning.worker_memory import total_bytes, worker_memory
+from distrec.training.planning.worker_memory import PAIR_ACTORS, total_bytes, worker_memory
 from distrec.training.trainer import Trainer
 
 GPU = torch.cuda.is_available()
@@ -184,11 +187,11 @@ def steps() -> None:
 def plain() -> None:
     """Measure a plain PyTorch loop, and our steps beside it."""
     for name, (pairs, bar) in PLAIN.items():
-        negatives = 800 if GPU else 8
-        step = plain_step(data(), pairs if GPU else 64, negatives, DEVICE)
-        loops = [_timed(step, 10 if GPU else 1) for _ in range(7 if GPU else 1)]
-        loop = report("plain", name, loops)
-        report("plain", f"{name}: step / plain loop", resident(name) / loop, "x", bar=bar)
+        for how in ("gathered rows normalised", "whole tables normalised"):
+            step = plain_step(data(), pairs if GPU else 64, 800 if GPU else 8, DEVICE, how.startswith("gathered"))
+            step()
+            loop = report("plain", f"{name}, {how}", [_timed(step, 10 if GPU else 1) for _ in range(7 if GPU else 1)])
+            report("plain", f"{name}: step / plain loop, {how}", resident(name) / loop, "x", bar=bar)
 
 
 def _timed(step: Callable[[], object], times: int) -> float:
@@ -215,7 +218,7 @@ def ray() -> None:
     for name, (settings, _) in SHAPES.items():
         epochs = Epochs(config_of(*settings), data())
         source, count = epochs.source, 8 if GPU else 2
-        batches = stream(source, 0, count, source.bytes_per_step, 32)
+        batches = stream(source, 0, count, source.bytes_per_step, 32, actors=PAIR_ACTORS)
         epochs.run(batches)
         epochs.trainer.timing()
         times = [epochs.run(batches) for _ in range(count - 1)]
@@ -285,6 +288,7 @@ def decay() -> None:
 def large() -> None:
     """Measure steps and memory of the largest tables that are likely on one card, in float32 and bfloat16."""
     for dtype in ("float32", "bfloat16"):
+        gc.collect()  # earlier trainers
         if GPU:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -302,7 +306,35 @@ def large() -> None:
         del epochs
 
 
-SECTIONS = (steps, plain, host, ray, ranking, deterministic, decay, large)
+def start() -> None:
+    """Measure a new process from its start to the end of its first 64 steps, with and without compiled programs."""
+    with tempfile.TemporaryDirectory() as folder:
+        for programs in ("compiled", "cached"):
+            begun = time.perf_counter()
+            environment = os.environ | {"TRITON_CACHE_DIR": folder}
+            subprocess.run([sys.executable, "-m", "benchmarks.gpu.run", "first_steps"], env=environment, check=True)
+            seconds = time.perf_counter() - begun
+            report("start", f"import of torch, data, tables, 64 steps, programs {programs}", seconds, "s", bar=5.0)
+
+
+def first_steps() -> None:
+    """Take the first 64 steps; not a section."""
+    Epochs(config_of(*SHAPES["800 a pair, B 1,024"][0]), data(), steps=64).run()
+    now()
+
+
+def lightgcn() -> None:
+    """Measure whole epochs of LightGCN."""
+    for layers in (1, 3):
+        shape = ["model.name=lightgcn", f"model.layers={layers}", "train.batch_size=2048", "sampling.negatives=800"]
+        epochs = Epochs(config_of(*shape, "optim.decay.scope=none", "optim.decay.strength=0"), data())
+        epochs.run()
+        times = [epochs.run() for _ in range(2)]
+        seconds = [ms * epochs.steps / 1e3 for ms in times]
+        report("lightgcn", f"{layers} layers, 800 shared, B 2,048", times, epoch_s=min(seconds))
+
+
+SECTIONS = (steps, plain, host, start, ray, ranking, deterministic, decay, large, lightgcn)
 
 
 def main() -> None:
@@ -310,6 +342,8 @@ def main() -> None:
     torch.set_float32_matmul_precision("highest")
     name = torch.cuda.get_device_name() if GPU else platform.processor()
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
+    if sys.argv[1:] == ["first_steps"]:
+        return first_steps()
     results["machine"], results["data"] = f"{name}, {versions}", data().manifest.source
     print(results["machine"], DATA, flush=True)
     for section in SECTIONS:

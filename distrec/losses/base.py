@@ -4,13 +4,14 @@ A loss is a section of the configuration: its fields are its options. It declare
 and gets an object with these fields only.
 """
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from distrec.core.config import Part
 from distrec.core.registry import Registry
+from distrec.losses.row_sums import log_sum_exp
 from distrec.sharding.collectives import Exchange
 from distrec.sharding.differentiable import StepExchange
 from distrec.sharding.table import TableSpec
@@ -54,6 +55,16 @@ class Catalogue(NamedTuple):
     positive_B: Tensor
     """Of the pairs of all workers: index of the positive among these items, -1 where another worker owns it."""
     exchange: Exchange
+
+
+class LazyScores(Protocol):
+    """Scores of pairs that are computed when a loss asks for them."""
+
+    def scores(self) -> tuple[Tensor, Tensor]:
+        """Return the scores of the positives (B,) and of the negatives (B, N)."""
+
+    def log_sum_exp(self, temperature: float) -> tuple[Tensor, Tensor]:
+        """Return the scores of the positives and log sum_j e^{s_uj / t} of the negatives, (B,) both."""
 
 
 class LossInputs:
@@ -111,10 +122,28 @@ class LossInputs:
     batch: GlobalBatch
     catalogue: Catalogue
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, lazy: "LazyScores | None" = None, **fields: Any) -> None:
+        """Take the fields; `lazy` gives the scores that are not among them, when they are read."""
         self.__dict__.update(fields)
+        self._lazy = lazy
+
+    def log_sum_exp(self, temperature: float) -> Tensor:
+        """Return log sum_j e^{s_uj / t} over the negatives of each pair, (B,); -inf if it has none.
+
+        Read it before `positive_B`: on a GPU the two are then computed together.
+        """
+        if self._lazy is not None and "positive_B" not in self.__dict__:
+            self.positive_B, log_sum_B = self._lazy.log_sum_exp(temperature)
+            return log_sum_B
+        if self.negative_BN.shape[1] == 0:
+            return self.positive_B.new_full((len(self.negative_BN),), -torch.inf)
+        return log_sum_exp(self.negative_BN, temperature)
 
     def __getattr__(self, name: str) -> Any:
+        lazy: LazyScores | None = self.__dict__.get("_lazy")
+        if lazy is not None and name in ("positive_B", "negative_BN"):
+            self.positive_B, self.negative_BN = lazy.scores()
+            return self.__dict__[name]
         raise AttributeError(f"{name} is not among the inputs of this loss: name it in `reads`")
 
 
@@ -125,6 +154,8 @@ class Loss(Part):
     """Fields of `LossInputs` that it reads, beside those that every loss has."""
     similarity: ClassVar[Literal["cosine", "dot"] | None] = None
     """The one similarity that it is defined on; None: any."""
+    sums_exponentials: ClassVar[bool] = False
+    """Whether it reads the scores of negatives by `LossInputs.log_sum_exp`, for which none of them need be kept."""
     draws_known_positives: ClassVar[bool] = False
     """Whether its negatives must come uniformly from all items, known positives included, as it subtracts these."""
 

@@ -7,16 +7,13 @@ from pydantic import Field
 from torch import Tensor
 
 from distrec.losses.base import Loss, LossInputs, losses
-from distrec.losses.row_sums import log_sum_exp
 
 
 def log_sum_negatives(step: LossInputs, temperature: float) -> tuple[Tensor, Tensor]:
     """Return log sum_j e^{s_uj / t} of each pair, 0 without negatives, and the log of their number, (B,)."""
     some_B, log_n_B = step.unmasked_B > 0, step.unmasked_B.clamp(min=1).log()
-    if step.negative_BN.shape[1] == 0:
-        return step.positive_B * 0, log_n_B
     # torch.where gives the -inf of a pair without negatives no gradient.
-    return torch.where(some_B, log_sum_exp(step.negative_BN, temperature), 0.0), log_n_B
+    return torch.where(some_B, step.log_sum_exp(temperature), 0.0), log_n_B
 
 
 @losses.register("mine")
@@ -24,6 +21,7 @@ class Mine(Loss):
     """-s_ui + LSE_j(s_uj), the bound of Donsker and Varadhan on mutual information (MINE paper, Eq. 10)."""
 
     reads = ("positive_B", "negative_BN", "unmasked_B")
+    sums_exponentials = True
 
     def per_pair(self, step: LossInputs) -> Tensor:
         log_sum_B, _ = log_sum_negatives(step, 1.0)
@@ -40,6 +38,7 @@ class MinePlus(Loss):
     """Weight lam of the negatives; published 1.2 (Gowalla), 1.1 (Yelp2018)."""
 
     reads = ("positive_B", "negative_BN", "unmasked_B")
+    sums_exponentials = True
     similarity = "cosine"
 
     def per_pair(self, step: LossInputs) -> Tensor:
@@ -71,6 +70,7 @@ class BilateralSoftmax(Loss):
     """For `paper`: temperature t2 of the negatives."""
 
     reads = ("positive_B", "negative_BN", "unmasked_B", "user_B")
+    sums_exponentials = True
 
     def unused(self) -> set[str]:
         return {"negative_temperature"} if self.form == "power" else {"exponent", "mode"}

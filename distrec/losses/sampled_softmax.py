@@ -24,17 +24,19 @@ class SampledSoftmax(Loss):
     """Correct for the sampling distribution of the negatives: subtract log(N q) from their scores."""
 
     reads = ("positive_B", "negative_BN")
+    sums_exponentials = True
 
     def needs(self) -> tuple[str, ...]:
         return (*self.reads, "log_q_BN") if self.log_q else self.reads
 
     def per_pair(self, step: LossInputs) -> Tensor:
-        negative_BN, t = step.negative_BN, self.temperature
-        if negative_BN.shape[1] == 0:
-            return step.positive_B * 0.0
+        t = self.temperature
         if self.log_q:
-            negative_BN = negative_BN - t * (step.log_q_BN + math.log(max(1, step.draws)))
-        return softplus(log_sum_exp(negative_BN, t) - step.positive_B / t)
+            if step.negative_BN.shape[1] == 0:
+                return step.positive_B * 0.0
+            negative_BN = step.negative_BN - t * (step.log_q_BN + math.log(max(1, step.draws)))
+            return softplus(log_sum_exp(negative_BN, t) - step.positive_B / t)
+        return softplus(step.log_sum_exp(t) - step.positive_B / t)
 
 
 @losses.register("infonce")

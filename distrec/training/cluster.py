@@ -23,9 +23,10 @@ from distrec.sampling.stream.ray_internal import wrapped_errors
 from distrec.sharding.checkpoint import unwritable
 from distrec.training.config import Config
 from distrec.training.connection import WORKER_CPUS
+from distrec.training.device_steps import prevented
 from distrec.training.planning.estimate import Plan, memory_note
 from distrec.training.planning.sizes import Sizes
-from distrec.training.planning.worker_memory import GPU_ACTORS
+from distrec.training.planning.worker_memory import GPU_ACTORS, PAIR_ACTORS
 
 _FIRST_NOTE_S, _NOTE_S = 3.0, 30.0  # until the first note about a wait, and between notes
 _LOST = (  # errors raised when a worker, or an actor of its stream, has died
@@ -185,11 +186,11 @@ def uses_gpus(config: Config) -> bool:
     return config.train.device != "cpu" and _resources().get("GPU", 0) >= config.train.workers
 
 
-def stream_plan(config: Config) -> tuple[str, int]:
+def stream_plan(config: Config, largest: int) -> tuple[str, int]:
     """Return (`ray` or `thread`, Ray Data actors for each worker): `train.stream` and `train.stream_actors` resolved.
 
     A GPU takes a step in less than a fifth of the time that one core needs to draw 800 negatives per pair, so a worker
-    on a GPU gets several actors.
+    on a GPU gets several actors, unless the GPU draws. `largest`: rows of the largest table.
     """
     if _nodes(config):  # a process of Ray Data would need CPUs beside those of the placement group
         if config.train.stream == "ray":
@@ -199,7 +200,8 @@ def stream_plan(config: Config) -> tuple[str, int]:
         return config.stream_backend, config.train.stream_actors or 1
     cores = int(_resources()["CPU"] / config.train.workers - WORKER_CPUS)
     backend = "ray" if config.train.stream == "auto" else config.train.stream
-    return backend, config.train.stream_actors or max(1, min(GPU_ACTORS, cores))
+    most = GPU_ACTORS if prevented(config, largest, torch.device("cuda"), config.train.workers) else PAIR_ACTORS
+    return backend, config.train.stream_actors or max(1, min(most, cores))
 
 
 def root_cause(error: BaseException, run_folder: str) -> BaseException:

@@ -11,6 +11,7 @@ all are distinct. An entry -1 in a list of rows is none.
 C: pairs of all steps that are on the device; S: these steps; R: entries of a list of rows.
 """
 
+import gc
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,7 +42,8 @@ _SWEPT = 4_000_000  # rows of a table up to which `optim.idle=sweep` runs here
 def prevented(config: Config, largest: int, device: torch.device, workers: int) -> str | None:
     """Return why steps cannot stay on the device; None if they can. `largest`: rows of the largest table."""
     model = config.model
-    assert isinstance(model, EmbeddingConfig), model
+    if not isinstance(model, EmbeddingConfig):
+        return "a solver takes no steps"
     if device.type != "cuda" and config.optim.kernels != "triton":  # Triton's interpreter, in tests
         return "the tables are on the CPU"
     if not config.train.capture:
@@ -190,8 +192,13 @@ class DeviceSteps:
         self._graphs[pairs, ends].replay()
 
     def _capture(self, pairs: int, ends: bool) -> torch.cuda.CUDAGraph:
-        """Capture a step. Not `torch.cuda.graph`, which collects garbage before: that takes longer than capturing."""
-        graph = torch.cuda.CUDAGraph()
+        """Capture a step.
+
+        Not by `torch.cuda.graph`, which collects garbage first: that takes longer than capturing. Nothing is collected
+        meanwhile instead, as to free another graph would end the capture.
+        """
+        graph, collecting = torch.cuda.CUDAGraph(), gc.isenabled()
+        gc.disable()
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -199,6 +206,8 @@ class DeviceSteps:
                 self._step(pairs, ends)
             finally:
                 graph.capture_end()
+                if collecting:
+                    gc.enable()
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return graph
 

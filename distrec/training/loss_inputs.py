@@ -3,13 +3,14 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distrec.core.buffer_pool import empty
+from distrec.kernels.dispatch import has_gpu_kernel
 from distrec.losses.base import Catalogue, GlobalBatch, LossInputs
 from distrec.models.scoring import pair_scores, shared_scores
 from distrec.sampling.batch import Batch
@@ -33,6 +34,27 @@ LOGIT = "logit"
 """and of the logits of a model that has them."""
 
 
+class _PairScores(NamedTuple):
+    """Implements `LazyScores` for pairs with negatives of their own, on a GPU."""
+
+    users_UD: Tensor
+    items_UD: Tensor
+    user_index_B: Tensor
+    positive_index_B: Tensor
+    negative_index_BN: Tensor
+
+    def scores(self) -> tuple[Tensor, Tensor]:
+        index = torch.cat([self.positive_index_B[:, None], self.negative_index_BN], 1)
+        scores = pair_scores(self.users_UD, self.items_UD, self.user_index_B, index)
+        return scores[:, 0], scores[:, 1:]
+
+    def log_sum_exp(self, temperature: float) -> tuple[Tensor, Tensor]:
+        from distrec.kernels.triton.pair_softmax import PairSoftmax  # here: Triton may be missing
+
+        found: tuple[Tensor, Tensor] = PairSoftmax.apply(*self, temperature)  # type: ignore[no-untyped-call]
+        return found
+
+
 @dataclass(frozen=True)
 class LossInputBuilder:
     """Builds the inputs of a loss from what a step has computed before it. Fields are computed in a fixed order, as
@@ -51,6 +73,8 @@ class LossInputBuilder:
     normalized: bool = False
     """Whether representations are of unit length, but for those of `users_of_pairs`. Their norms are constants: the
     gradient of one would be along the row."""
+    sums_exponentials: bool = False
+    """`Loss.sums_exponentials`."""
     users_of_pairs: bool = False
     """Whether the representations in `users` are of the user of each pair, (B, D), as dropout makes them."""
 
@@ -91,7 +115,7 @@ class LossInputBuilder:
         if "catalogue" in reads:
             positive_B = self._owned_positive_B
             fields["catalogue"] = Catalogue(fields["users_BD"], self.items[REPRESENTATION], positive_B, self.group)
-        fields = {name: value for name, value in fields.items() if name in reads or name == "tables"}
+        fields = {name: value for name, value in fields.items() if name in reads or name in ("tables", "lazy")}
         others |= {
             "pairs": self.batch.pairs,
             "draws": self._draws,
@@ -123,6 +147,12 @@ class LossInputBuilder:
         positive_index_B, negative_index = arrays["positive_index_B"], arrays["negative_index"]
         n = len(negative_index) if shared else self.sampling.negatives
         m = len(arrays["extra_index"]) // max(1, pairs)
+        negative_index_BN = negative_index if shared else negative_index.view(pairs, n)
+        masked_BN = self._masked(pairs, n)
+        if self._fuses(reads, shared, n, m) and masked_BN is None:
+            index = user_index_B, positive_index_B, negative_index_BN
+            unmasked_B = {"unmasked_B": users_UD.new_full((pairs,), n)} if "unmasked_B" in reads else {}
+            return {"lazy": _PairScores(users_UD, items_UD, *index), **unmasked_B}
         # Of one call, as each would compute a gradient of all rows: the positive, other positives, own negatives.
         columns = [positive_index_B[:, None], arrays["extra_index"].view(pairs, m)]
         if shared:
@@ -130,11 +160,10 @@ class LossInputBuilder:
             extra_BM = pair_scores(users_UD, items_UD, user_index_B, columns[1]) if m else negative_BN[:, :0]
         else:
             item_index = empty([pairs, 1 + m + n], negative_index)
-            torch.cat([*columns, negative_index.view(pairs, n)], 1, out=item_index)
+            torch.cat([*columns, negative_index_BN], 1, out=item_index)
             scores = pair_scores(users_UD, items_UD, user_index_B, item_index)
             positive_B1, extra_BM, negative_BN = torch.split(scores, [1, m, n], 1)
             positive_B = positive_B1[:, 0]
-        masked_BN = self._masked(pairs, n)
         if masked_BN is not None:
             negative_BN = negative_BN.masked_fill(masked_BN, -torch.inf)
         fields: dict[str, Any] = {"positive_B": positive_B, "extra_BM": extra_BM}
@@ -148,6 +177,24 @@ class LossInputBuilder:
             negative_BN, column_BN = negative_BN.topk(min(n, self.sampling.hardest), dim=1, sorted=False)
             of_negatives = {k: value.expand(pairs, n).gather(1, column_BN) for k, value in of_negatives.items()}
         return fields | of_negatives | {"negative_BN": negative_BN}
+
+    def _fuses(self, reads: Collection[str], shared: bool, n: int, m: int) -> bool:
+        """Return whether the sums over negatives are computed with their scores, by a kernel for GPUs."""
+        rows_UD, fields = self.users[REPRESENTATION], {"positive_B", "negative_BN", "unmasked_B"}
+        if (
+            not self.sums_exponentials
+            or shared
+            or m
+            or n == 0
+            or self.sampling.hardest
+            or _SCORES & set(reads) - fields
+        ):
+            return False
+        if torch.are_deterministic_algorithms_enabled() or not has_gpu_kernel(rows_UD):
+            return False
+        from distrec.kernels.triton.pair_softmax import WIDEST  # here: Triton may be missing
+
+        return rows_UD.shape[1] <= WIDEST
 
     def _masked(self, pairs: int, n: int) -> Tensor | None:
         """Return which negatives are masked, (B, N) bool; None if none is."""

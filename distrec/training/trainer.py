@@ -338,6 +338,7 @@ class Trainer:
             exchange,
             self.exchange,
             normalized=self.sharded.similarity == "cosine",
+            sums_exponentials=self.config.loss.sums_exponentials,
             users_of_pairs=model.user_dropout > 0,
         )
         return builder.build(self.config.loss.needs(), self.sharded.own_tables, **others)

@@ -1,5 +1,7 @@
-"""Compile the Triton programs of draws and of whole rows for an absent GPU. A script, as it replaces Triton's driver:
-`python -m tests.kernels.compile_device_steps 90` for compute capability 9.0."""
+"""Compile the Triton programs of draws, of whole rows and of the softmax of pairs for an absent GPU.
+
+A script, as it replaces Triton's driver: `python -m tests.kernels.compile_device_steps 90` for compute capability 9.0.
+"""
 
 import sys
 
@@ -7,11 +9,13 @@ import numpy as np
 import torch
 
 from distrec.kernels.triton.draws import DeviceDraws
+from distrec.kernels.triton.pair_softmax import PairSoftmax
 from distrec.kernels.triton.rows import L2Normalize, LogSumExp
 from distrec.sampling.negatives import NegativeSampler
 from tests.kernels.absent_gpu import arithmetic_is_exact, compile_for
 
 DRAWS = {"gather_pairs", "draw_for_pairs", "draw_each", "draw_shared", "draw_positives", "mark_known", "touch"}
+SOFTMAX = {"forward", "backward"}
 ROWS = {"normalize", "normalize_backward", "log_sum_exp", "log_sum_exp_backward"}
 
 
@@ -20,6 +24,8 @@ def call_rows(dtype: torch.dtype) -> None:
     values = torch.ones(5, 9, dtype=dtype, requires_grad=True)
     L2Normalize.apply(values, 1e-12).sum().backward()
     LogSumExp.apply(values[:, 1:], 0.1).sum().backward()
+    index = torch.zeros(4, dtype=torch.int32)
+    sum(PairSoftmax.apply(values, values, index, index, torch.zeros(4, 50, dtype=torch.int32), 0.1)).sum().backward()
 
 
 def call_draws(masses_V: np.ndarray, rejects: bool) -> None:
@@ -47,5 +53,5 @@ if __name__ == "__main__":
         if kernel.metadata.name.startswith("normalize"):
             arithmetic_is_exact(kernel.metadata.name, kernel.asm["ptx"])
     found = {kernel.metadata.name for kernel in made}
-    assert found == DRAWS | ROWS, found ^ (DRAWS | ROWS)
+    assert found == DRAWS | ROWS | SOFTMAX, found
     print(len(made), "launches;", ", ".join(sorted(found)))

@@ -1,4 +1,6 @@
-"""Normalisation and log-sum-exp in Triton equal torch's, forward and backward, in the interpreter or on a GPU."""
+"""Normalisation, log-sum-exp and the softmax of pairs in Triton equal torch's, forward and backward.
+
+In the interpreter, or on a GPU."""
 
 import pytest
 import torch
@@ -53,3 +55,31 @@ def test_log_sum_exp(shape):
     expected = with_gradient(lambda x: log_sum_exp(x, 0.1), scores.double(), grad.double(), "cpu")
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b.float(), rtol=1e-5, atol=1e-6)
+
+
+@running
+@pytest.mark.parametrize("shape", [(5, 4, 9, 8, 70), (3, 3, 2, 6, 1), (2, 9, 5, 100, 20)])
+def test_softmax_of_pairs(shape):
+    """Scores of positives and log-sum-exp of negatives, with the gradients of both."""
+    from distrec.kernels.triton.pair_softmax import PairSoftmax
+
+    users, items, pairs, dim, n = shape
+    values = torch.randn(users + items, dim)
+    user_B, item_B = torch.randint(users, (pairs,)).int(), torch.randint(items, (pairs,)).int()
+    negative_BN, grad = torch.randint(items, (pairs, n)).int(), torch.randn(2, pairs)
+
+    def found(x):
+        index = (t.to(x.device) for t in (user_B, item_B, negative_BN))
+        return torch.stack(PairSoftmax.apply(x[:users], x[users:], *index, 0.1))
+
+    def expected(x):
+        user, item = x[:users][user_B.long()], x[users:]
+        scores = torch.einsum("bd,bnd->bn", user, item[negative_BN.long()])
+        return torch.stack([(user * item[item_B.long()]).sum(1), log_sum_exp(scores, 0.1)])
+
+    for a, b in zip(
+        with_gradient(found, values, grad, DEVICE),
+        with_gradient(expected, values.double(), grad.double(), "cpu"),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b.float(), rtol=1e-4, atol=1e-4)

@@ -111,6 +111,7 @@ def inputs(loss: Loss, data: Pairs, **others) -> LossInputs:
     index = {"users": data.user_B, "items": data.item_B}
     always = {
         "pairs": len(u_BD),
+        "users": len(data.users_UD),
         "items": len(items_VD),
         "draws": n,
         "workers": 1,

@@ -17,7 +17,7 @@ from distrec.sharding.table import USERS
 from distrec.training.config import Config
 from distrec.training.planning.sizes import Sizes, StepSizes, step_sizes
 from distrec.training.planning.traffic import step_traffic
-from distrec.training.planning.worker_memory import actors_of, optimizer_bytes, parameters, specs_of
+from distrec.training.planning.worker_memory import actors_of, on_device, optimizer_bytes, parameters, specs_of
 
 SHIPPED = Path(__file__).with_name("costs.json")
 STREAM = "stream"
@@ -152,7 +152,8 @@ def step_seconds(
             sent = sum(c.bytes for c in exchanges if c.ahead is ahead) * away * per_machine
             latency = sum(c.calls for c in exchanges if c.ahead is ahead) * network.latency_s
             found[part] += sent / network.bytes_per_s + latency
-    actors = actors_of(config, costs.device == "gpu")
+    gpu = costs.device == "gpu"
+    actors = actors_of(config, gpu, on_device(config, sizes, workers, gpu))
     drawing = found.pop(STREAM) / actors
     return {"wait": max(0.0, drawing - sum(found.values())), **found}
 

@@ -16,6 +16,7 @@ from distrec.optim.deferred import DeferredUpdate, StepCoefficients
 from distrec.optim.sparse import SparseOptimizer
 from distrec.sharding.table import ITEMS, USERS, Table, TableSpec
 from distrec.training.config import Config
+from distrec.training.device_steps import prevented, rows_read
 from distrec.training.planning.sizes import Sizes, StepSizes, graph_columns, step_sizes
 
 MIB = 2**20
@@ -28,7 +29,9 @@ _F32 = 4
 TILE_SCORES = 2**25
 """Scores that the exact softmax holds at a time: `losses.exact_softmax`."""
 GPU_ACTORS = 8
-"""Largest default of `train.stream_actors` for a worker on a GPU."""
+"""Largest default of `train.stream_actors` for a worker on a GPU,"""
+PAIR_ACTORS = 2
+"""and where negatives are drawn on the GPU."""
 
 Location = Literal["device", "host", "stream", "machine"]
 """`device`: where the tables are, the memory of the worker's process on a CPU; `host`: its process; `stream`: a process
@@ -63,8 +66,10 @@ def worker_memory(config: Config, sizes: Sizes, workers: int, gpu: bool, first: 
         parts += _solver(config.model, sizes, workers, first)
     else:
         step = step_sizes(config, sizes, workers)
-        parts += [*_tables(config, sizes, workers, step.steps), *_step(config, sizes, workers, step)]
-        parts += _stream(config, sizes, workers, gpu)
+        draws_on_device = on_device(config, sizes, workers, gpu)
+        parts += _tables(config, sizes, workers, step.steps)
+        parts += _device_step(config, sizes, step) if draws_on_device else _step(config, sizes, workers, step)
+        parts += _stream(config, sizes, workers, gpu, draws_on_device)
     parts.append(Part("evaluation", _evaluation(config, sizes, workers)))
     parts.append(Part("its interactions", _evaluated_pairs(sizes, workers), "host"))
     return [*parts, Part("Ray, the driver, MLflow", _IMPORTS["machine"], "machine", baseline=True)]
@@ -131,9 +136,15 @@ def parameters(config: Config) -> int:
         return sum(parameter.numel() for parameter in config.model.build().parameters())
 
 
-def actors_of(config: Config, gpu: bool) -> int:
+def on_device(config: Config, sizes: Sizes, workers: int, gpu: bool) -> bool:
+    """Return whether steps stay on the GPU, which also draws."""
+    return gpu and prevented(config, max(sizes.users, sizes.items), torch.device("cuda"), workers) is None
+
+
+def actors_of(config: Config, gpu: bool, draws_on_device: bool) -> int:
     """Return the processes of Ray Data that draw for each worker, where cores are free for them."""
-    return config.train.stream_actors or (GPU_ACTORS if gpu else 1)
+    most = PAIR_ACTORS if draws_on_device else GPU_ACTORS
+    return config.train.stream_actors or (most if gpu else 1)
 
 
 def _step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[Part]:
@@ -165,7 +176,37 @@ def _step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[P
     return parts
 
 
-def _stream(config: Config, sizes: Sizes, workers: int, gpu: bool) -> list[Part]:
+def _device_step(config: Config, sizes: Sizes, step: StepSizes) -> list[Part]:
+    """Return the memory of a step that stays on a GPU, and of what it draws from there.
+
+    Rows are read whole, or in lists that hold all uses; graphs share the memory of their steps.
+    """
+    model, sampling = config.model, config.effective_sampling
+    assert isinstance(model, EmbeddingConfig), model
+    pairs, n = config.train.batch_size, sampling.negatives
+    drawn = (0 if sampling.distribution == "in_batch" else n) * (1 if sampling.shared else pairs)
+    uses = {USERS: pairs, ITEMS: pairs * (1 + config.batch_needs.extra_positives) + drawn}
+    every = bool(model.reads) or "catalogue" in config.loss.needs()
+    lists = {
+        entity: rows if every else rows_read(rows, uses[entity])
+        for entity, rows in ((USERS, sizes.users), (ITEMS, sizes.items))
+    }
+    width = sum(spec.width * lists[spec.entity] for spec in specs_of(config))
+    # Rows times their scale, representations, and the gradients of both; the list itself.
+    rows = (4 if model.similarity == "cosine" else 2) * width * _F32 + 8 * sum(lists.values())
+    scores = 24 * drawn if not sampling.shared else 18 * pairs * max(n, 1)  # index, order and rank, scores, gradients
+    if "catalogue" in config.loss.needs():
+        scores = 16 * min(pairs * sizes.items, TILE_SCORES)
+    found = [Part("a step", float(rows + scores))]
+    wide = 8 if sampling.distribution != "uniform" else 4
+    exclusion = sizes.interactions * (12 + wide) + 24 * sizes.users if sampling.reject else 0
+    found.append(Part("what negatives are drawn from", float(12 * sizes.items + exclusion + 4 * sizes.interactions)))
+    if step.edges:
+        found.append(Part("graph", 24 * step.edges + 6.0 * width * _F32, certain=True))
+    return found
+
+
+def _stream(config: Config, sizes: Sizes, workers: int, gpu: bool, draws_on_device: bool) -> list[Part]:
     """Return the memory of the batches drawn ahead, and of the data that they are drawn from."""
     sampling, pairs = config.effective_sampling, sizes.interactions / workers
     users, draws = sizes.owned(USERS, workers), sampling.negatives > 0
@@ -184,7 +225,7 @@ def _stream(config: Config, sizes: Sizes, workers: int, gpu: bool) -> list[Part]
     ahead = config.train.look_ahead_mib * MIB
     if config.stream_backend == "thread" and not gpu:
         return [Part("data of the stream", data, "host"), Part("batches ahead", min(ahead, _THREAD_BLOCKS), "host")]
-    actors = actors_of(config, gpu)
+    actors = actors_of(config, gpu, draws_on_device)
     process = (data + _IMPORTS["stream"] + 2 * 32 * MIB) * actors
     return [
         Part("stream: its data and imports", process, "stream"),
