@@ -111,17 +111,24 @@ def config_of(*settings: str) -> Config:
     return load_config(None, [*DATA, *decay, "train.workers=1", "train.epochs=1000", *settings])
 
 
-def report(section: str, name: str, values: list[float] | float, unit: str = "ms", **more: Any) -> float:
+def report(section: str, name: str, values: list[float] | float, measured_in: str = "ms", **more: Any) -> float:
     """Print and keep a figure; `bar`: the most that it may be."""
     values = values if isinstance(values, list) else [values]
     value = statistics.median(values)
-    row = {"section": section, "name": name, "value": value, "unit": unit, "low": min(values), "high": max(values)}
+    row = {
+        "section": section,
+        "name": name,
+        "value": value,
+        "unit": measured_in,
+        "low": min(values),
+        "high": max(values),
+    }
     if "bar" in more:
         more["met"] = value <= more["bar"]
     results["rows"].append(row | more)
     others = "".join(f", {k} {v:.4g}" if isinstance(v, float) else f", {k} {v}" for k, v in more.items())
     spread = f"({row['low']:.4g} to {row['high']:.4g})"
-    print(f"[{time.time() - START:5.0f}] {section}: {name}: {value:.4g} {unit} {spread}{others}", flush=True)
+    print(f"[{time.time() - START:5.0f}] {section}: {name}: {value:.4g} {measured_in} {spread}{others}", flush=True)
     return float(value)
 
 

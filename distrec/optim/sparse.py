@@ -20,8 +20,8 @@ from distrec.optim.rules import RULES, Momentum
 from distrec.optim.schedule import learning_rate
 from distrec.sharding.table import Table
 
-NUMBERS = 7
-"""Numbers that a step of `step_ahead` reads: the scale before it, four coefficients of the rule, shrink and l2."""
+COEFFICIENTS = 7
+"""Coefficients that a step of `step_ahead` reads: the scale before it, four coefficients of the rule, shrink and l2."""
 _RESOLUTION = 6e-8  # relative: smaller changes may round to none in float32
 
 
@@ -51,9 +51,11 @@ def not_replayable(config: OptimConfig, strengths: Sequence[float], all_rows: bo
 
 @runtime_checkable
 class StepsAhead(Protocol):
-    """Kernels that read the numbers of a step from the device."""
+    """Kernels that read the coefficients of a step from the device."""
 
-    def read_ahead(self, stored_VD: Tensor, local_U: Tensor, numbers_SC: Tensor | None, index: Tensor) -> Tensor: ...
+    def read_ahead(
+        self, stored_VD: Tensor, local_U: Tensor, coefficients_SC: Tensor | None, index: Tensor
+    ) -> Tensor: ...
 
     def step_ahead_(
         self,
@@ -61,7 +63,7 @@ class StepsAhead(Protocol):
         local_U: Tensor,
         grad_UD: Tensor,
         rule: UpdateRule,
-        numbers_SC: Tensor,
+        coefficients_SC: Tensor,
         index: Tensor,
     ) -> None: ...
 
@@ -186,42 +188,42 @@ class SparseOptimizer:
         return max(1, steps)
 
     def look_ahead(self, steps: int) -> np.ndarray:
-        """Count the next steps and return the numbers that they read, (S, NUMBERS) float64.
+        """Count the next steps and return the coefficients that they read, (S, COEFFICIENTS) float64.
 
         The caller takes all of these steps by `read_ahead` and `step_ahead` before anything else is done with the
         table. There may be no more than `steps_ahead` allows.
         """
-        numbers_SC = np.zeros((steps, NUMBERS))
-        for numbers_C in numbers_SC:
+        coefficients_SC = np.zeros((steps, COEFFICIENTS))
+        for coefficients_C in coefficients_SC:
             self.t += 1
-            lr, before, decay = self._learning_rate(self.t), 1.0, None
-            scale = None
+            lr, before, scale, decay = self._learning_rate(self.t), 1.0, 1.0, Decay()
             if isinstance(self._deferred, FullDecay):
                 before, scale = self._deferred.scale, self._deferred.advance(lr)
-            decay = self._decay(lr) if scale is None else Decay()
-            coefficients = self._rule.coefficients(lr if scale is None else lr / scale, self.t)
-            numbers_C[:] = before, *padded(coefficients), decay.shrink, decay.l2
-        return numbers_SC
+            else:
+                decay = self._decay(lr)
+            coefficients = self._rule.coefficients(lr / scale, self.t)
+            coefficients_C[:] = before, *padded(coefficients), decay.shrink, decay.l2
+        return coefficients_SC
 
-    def read_ahead(self, local_R: Tensor, numbers_SC: Tensor, index: Tensor) -> Tensor:
+    def read_ahead(self, local_R: Tensor, coefficients_SC: Tensor, index: Tensor) -> Tensor:
         """Return the rows as they are before a step of `look_ahead`, (R, D); entries -1 of a part of them are zeros.
 
         Args:
             local_R: local rows, int64; of the length of the shard only if entry k is k or -1.
-            numbers_SC: what `look_ahead` returned, on the device.
+            coefficients_SC: what `look_ahead` returned, on the device.
             index: the step's line in it, (1,).
         """
         rows_VD, scaled = self._table.stored_VD.detach(), isinstance(self._deferred, FullDecay)
         if len(local_R) != len(rows_VD):
             assert isinstance(self._kernels, StepsAhead), self._kernels
-            return self._kernels.read_ahead(rows_VD, local_R, numbers_SC if scaled else None, index)
-        return rows_VD * numbers_SC.index_select(0, index)[:, :1].to(rows_VD.dtype) if scaled else rows_VD
+            return self._kernels.read_ahead(rows_VD, local_R, coefficients_SC if scaled else None, index)
+        return rows_VD * coefficients_SC.index_select(0, index)[:, :1].to(rows_VD.dtype) if scaled else rows_VD
 
     @torch.no_grad()
-    def step_ahead(self, local_R: Tensor, grad_RD: Tensor, numbers_SC: Tensor, index: Tensor) -> None:
+    def step_ahead(self, local_R: Tensor, grad_RD: Tensor, coefficients_SC: Tensor, index: Tensor) -> None:
         """Take a step of `look_ahead`; arguments as of `step` and `read_ahead`. Only by Triton's kernels."""
         assert isinstance(self._kernels, StepsAhead), self._kernels
-        self._kernels.step_ahead_(self._table.stored_VD, local_R, grad_RD, self._rule, numbers_SC, index)
+        self._kernels.step_ahead_(self._table.stored_VD, local_R, grad_RD, self._rule, coefficients_SC, index)
 
     def _learning_rate(self, t: int) -> float:
         return learning_rate(self._config.schedule, self._config.lr, t, self._total_steps) * self.lr_factor

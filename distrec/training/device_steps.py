@@ -23,7 +23,7 @@ from torch import Tensor
 
 from distrec.kernels.dispatch import missing_triton
 from distrec.models.base import EmbeddingConfig, Emit
-from distrec.optim.sparse import NUMBERS, not_replayable
+from distrec.optim.sparse import COEFFICIENTS, not_replayable
 from distrec.sampling.batch import Batch
 from distrec.sampling.source import BatchSource
 from distrec.sharding.device_copy import to_device
@@ -93,7 +93,7 @@ class DeviceSteps:
         dtypes = (torch.int32, torch.int32, torch.int64)
         self._columns = tuple(self._empty(steps * int(sizes.max()), dtype) for dtype in dtypes)
         self._start_S = self._empty(steps, torch.int64)
-        self._numbers = {name: self._empty((steps, NUMBERS), torch.float64) for name in trainer.optimizers}
+        self._coefficients = {name: self._empty((steps, COEFFICIENTS), torch.float64) for name in trainer.optimizers}
         self._loss_sum, self._norm = self._empty((), torch.float64), self._empty((), torch.float64)
         self._step_loss = self._empty((), torch.float64)
         self._constants()
@@ -158,20 +158,20 @@ class DeviceSteps:
         return self._norm.item()
 
     def _send(self, batches: list[Batch]) -> None:
-        """Copy the pairs of some steps to the device, and the numbers of the optimizers."""
+        """Copy the pairs of some steps to the device, and the coefficients of the optimizers."""
         first, sizes = batches[0], [batch.pairs for batch in batches]
         columns = [[getattr(batch, name) for batch in batches] for name in ("users_U", "items_U", "ordinal_B")]
         start_S = np.cumsum([0, *sizes[:-1]])
         # A step without pairs on any worker changes nothing: the optimizers do not count it.
         planned = np.flatnonzero(sizes)
-        numbers = []
+        coefficients = []
         for optimizer in self._trainer.optimizers.values():
-            numbers_SC = np.zeros((len(batches), NUMBERS))
-            numbers_SC[planned] = optimizer.look_ahead(len(planned))
-            numbers.append(numbers_SC)
+            coefficients_SC = np.zeros((len(batches), COEFFICIENTS))
+            coefficients_SC[planned] = optimizer.look_ahead(len(planned))
+            coefficients.append(coefficients_SC)
         state = np.array([0, first.epoch, first.step])
-        sent = to_device([state, start_S, *map(np.concatenate, columns), *numbers], self._device)
-        buffers = [self._draws.state, self._start_S, *self._columns, *self._numbers.values()]
+        sent = to_device([state, start_S, *map(np.concatenate, columns), *coefficients], self._device)
+        buffers = [self._draws.state, self._start_S, *self._columns, *self._coefficients.values()]
         for buffer, values in zip(buffers, sent, strict=True):
             buffer[: len(values)].copy_(values)
 
@@ -219,7 +219,7 @@ class DeviceSteps:
         entity_of = {name: spec.entity for name, spec in trainer.sharded.specs.items()}
         index = draws.state[:1]
         leaves = {
-            name: optimizer.read_ahead(rows[entity_of[name]], self._numbers[name], index).requires_grad_()
+            name: optimizer.read_ahead(rows[entity_of[name]], self._coefficients[name], index).requires_grad_()
             for name, optimizer in trainer.optimizers.items()
         }
         share = trainer.backward_on(Batch(-1, -1, pairs), arrays, leaves)
@@ -231,7 +231,7 @@ class DeviceSteps:
             if clip_norm is not None:
                 trainer.clip(list(grads.values()), norm)
         for name, optimizer in trainer.optimizers.items():
-            optimizer.step_ahead(rows[entity_of[name]], grads[name], self._numbers[name], index)
+            optimizer.step_ahead(rows[entity_of[name]], grads[name], self._coefficients[name], index)
         self._step_loss.copy_(share)
         self._loss_sum.add_(self._step_loss, alpha=pairs)
         index.add_(1)

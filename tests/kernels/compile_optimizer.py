@@ -24,8 +24,8 @@ def call_all(dtype: torch.dtype) -> Iterator[str]:
     stored_VD, grad_UD = torch.ones(V, D, dtype=dtype), torch.ones(U, D, dtype=dtype)
     kernels.affine_(stored_VD, torch.ones_like(stored_VD), local_U, torch.ones(4, U, dtype=torch.float64))
     yield "affine"
-    for numbers_SC in (None, torch.ones(8, 7, dtype=torch.float64)):
-        kernels.read_ahead(stored_VD, local_U, numbers_SC, torch.zeros(1, dtype=torch.int64))
+    for coefficients_SC in (None, torch.ones(8, 7, dtype=torch.float64)):
+        kernels.read_ahead(stored_VD, local_U, coefficients_SC, torch.zeros(1, dtype=torch.int64))
         yield "gather"
     for name in RULES:
         rule = RULES[name](stored_VD, **{key: getattr(OptimConfig(), key) for key in RULES[name].hyperparameters})

@@ -49,10 +49,10 @@ class TritonKernels(ReferenceKernels):
         scalars = *padded(coefficients), decay.shrink, decay.l2
         _run(programs.step, stored_VD, local_U, aligned(grad_UD), *slots, *scalars, None, None, **constants)
 
-    def read_ahead(self, stored_VD: Tensor, local_U: Tensor, numbers_SC: Tensor | None, index: Tensor) -> Tensor:
-        """Return rows times the scale in the line `index` of `numbers_SC`, (U, D); zeros for entries -1."""
+    def read_ahead(self, stored_VD: Tensor, local_U: Tensor, coefficients_SC: Tensor | None, index: Tensor) -> Tensor:
+        """Return rows times the scale in the line `index` of `coefficients_SC`, (U, D); zeros for entries -1."""
         out_UD = stored_VD.new_empty(len(local_U), stored_VD.shape[1])
-        _run(programs.gather, stored_VD, local_U, numbers_SC, index, out_UD, lowest=-1)
+        _run(programs.gather, stored_VD, local_U, coefficients_SC, index, out_UD, lowest=-1)
         return out_UD
 
     def step_ahead_(
@@ -61,16 +61,16 @@ class TritonKernels(ReferenceKernels):
         local_U: Tensor,
         grad_UD: Tensor,
         rule: UpdateRule,
-        numbers_SC: Tensor,
+        coefficients_SC: Tensor,
         index: Tensor,
     ) -> None:
-        """As `step_`, with the numbers of `SparseOptimizer.look_ahead` in the line `index`, (1,), of `numbers_SC`.
+        """As `step_`, with the line `index`, (1,), of the coefficients that `SparseOptimizer.look_ahead` returned.
 
         Entries -1 in `local_U` are none.
         """
         slots, constants = _of_rule(rule)
         scalars = (0.0,) * 6
-        ahead = numbers_SC, index
+        ahead = coefficients_SC, index
         _run(programs.step, stored_VD, local_U, aligned(grad_UD), *slots, *scalars, *ahead, lowest=-1, **constants)
 
     def replay_(
