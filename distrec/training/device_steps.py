@@ -15,7 +15,7 @@ import gc
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,15 +23,14 @@ from torch import Tensor
 
 from distrec.kernels.dispatch import missing_triton
 from distrec.models.base import EmbeddingConfig, Emit
-from distrec.optim.sparse import COEFFICIENTS, not_replayable
+from distrec.optim.sparse import COEFFICIENTS, SparseOptimizer, not_replayable
 from distrec.sampling.batch import Batch
 from distrec.sampling.source import BatchSource
 from distrec.sharding.device_copy import to_device
 from distrec.sharding.table import ITEMS, USERS
+from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
-
-if TYPE_CHECKING:
-    from distrec.training.trainer import Trainer
+from distrec.training.sharded_model import ShardedModel
 
 _STEPS = 64  # sent at a time
 _SMALL, _DENSE = 100_000, 8  # rows, and rows for each that the step uses, up to which a table is read whole
@@ -72,6 +71,28 @@ def rows_read(rows: int, uses: int) -> int:
     return rows if rows <= max(_SMALL, _DENSE * uses) else uses
 
 
+class SteppedTrainer(Protocol):
+    """What steps use of a `Trainer`."""
+
+    config: Config
+    device: torch.device
+    sharded: ShardedModel
+    optimizers: dict[str, SparseOptimizer]
+    meters: StepMeters
+
+    def backward_on(self, batch: Batch, arrays: dict[str, Tensor], leaves: dict[str, Tensor]) -> Tensor:
+        """Return the loss of a batch with these arrays, and set the gradients of the leaves."""
+
+    def gradients_of(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the gradients of the leaves."""
+
+    def norm(self, grads: list[Tensor], dense: Tensor | None) -> Tensor:
+        """Return the norm of gradients."""
+
+    def clip(self, grads: list[Tensor], norm: Tensor) -> None:
+        """Scale gradients of this norm down to the largest allowed one."""
+
+
 class DeviceSteps:
     """The steps of a trainer.
 
@@ -80,8 +101,8 @@ class DeviceSteps:
         source: source of its batches, which are `pairs_only`.
     """
 
-    def __init__(self, trainer: "Trainer", source: BatchSource) -> None:
-        from distrec.kernels.triton.draws import DeviceDraws  # here: Triton may be missing
+    def __init__(self, trainer: SteppedTrainer, source: BatchSource) -> None:
+        from distrec.sampling.device_draws import DeviceDraws  # here, as Triton may be missing
 
         self._trainer, self._source, self._config = trainer, source, trainer.config
         self._device, seed = trainer.device, trainer.config.run.seed

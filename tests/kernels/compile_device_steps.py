@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import torch
 
-from distrec.kernels.triton.draws import DeviceDraws
 from distrec.kernels.triton.pair_softmax import PairSoftmax
 from distrec.kernels.triton.rows import L2Normalize, LogSumExp
+from distrec.sampling.device_draws import DeviceDraws
 from distrec.sampling.negatives import NegativeSampler
 from tests.kernels.absent_gpu import arithmetic_is_exact, compile_for
 

@@ -79,10 +79,14 @@ CASES = {
         "loss": {"name": "mine_plus"},
         "optim": {"rule": "adam", "idle": "sweep", "decay": {"scope": "full", "coupling": "l2", "strength": 0.01}},
     },
+    "flushed between steps": {
+        "sampling": {"shared": False, "negatives": 2},
+        "optim": {"rule": "sgd", "lr": 1.0, "decay": {"scope": "full", "strength": 0.999}},
+    },
     "lightgcn": {"model": {"name": "lightgcn", "layers": 2}, "optim": {"rule": "adam"}},
     "distances": {"loss": {"name": "triplet"}, "model": DOT, "sampling": PAIRS},
 }
-INTERPRETED = [(name, True) for name in list(CASES)[1:15:2]] + [("ssm, full", False), ("resn, few of many rows", False)]
+INTERPRETED = [(name, True) for name in list(CASES)[1:16:2]] + [("ssm, full", False), ("resn, few of many rows", False)]
 """Cases that run without a GPU too."""
 EPOCHS = 2
 pytestmark = pytest.mark.timeout(600)
@@ -123,13 +127,36 @@ def test_steps_equal_those_of_the_host(tiny, data, monkeypatch, name, whole):
         pytest.skip("on a GPU")
     for limit in ("_SMALL", "_DENSE"):
         monkeypatch.setattr(f"distrec.training.device_steps.{limit}", 8 * whole)
-    config = changed(tiny, **CASES[name])
-    host, expected = trained(changed(config, **ON_HOST), data, CPU)
-    device, found = trained(changed(config, **ON_DEVICE), data, DEVICE)
-    assert isinstance(device.device_steps, DeviceSteps) and host.device_steps is None
-    assert found == pytest.approx(expected, rel=1e-5)
+    device = equal_on_host_and_device(changed(tiny, **CASES[name]), data)
     if DEVICE.type == "cuda" and name not in ("directau", "resn, few of many rows"):
         assert device.device_steps.captures and device.device_steps._graphs
+
+
+@running
+def test_a_user_who_knows_every_item_has_no_negatives(tiny, tmp_path):
+    everything, others = (
+        [(0, item) for item in range(9)],
+        [(user, (3 * user + k) % 9) for user in range(1, 8) for k in range(3)],
+    )
+    for name, pairs in (
+        ("train", [*everything, *others]),
+        ("test", [(user, (3 * user + 4) % 9) for user in range(1, 8)]),
+    ):
+        (tmp_path / f"{name}.csv").write_text("user,item\n" + "".join(f"u{user},i{item}\n" for user, item in pairs))
+    source = {"source": str(tmp_path / "train.csv"), "test": str(tmp_path / "test.csv"), "valid_fraction": 0}
+    config = changed(tiny, data=source, sampling=PAIRS, train={"batch_size": 8})
+    dataset = prepare(config.data, log=lambda text: None)
+    for loss in ("ssm", "bpr"):
+        trainer = equal_on_host_and_device(changed(config, loss={"name": loss}), dataset)
+        assert trainer.source.sampler.saturated_U.any()
+
+
+def equal_on_host_and_device(config, dataset):
+    """Train on both, and compare losses, rows and optimizer state; return the trainer of the device."""
+    host, expected = trained(changed(config, **ON_HOST), dataset, CPU)
+    device, found = trained(changed(config, **ON_DEVICE), dataset, DEVICE)
+    assert isinstance(device.device_steps, DeviceSteps) and host.device_steps is None
+    assert found == pytest.approx(expected, rel=1e-5)
     assert device.diagnostics() == pytest.approx(host.diagnostics(), rel=1e-3)
     for table, optimizer in host.optimizers.items():
         torch.testing.assert_close(
@@ -140,6 +167,7 @@ def test_steps_equal_those_of_the_host(tiny, data, monkeypatch, name, whole):
             value = value if isinstance(value, torch.Tensor) else torch.tensor(value)
             other = state[key].cpu() if isinstance(state[key], torch.Tensor) else torch.tensor(state[key])
             torch.testing.assert_close(other, value, rtol=2e-3, atol=1e-4, msg=f"{table} {key}")
+    return device
 
 
 @running
@@ -157,7 +185,7 @@ def test_steps_equal_those_of_the_host(tiny, data, monkeypatch, name, whole):
     ids=str,
 )
 def test_draws_are_those_of_the_host(tiny, data, sampling):
-    from distrec.kernels.triton.draws import DeviceDraws
+    from distrec.sampling.device_draws import DeviceDraws
 
     config = changed(tiny, sampling=sampling, run={"seed": 2**63 + 11})
     source = Trainer(changed(config, **ON_HOST), data, CPU).source
