@@ -37,15 +37,15 @@ def not_replayable(config: OptimConfig, strengths: Sequence[float], all_rows: bo
     """
     decay, rule = config.decay, RULES[config.rule]
     if config.kernels not in ("auto", "triton"):
-        return f"optim.kernels={config.kernels} is"
+        return f"optim.kernels={config.kernels}"
     if decay.scope == "occurrences":
         return "occurrences are counted on the host"
     if all_rows:
         return None
     if rule.moves_idle:
-        return f"rule {config.rule} moves rows outside the batch, which are updated when read (optim.idle=sweep is not)"
+        return f"rule {config.rule} moves rows outside the batch when they are next read; optim.idle=sweep stays there"
     if decay.scope == "full" and any(strengths) and decay.coupling == "l2" and not rule.l2_is_decoupled:
-        return "full l2 decay of rows outside the batch is replayed when they are read (optim.idle=sweep is not)"
+        return "full l2 decay is replayed when a row is next read; optim.idle=sweep stays there"
     return None
 
 

@@ -1,6 +1,6 @@
 """Training steps that stay on the GPU: negatives are drawn there, and a step is replayed as a CUDA graph.
 
-The host sends the pairs of many steps at once, and what else changes from step to step: learning rates, bias
+docs/gpu.md has figures, and what runs here. The host sends the pairs of many steps at once, and what else changes from step to step: learning rates, bias
 corrections, the scale of decayed rows. It then launches one graph a step. A graph is captured for each number of pairs
 that steps have, some twenty, so that nothing is padded and every loss runs as elsewhere.
 
@@ -46,12 +46,14 @@ def prevented(config: Config, largest: int, device: torch.device, workers: int) 
     if device.type != "cuda" and config.optim.kernels != "triton":  # Triton's interpreter, in tests
         return "the tables are on the CPU"
     if not config.train.capture:
-        return "train.capture=false is"
+        return "train.capture=false"
     if reason := missing_triton():
-        return f"they need {reason}"
+        return f"steps on the GPU need {reason}"
     if workers > 1:
         return "rows are exchanged with other workers"
-    if "history" in model.reads or any(True for _ in model.build().parameters()):
+    with torch.device("meta"):
+        layers = any(True for _ in model.build().parameters())
+    if layers or "history" in model.reads:
         return f"model {model.name} reads more than its rows"
     if model.bfloat16 or config.train.send_bfloat16:
         return "rows are rounded to bfloat16"
@@ -61,7 +63,7 @@ def prevented(config: Config, largest: int, device: torch.device, workers: int) 
     if any(spec.bounds for spec in specs):
         return f"loss {config.loss.name} bounds the rows of a table"
     if config.optim.idle == "sweep" and largest > _SWEPT:
-        return f"a sweep over {largest:,} rows at each step is"
+        return f"optim.idle=sweep over {largest:,} rows"
     strengths = [config.optim.decay.strength_of(spec.name, spec.decay) for spec in specs]
     return not_replayable(config.optim, strengths, "graph" in model.reads or config.optim.idle == "sweep")
 

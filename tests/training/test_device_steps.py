@@ -86,7 +86,11 @@ CASES = {
     "lightgcn": {"model": {"name": "lightgcn", "layers": 2}, "optim": {"rule": "adam"}},
     "distances": {"loss": {"name": "triplet"}, "model": DOT, "sampling": PAIRS},
 }
-INTERPRETED = [(name, True) for name in list(CASES)[1:16:2]] + [("ssm, full", False), ("resn, few of many rows", False)]
+INTERPRETED = [(name, True) for name in list(CASES)[1:16:2]] + [
+    ("flushed between steps", True),
+    ("ssm, full", False),
+    ("resn, few of many rows", False),
+]
 """Cases that run without a GPU too."""
 EPOCHS = 2
 pytestmark = pytest.mark.timeout(600)

@@ -17,11 +17,20 @@ from distrec.sharding.table import USERS
 from distrec.training.config import Config
 from distrec.training.planning.sizes import Sizes, StepSizes, step_sizes
 from distrec.training.planning.traffic import step_traffic
-from distrec.training.planning.worker_memory import actors_of, on_device, optimizer_bytes, parameters, specs_of
+from distrec.training.planning.worker_memory import (
+    actors_of,
+    device_rows,
+    on_device,
+    optimizer_bytes,
+    parameters,
+    specs_of,
+)
 
 SHIPPED = Path(__file__).with_name("costs.json")
 STREAM = "stream"
 """The part that runs beside the step: drawing a batch."""
+ON_DEVICE = "on_device"
+"""A whole step that stays on a GPU, drawing included."""
 _CACHE = 32 * 2**20  # bytes; of a shard beyond it, rows are read from memory
 
 Terms = dict[str, dict[str, float]]
@@ -124,6 +133,20 @@ def counts(config: Config, sizes: Sizes, workers: int, step: StepSizes | None = 
     }
 
 
+def _device_counts(config: Config, sizes: Sizes, step: StepSizes) -> dict[str, float]:
+    """Return the counts of a step that stays on a GPU."""
+    model, rows = config.model, device_rows(config, sizes)
+    assert isinstance(model, EmbeddingConfig), model
+    normalized = 1.0 if model.similarity == "cosine" else 0.5
+    return {
+        "step": 1,
+        "values of rows": normalized * model.dim * sum(rows.values()),
+        "values of own scores": step.own_scores * model.dim,
+        "multiply-adds, matrix products": step.shared_scores * model.dim,
+        "values of edges": step.edges * model.dim * getattr(model, "layers", 1),
+    }
+
+
 def _stream_counts(step: StepSizes, sizes: Sizes) -> dict[str, float]:
     marked = 16 * (step.pairs + step.draws) >= sizes.items  # else few ids are sorted: `kernels.dedup`
     return {
@@ -143,6 +166,11 @@ def step_seconds(
     Batches are drawn beside the step, on cores of their own: a step waits for what their drawing takes longer.
     """
     step = step_sizes(config, sizes, workers)
+    gpu = costs.device == "gpu"
+    draws_on_device = on_device(config, sizes, workers, gpu)
+    if draws_on_device and ON_DEVICE in costs.constants:  # one graph, of which the parts are not told apart
+        whole = predicted(costs.constants, {ON_DEVICE: _device_counts(config, sizes, step)})[ON_DEVICE]
+        return {"wait": 0.0, "look_up": 0.0, "exchange": 0.0, "compute": whole, "update": 0.0}
     found = predicted(costs.constants, counts(config, sizes, workers, step))
     if network and workers > 1 and (machines > 1 or not costs.exchange_measured):
         exchanges = step_traffic(config, sizes, workers, step)
@@ -152,9 +180,7 @@ def step_seconds(
             sent = sum(c.bytes for c in exchanges if c.ahead is ahead) * away * per_machine
             latency = sum(c.calls for c in exchanges if c.ahead is ahead) * network.latency_s
             found[part] += sent / network.bytes_per_s + latency
-    gpu = costs.device == "gpu"
-    actors = actors_of(config, gpu, on_device(config, sizes, workers, gpu))
-    drawing = found.pop(STREAM) / actors
+    drawing = found.pop(STREAM) / actors_of(config, gpu, draws_on_device)
     return {"wait": max(0.0, drawing - sum(found.values())), **found}
 
 

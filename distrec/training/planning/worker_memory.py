@@ -176,21 +176,34 @@ def _step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[P
     return parts
 
 
+def _drawn(config: Config) -> int:
+    """Return the negatives that a step draws."""
+    sampling, pairs = config.effective_sampling, config.train.batch_size
+    return (0 if sampling.distribution == "in_batch" else sampling.negatives) * (1 if sampling.shared else pairs)
+
+
+def device_rows(config: Config, sizes: Sizes) -> dict[str, int]:
+    """Return the rows of users and items that a step reads which stays on a GPU."""
+    model, pairs, needs = config.model, config.train.batch_size, config.batch_needs
+    assert isinstance(model, EmbeddingConfig), model
+    if model.reads or config.optim.idle == "sweep":
+        return {USERS: sizes.users, ITEMS: sizes.items}
+    items = rows_read(sizes.items, pairs * (1 + needs.extra_positives) + _drawn(config))
+    return {
+        USERS: rows_read(sizes.users, pairs),
+        ITEMS: sizes.items if "catalogue" in config.loss.needs() else items,
+    }
+
+
 def _device_step(config: Config, sizes: Sizes, step: StepSizes) -> list[Part]:
     """Return the memory of a step that stays on a GPU, and of what it draws from there.
 
     Rows are read whole, or in lists that hold all uses; graphs share the memory of their steps.
     """
-    model, sampling = config.model, config.effective_sampling
+    model, sampling, lists = config.model, config.effective_sampling, device_rows(config, sizes)
     assert isinstance(model, EmbeddingConfig), model
     pairs, n = config.train.batch_size, sampling.negatives
-    drawn = (0 if sampling.distribution == "in_batch" else n) * (1 if sampling.shared else pairs)
-    uses = {USERS: pairs, ITEMS: pairs * (1 + config.batch_needs.extra_positives) + drawn}
-    every = bool(model.reads) or "catalogue" in config.loss.needs()
-    lists = {
-        entity: rows if every else rows_read(rows, uses[entity])
-        for entity, rows in ((USERS, sizes.users), (ITEMS, sizes.items))
-    }
+    drawn = _drawn(config)
     width = sum(spec.width * lists[spec.entity] for spec in specs_of(config))
     # Rows times their scale, representations, and the gradients of both; the list itself.
     rows = (4 if model.similarity == "cosine" else 2) * width * _F32 + 8 * sum(lists.values())
