@@ -13,6 +13,8 @@ from distrec.tuning.drawing import new_figure
 
 Training = dict[str, Any]
 Group = list[Training]
+_FIRST = 5  # epochs
+
 Groups = dict[tuple[str, float], Group]
 """Trainings of one data set and loss by (method, value), one for each seed."""
 
@@ -105,6 +107,21 @@ def findings(groups: Groups) -> list[str]:
         f"- Norms of item rows follow popularity under full decay alone (Figures 2 and 3): "
         f"{_says(items[2] > max(items[:2]) + 0.2)}; correlation none {items[0]:.2f}, in batch {items[1]:.2f}, full "
         f"{items[2]:.2f}.",
+        *_stopped_at_once(groups),
+    ]
+
+
+def _stopped_at_once(groups: Groups) -> list[str]:
+    """Return a line about trainings whose best epoch is one of the first few, if there are any."""
+    counts = {name: sum(line["best_epoch"] <= _FIRST for line in group) for name, group in groups.items()}
+    named = ", ".join(
+        f"{count} of {len(groups[name])} with {name[0]} {name[1]:g}" for name, count in counts.items() if count
+    )
+    if not named:
+        return []
+    return [
+        f"- Best epoch among the first {_FIRST}, so that the patience of 10 ends the training: {named}. Long rows turn "
+        "slowly under Adam: NDCG@20 by cosine rises from the start, by dot product only after more than 10 epochs."
     ]
 
 

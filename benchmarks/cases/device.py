@@ -46,7 +46,7 @@ def measure(bench: Bench) -> list[Row]:
 
 
 def _step_rows(bench: Bench, name: str, settings: list[str]) -> list[Row]:
-    config = load_config(None, bench.with_data([*settings, "train.workers=1"], thin=True))
+    config = load_config(None, bench.with_data([*settings, "train.workers=1", "train.capture=false"], thin=True))
     trainer = Trainer(config, prepare(config.data), bench.device)
     steps = _Steps(trainer)
     steps.run(_WARM_UP)

@@ -92,7 +92,7 @@ def measure(point: Point, source: str) -> dict[str, Any]:
 
 def _worker(settings: list[str], steps: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    config = load_config(None, settings)
+    config = load_config(None, [*settings, "train.capture=false"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(config, prepare(config.data), device)
     source = trainer.source

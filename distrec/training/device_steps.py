@@ -1,8 +1,9 @@
 """Training steps that stay on the GPU: negatives are drawn there, and a step is replayed as a CUDA graph.
 
-docs/gpu.md has figures, and what runs here. The host sends the pairs of many steps at once, and what else changes from step to step: learning rates, bias
-corrections, the scale of decayed rows. It then launches one graph a step. A graph is captured for each number of pairs
-that steps have, some twenty, so that nothing is padded and every loss runs as elsewhere.
+docs/gpu.md has figures, and what runs here. The host sends the pairs of many steps at once, and what else changes from
+step to step: learning rates, bias corrections, the scale of decayed rows. It then launches one graph a step. A graph is
+captured for each number of pairs that steps have, some twenty, so that nothing is padded and every loss runs as
+elsewhere.
 
 A step reads a table whole, with row numbers as indices, if it is small or has few rows beside those that the step
 uses. Of another table it reads the rows in the batch: it sorts their numbers, in buffers of the size that they need if
