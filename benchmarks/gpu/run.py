@@ -269,7 +269,6 @@ def deterministic() -> None:
             times = [epochs.run() for _ in range(3)]
             found.append([table.flush().clone() for table in epochs.trainer.tables.values()])
         same = all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-        torch.use_deterministic_algorithms(False)
         report("deterministic", name, times, over_default=statistics.median(times) / resident(name), same_bits=same)
         assert same, f"{name}: two trainings differ"
 

@@ -55,7 +55,6 @@ class Trainer:
         if config.train.deterministic and device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-            torch.use_deterministic_algorithms(True)
         self.sharded = ShardedModel(config, dataset, device)
         self.model, self.tables, self.exchange = self.sharded.model, self.sharded.tables, self.sharded.exchange
         self.source = self.sharded.source
@@ -106,9 +105,9 @@ class Trainer:
         texts += [note for optimizer in self.optimizers.values() if (note := optimizer.precision_note)]
         text = f"optimizer: {'; '.join(texts)}"
         if self.device_steps is not None:
-            return f"{text}\n{self.device_steps.describe()}"
+            return f"{text}; {self.device_steps.describe()}"
         if self.device.type == "cuda":
-            return f"{text}\nnegatives are drawn on the host, which launches each operation: {self._why_on_host}"
+            return f"{text}; negatives are drawn on the host, which launches each operation ({self._why_on_host})"
         return text
 
     def observe(self, watched: Sequence[float]) -> None:
@@ -129,6 +128,14 @@ class Trainer:
 
     def train_epoch(self, epoch: int, first_step: int, batches: Iterator[Batch], emit: Emit) -> float:
         """Take the steps of an epoch; see `Learner.train_epoch`."""
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(before or (self.config.train.deterministic and self.device.type == "cuda"))
+        try:
+            return self._train_epoch(epoch, first_step, batches, emit)
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+    def _train_epoch(self, epoch: int, first_step: int, batches: Iterator[Batch], emit: Emit) -> float:
         if self.device_steps is not None:
             loss = self.device_steps.train_epoch(epoch, first_step, batches, emit)
             self._gradient_norm = self.device_steps.gradient_norm
