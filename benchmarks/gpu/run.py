@@ -156,8 +156,10 @@ class Epochs:
         """Train an epoch; return its milliseconds a step."""
         batches = batches or iter(self.batches())
         start = now()
-        self.loss = self.trainer.train_epoch(self.epoch, self.first, batches, lambda done, loss: None)
+        self.trainer.train_epoch(self.epoch, self.first, batches, lambda done, loss: None)
         self.epoch += 1
+        own = self.trainer.device_steps
+        assert not GPU or own is None or own.captures, "steps were not captured"
         return (now() - start) / self.steps * 1e3
 
 

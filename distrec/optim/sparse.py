@@ -25,7 +25,17 @@ COEFFICIENTS = 7
 _RESOLUTION = 6e-8  # relative: smaller changes may round to none in float32
 
 
-def not_replayable(config: OptimConfig, strengths: Sequence[float], all_rows: bool) -> str | None:
+def moves_all_rows(config: OptimConfig, strength: float) -> bool:
+    """Return whether a step changes the rows outside the batch by more than a factor that is common to all.
+
+    With `optim.idle=sweep` such a step is one over all rows; otherwise they are updated when they are next read.
+    """
+    decay, rule = config.decay, RULES[config.rule]
+    by_gradient = decay.scope == "full" and strength > 0 and decay.coupling == "l2" and not rule.l2_is_decoupled
+    return rule.moves_idle or by_gradient
+
+
+def not_replayable(config: OptimConfig, strengths: Sequence[float], reads_all: bool) -> str | None:
     """Return why `SparseOptimizer.look_ahead` does not work; None if it does.
 
     It works where a step needs nothing of a row but the row and its accumulators.
@@ -33,19 +43,23 @@ def not_replayable(config: OptimConfig, strengths: Sequence[float], all_rows: bo
     Args:
         config: configuration of the optimizer.
         strengths: strength of decay of each table.
-        all_rows: whether each step updates all rows.
+        reads_all: whether each step has all rows in its batch.
     """
     decay, rule = config.decay, RULES[config.rule]
     if config.kernels not in ("auto", "triton"):
         return f"optim.kernels={config.kernels}"
     if decay.scope == "occurrences":
         return "occurrences are counted on the host"
-    if all_rows:
+    moving = [moves_all_rows(config, strength) for strength in strengths]
+    if reads_all or not any(moving):
         return None
-    if rule.moves_idle:
-        return f"rule {config.rule} moves rows outside the batch when they are next read; optim.idle=sweep stays there"
-    if decay.scope == "full" and any(strengths) and decay.coupling == "l2" and not rule.l2_is_decoupled:
-        return "full l2 decay is replayed when a row is next read; optim.idle=sweep stays there"
+    if config.idle != "sweep":
+        what = f"rule {config.rule}" if rule.moves_idle else "full l2 decay"
+        return f"{what} moves rows outside the batch when they are next read; with optim.idle=sweep it stays there"
+    if not all(moving):
+        return "rows outside the batch move in some tables alone"
+    if decay.scope == "in_batch" and any(strengths):
+        return f"rule {config.rule} moves all rows, but decay those of the batch alone"
     return None
 
 
@@ -80,7 +94,7 @@ class SparseOptimizer:
             table: the shard.
             config: rule, decay, schedule and kernels.
             total_steps: steps of the whole run, for the schedule.
-            all_rows: every step touches all rows, so that none is updated later.
+            all_rows: the batch of every step is all rows, so that none is updated later.
 
         Raises:
             UserError: the kernels do not run on the table's device.
@@ -90,6 +104,7 @@ class SparseOptimizer:
         self._total_steps = total_steps
         self.t = 0
         """Steps taken."""
+        self._all_rows = all_rows
         self.lr_factor = 1.0
         """Factor of the learning rate, beside the schedule: that of `plateau`."""
         device, dtype = table.stored_VD.device, table.stored_VD.dtype
@@ -119,6 +134,8 @@ class SparseOptimizer:
     @property
     def idle_rows(self) -> str:
         """How rows outside the batch are updated, as a predicate for the log."""
+        if self._all_rows:
+            return "are updated at each step"
         if self._deferred is None:
             return "stay as they are"
         return "are updated at each step" if self._sweep else f"are updated when read, {self._deferred.form}"

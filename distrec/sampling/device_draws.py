@@ -36,31 +36,42 @@ class DeviceDraws:
 
     Args:
         sampler: the sampler of negatives of the host.
-        positives: (indptr, indices) in CSR form: the training items of each user, ascending.
+        positives: (indptr, indices) in CSR form: the training items of each user, ascending. None if neither extra
+            positives nor the known ones among shared negatives are asked for.
         seed: seed of the run.
         device: where to draw.
     """
 
     def __init__(
-        self, sampler: NegativeSampler, positives: tuple[np.ndarray, np.ndarray], seed: int, device: torch.device
+        self,
+        sampler: NegativeSampler,
+        positives: tuple[np.ndarray, np.ndarray] | None,
+        seed: int,
+        device: torch.device,
     ) -> None:
         self.device, self._options = device, {"UNIFORM": sampler.uniform, "EXCLUDE": sampler.excludes}
         self._half_words = sampler.half_words
         self.state = torch.zeros(3, dtype=torch.int64, device=device)
         """[step among those on the device, epoch, step of the epoch that the first of these is]."""
-        items, total, edges = len(sampler.masses_V), sampler.total, sampler.edges
+        items, total, edges, removed = len(sampler.masses_V), sampler.total, sampler.edges, sampler.removed
+        if sampler.uniform:  # a point is the item, and each positive takes a mass of 1
+            items, total, edges, removed = 0, 0, edges[:1], removed[:1]
         shift = max(0, total.bit_length() - (2 * items).bit_length())  # two to four guide points for each item
         points = np.arange((total >> shift) + 1, dtype=np.int64) << shift
-        guide = np.minimum(np.searchsorted(edges, points, side="right") - 1, items - 1)
-        guide = np.append(guide, items - 1).astype(np.int32)  # items between points k and k + 1: guide[k] .. [k + 1]
+        guide = np.minimum(np.searchsorted(edges, points, side="right") - 1, max(0, items - 1))
+        guide = np.append(guide, max(0, items - 1)).astype(
+            np.int32
+        )  # items between points k and k + 1: guide[k] .. [k + 1]
         guide_steps, search_steps = (
             int(np.diff(bounds).max(initial=0)).bit_length() for bounds in (guide, sampler.indptr)
         )
-        constants = np.array([seed & (2**64 - 1), total, shift, guide_steps, search_steps], np.uint64).view(np.int64)
+        constants = np.array([seed & (2**64 - 1), sampler.total, shift, guide_steps, search_steps], np.uint64).view(
+            np.int64
+        )
         free_U, start_P = (np.append(a, a.dtype.type(0)) for a in (sampler.free_U, sampler.start_P))  # never empty
-        arrays = (constants, sampler.indptr.astype(np.int64), free_U, start_P, sampler.removed, edges, guide)
+        arrays = (constants, sampler.indptr.astype(np.int64), free_U, start_P, removed, edges, guide)
         self._masses = _Masses(*(torch.from_numpy(array).to(device) for array in arrays))
-        indptr, indices = positives
+        indptr, indices = positives or (np.zeros(1, np.int64), np.zeros(0, np.int32))
         self._positives = tuple(
             torch.from_numpy(array).to(device)
             for array in (indptr.astype(np.int64), np.append(indices, indices.dtype.type(0)))

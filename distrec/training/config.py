@@ -59,7 +59,7 @@ class TrainConfig(Section):
     batches are the same."""
     stream_actors: int = Field(0, ge=0)
     """Ray Data processes for each worker; 0 is one for a worker on the CPU, and for a worker on a GPU as many as the
-    cluster has cores for, up to 8."""
+    cluster has cores for, up to 8, or up to 2 where negatives are drawn on the GPU."""
     capture: bool = True
     """On a GPU, draw negatives there and replay each step as one CUDA graph, where the configuration allows it: the log
     says if not, and docs/gpu.md why. false: draw on the CPU, and launch each operation from there."""

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from distrec.kernels.dispatch import missing_triton
 from distrec.models.base import EmbeddingConfig, Emit
-from distrec.optim.sparse import COEFFICIENTS, SparseOptimizer, not_replayable
+from distrec.optim.sparse import COEFFICIENTS, SparseOptimizer, moves_all_rows, not_replayable
 from distrec.sampling.batch import Batch
+from distrec.sampling.negatives import NegativeSampler
 from distrec.sampling.source import BatchSource
 from distrec.sharding.device_copy import to_device
 from distrec.sharding.table import ITEMS, USERS
@@ -35,12 +36,19 @@ from distrec.training.sharded_model import ShardedModel
 
 _STEPS = 64  # sent at a time
 _SMALL, _DENSE = 100_000, 8  # rows, and rows for each that the step uses, up to which a table is read whole
-_WARM_UP = 3  # steps before the first capture: they compile the programs
 _SWEPT = 4_000_000  # rows of a table up to which `optim.idle=sweep` runs here
 
 
-def prevented(config: Config, largest: int, device: torch.device, workers: int) -> str | None:
-    """Return why steps cannot stay on the device; None if they can. `largest`: rows of the largest table."""
+def prevented(config: Config, largest: int, device: torch.device, workers: int, installed: bool = False) -> str | None:
+    """Return why steps cannot stay on the device; None if they can.
+
+    Args:
+        config: configuration of the run.
+        largest: rows of the largest table.
+        device: where the tables are.
+        workers: number of workers.
+        installed: take it that Triton is installed there: a plan is made on another machine.
+    """
     model = config.model
     if not isinstance(model, EmbeddingConfig):
         return "a solver takes no steps"
@@ -48,25 +56,38 @@ def prevented(config: Config, largest: int, device: torch.device, workers: int) 
         return "the tables are on the CPU"
     if not config.train.capture:
         return "train.capture=false"
-    if reason := missing_triton():
+    if not installed and (reason := missing_triton()):
         return f"steps on the GPU need {reason}"
     if workers > 1:
         return "rows are exchanged with other workers"
     with torch.device("meta"):
         layers = any(True for _ in model.build().parameters())
     if layers or "history" in model.reads:
-        return f"model {model.name} reads more than its rows"
+        return f"model {model.name} has layers, or reads histories"
     if model.bfloat16 or config.train.send_bfloat16:
         return "rows are rounded to bfloat16"
     if model.user_dropout:
         return "masks of dropout are drawn on the host"
-    specs = (*model.tables(), *config.loss.tables())
-    if any(spec.bounds for spec in specs):
+    if any(spec.bounds for spec in (*model.tables(), *config.loss.tables())):
         return f"loss {config.loss.name} bounds the rows of a table"
-    if config.optim.idle == "sweep" and largest > _SWEPT:
+    if sweeps(config) and largest > _SWEPT:
         return f"optim.idle=sweep over {largest:,} rows"
-    strengths = [config.optim.decay.strength_of(spec.name, spec.decay) for spec in specs]
-    return not_replayable(config.optim, strengths, "graph" in model.reads or config.optim.idle == "sweep")
+    return not_replayable(config.optim, _strengths(config), "graph" in model.reads)
+
+
+def _strengths(config: Config) -> list[float]:
+    """Return the strength of decay of each table."""
+    specs = (*config.model.tables(), *config.loss.tables())
+    return [config.optim.decay.strength_of(spec.name, spec.decay) for spec in specs]
+
+
+def sweeps(config: Config) -> bool:
+    """Return whether a step that stays on the device updates all rows by `optim.idle=sweep`.
+
+    Where rows outside the batch do not move, or by a common factor alone, it does nothing.
+    """
+    moving = any(moves_all_rows(config.optim, strength) for strength in _strengths(config))
+    return config.optim.idle == "sweep" and moving
 
 
 def rows_read(rows: int, uses: int) -> int:
@@ -109,8 +130,12 @@ class DeviceSteps:
 
         self._trainer, self._source, self._config = trainer, source, trainer.config
         self._device, seed = trainer.device, trainer.config.run.seed
-        self._sampler = source.sampler
-        self._draws = DeviceDraws(self._sampler, source.interactions_csr, seed, self._device)
+        read = replace(source)  # not kept: what it holds of the data would travel with `source` to its processes
+        sampler, needs = read.sampler, source.needs
+        known = source.config.shared and source.config.reject
+        positives = read.interactions_csr if known or needs.extra_positives else None
+        self._draws = DeviceDraws(sampler, positives, seed, self._device)
+        self._excludes, self._log_total = sampler.excludes, float(np.log(max(1, sampler.total)))
         sizes = source.step_sizes
         steps = min(_STEPS, source.steps)
         self._ahead = steps
@@ -120,9 +145,10 @@ class DeviceSteps:
         self._coefficients = {name: self._empty((steps, COEFFICIENTS), torch.float64) for name in trainer.optimizers}
         self._loss_sum, self._norm = self._empty((), torch.float64), self._empty((), torch.float64)
         self._step_loss = self._empty((), torch.float64)
-        self._constants()
+        self._constants(sampler)
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
-        self._run, self._reads_all = 0, trainer.sharded.graph is not None or self._config.optim.idle == "sweep"
+        self._reads_all = trainer.sharded.graph is not None or sweeps(self._config)
+        self._seen: set[tuple[int, bool]] = set()
         self.captures = self._device.type == "cuda" and "batch" not in self._config.loss.needs()
         if self.captures:
             self._pool = torch.cuda.graph_pool_handle()
@@ -131,9 +157,9 @@ class DeviceSteps:
     def _empty(self, shape: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)
 
-    def _constants(self) -> None:
+    def _constants(self, sampler: NegativeSampler) -> None:
         """Copy what never changes to the device."""
-        sampler, loss = self._sampler, self._config.loss
+        loss = self._config.loss
         self._all_rows = {entity: self._trainer.sharded.all_rows(entity) for entity in (USERS, ITEMS)}
         self._saturated_U: Tensor | None = None
         if sampler.excludes and sampler.saturated_U.any():
@@ -200,20 +226,22 @@ class DeviceSteps:
             buffer[: len(values)].copy_(values)
 
     def _take(self, pairs: int, ends: bool) -> None:
-        """Take the present step: replay its graph, capture it before, or launch its operations one by one."""
-        if not self.captures or self._run < _WARM_UP:
-            self._run += 1
-            self._step(pairs, ends)
-            return
-        if (pairs, ends) not in self._graphs:
+        """Take the present step: replay its graph, capture it before, or launch its operations one by one.
+
+        The first step of a size is launched, which compiles and loads its programs: a capture cannot.
+        """
+        size = pairs, ends
+        if size in self._seen and size not in self._graphs and self.captures:
             try:
-                self._graphs[pairs, ends] = self._capture(pairs, ends)
+                self._graphs[size] = self._capture(pairs, ends)
             except RuntimeError as error:
                 self.captures = False
                 warnings.warn(f"steps cannot be captured as a CUDA graph, and are slower: {error}", stacklevel=2)
-                self._step(pairs, ends)
-                return
-        self._graphs[pairs, ends].replay()
+        self._seen.add(size)
+        if size in self._graphs:
+            self._graphs[size].replay()
+        else:
+            self._step(pairs, ends)
 
     def _capture(self, pairs: int, ends: bool) -> torch.cuda.CUDAGraph:
         """Capture a step.
@@ -221,18 +249,20 @@ class DeviceSteps:
         Not by `torch.cuda.graph`, which collects garbage first: that takes longer than capturing. Nothing is collected
         meanwhile instead, as to free another graph would end the capture.
         """
-        graph, collecting = torch.cuda.CUDAGraph(), gc.isenabled()
+        graph, collecting, here = torch.cuda.CUDAGraph(), gc.isenabled(), torch.cuda.current_stream(self._device)
         gc.disable()
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                self._step(pairs, ends)
-            finally:
-                graph.capture_end()
-                if collecting:
-                    gc.enable()
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        try:
+            self._stream.wait_stream(here)
+            with torch.cuda.stream(self._stream):
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    self._step(pairs, ends)
+                finally:
+                    graph.capture_end()
+            here.wait_stream(self._stream)
+        finally:
+            if collecting:
+                gc.enable()
         return graph
 
     def _step(self, pairs: int, ends: bool) -> None:
@@ -289,8 +319,8 @@ class DeviceSteps:
         }
         if "log_q_BN" in needs:
             log_q = self._log_masses_V[negatives.long()]
-            own = self._sampler.excludes and not sampling.shared
-            total = self._log_free_U[user_B.long()][:, None] if own else float(np.log(self._sampler.total))
+            own = self._excludes and not sampling.shared
+            total = self._log_free_U[user_B.long()][:, None] if own else self._log_total
             arrays["log_q"] = (log_q - total).float().view(-1)
         if "positive_degree_B" in needs:
             arrays["positive_degree_B"] = self._degree_V[item_B.long()]

@@ -25,6 +25,7 @@ _FORMAT = 2  # of configuration and checkpoints; 1 had no key for it in run.json
 FREE = (
     *("run.dir", "run.resume", "tracking.", "data.cache"),
     *("train.workers", "train.device", "train.threads", "train.look_ahead_mib", "train.stream", "train.wait_s"),
+    *("train.capture", "train.deterministic"),
 )
 """Prefixes of the keys that a resumed run may change: where it runs and how it is recorded, not what it computes."""
 # It may also change how it is evaluated and when it ends, for which a finished run goes on.

@@ -27,7 +27,7 @@ from distrec.sharding.differentiable import StepExchange
 from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
-from distrec.training.device_steps import DeviceSteps, pairs_only, prevented
+from distrec.training.device_steps import DeviceSteps, pairs_only, prevented, sweeps
 from distrec.training.loss_inputs import LOGIT, REPRESENTATION, LossInputBuilder, fetches_items
 from distrec.training.sharded_model import ShardedModel
 
@@ -62,7 +62,7 @@ class Trainer:
         self._whole_graph = self.sharded.graph is not None
         largest = max(dataset.manifest.users, dataset.manifest.items)
         self._why_on_host = prevented(config, largest, device, self.exchange.workers)
-        all_rows = self._whole_graph or (config.optim.idle == "sweep" and not self._why_on_host)
+        all_rows = self._whole_graph or (self._why_on_host is None and sweeps(config))
         self.optimizers = {
             name: SparseOptimizer(table, config.optim, steps, all_rows=all_rows) for name, table in self.tables.items()
         }

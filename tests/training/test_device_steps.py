@@ -84,10 +84,14 @@ CASES = {
         "optim": {"rule": "sgd", "lr": 1.0, "decay": {"scope": "full", "strength": 0.999}},
     },
     "lightgcn": {"model": {"name": "lightgcn", "layers": 2}, "optim": {"rule": "adam"}},
+    "sweep of rows that stay": {
+        "optim": {"idle": "sweep", "lr": 0.05, "decay": {"scope": "in_batch", "strength": 0.5}},
+    },
     "distances": {"loss": {"name": "triplet"}, "model": DOT, "sampling": PAIRS},
 }
 INTERPRETED = [(name, True) for name in list(CASES)[1:16:2]] + [
     ("flushed between steps", True),
+    ("sweep of rows that stay", True),
     ("ssm, full", False),
     ("resn, few of many rows", False),
 ]
@@ -223,5 +227,12 @@ def test_reasons_against_steps_on_the_device(tiny):
     assert "simplex" in prevented(changed(tiny, model={"name": "simplex"}), 30, cuda, 1)
     assert prevented(changed(tiny, model={"name": "lightgcn"}, optim={"rule": "adam"}), 30, cuda, 1) is None
     assert "adam" in prevented(changed(tiny, optim={"rule": "adam"}), 30, cuda, 1)
+    sweep = {"rule": "adam", "idle": "sweep"}
+    assert prevented(changed(tiny, optim=sweep), 30, cuda, 1) is None
+    assert "sweep" in prevented(changed(tiny, optim=sweep), 5_000_000, cuda, 1)
+    in_batch = {"decay": {"scope": "in_batch", "strength": 0.1}}
+    assert "batch alone" in prevented(changed(tiny, optim=sweep | in_batch), 30, cuda, 1)
+    l2 = {"scope": "full", "coupling": "l2", "strength": 0.1, "tables": {"users": 0.0}}
+    assert "some tables" in prevented(changed(tiny, optim={"idle": "sweep", "decay": l2}), 30, cuda, 1)
     assert "capture" in prevented(changed(tiny, train={"capture": False}), 30, cuda, 1)
     assert "CPU" in prevented(tiny, 30, CPU, 1)

@@ -3,8 +3,8 @@
 Philox4x64-10 words; points of the cumulative mass from half words (32 bits) or from 53 of a word's 64 bits; exclusion
 of a user's positives by a search for the intervals removed before a point; inversion by a guide table.
 
-`state` holds what changes from step to step, so that a launch can be replayed: see `draws.State`. Letters: B pairs, N
-draws of a block, C pairs of all steps that are on the device, P positives of all users.
+`state` of `sampling.device_draws.DeviceDraws` is what changes from step to step, so that launches can be replayed.
+Letters: B pairs, N draws of a block, C pairs of all steps that are on the device, P positives of all users.
 """
 
 import triton

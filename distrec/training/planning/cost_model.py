@@ -170,7 +170,8 @@ def step_seconds(
     draws_on_device = on_device(config, sizes, workers, gpu)
     if draws_on_device and ON_DEVICE in costs.constants:  # one graph, of which the parts are not told apart
         whole = predicted(costs.constants, {ON_DEVICE: _device_counts(config, sizes, step)})[ON_DEVICE]
-        return {"wait": 0.0, "look_up": 0.0, "exchange": 0.0, "compute": whole, "update": 0.0}
+        drawing = costs.constants[ON_DEVICE].get("pairs of the stream", 0.0) * step.pairs / actors_of(config, gpu, True)
+        return {"wait": max(0.0, drawing - whole), "look_up": 0.0, "exchange": 0.0, "compute": whole, "update": 0.0}
     found = predicted(costs.constants, counts(config, sizes, workers, step))
     if network and workers > 1 and (machines > 1 or not costs.exchange_measured):
         exchanges = step_traffic(config, sizes, workers, step)

@@ -16,7 +16,7 @@ from distrec.optim.deferred import DeferredUpdate, StepCoefficients
 from distrec.optim.sparse import SparseOptimizer
 from distrec.sharding.table import ITEMS, USERS, Table, TableSpec
 from distrec.training.config import Config
-from distrec.training.device_steps import prevented, rows_read
+from distrec.training.device_steps import prevented, rows_read, sweeps
 from distrec.training.planning.sizes import Sizes, StepSizes, graph_columns, step_sizes
 
 MIB = 2**20
@@ -28,6 +28,8 @@ _F32 = 4
 
 TILE_SCORES = 2**25
 """Scores that the exact softmax holds at a time: `losses.exact_softmax`."""
+RANKED_SCORES = 2**27
+"""Scores that a GPU ranks at a time: `evaluation.ranking`."""
 GPU_ACTORS = 8
 """Largest default of `train.stream_actors` for a worker on a GPU,"""
 PAIR_ACTORS = 2
@@ -67,10 +69,10 @@ def worker_memory(config: Config, sizes: Sizes, workers: int, gpu: bool, first: 
     else:
         step = step_sizes(config, sizes, workers)
         draws_on_device = on_device(config, sizes, workers, gpu)
-        parts += _tables(config, sizes, workers, step.steps)
+        parts += _tables(config, sizes, workers, step.steps, draws_on_device and sweeps(config))
         parts += _device_step(config, sizes, step) if draws_on_device else _step(config, sizes, workers, step)
         parts += _stream(config, sizes, workers, gpu, draws_on_device)
-    parts.append(Part("evaluation", _evaluation(config, sizes, workers)))
+    parts.append(Part("evaluation", _evaluation(config, sizes, workers) + gpu * _ranking_tile(sizes)))
     parts.append(Part("its interactions", _evaluated_pairs(sizes, workers), "host"))
     return [*parts, Part("Ray, the driver, MLflow", _IMPORTS["machine"], "machine", baseline=True)]
 
@@ -91,8 +93,12 @@ def specs_of(config: Config) -> tuple[TableSpec, ...]:
     return (*config.model.tables(), *config.loss.tables())
 
 
-def optimizer_bytes(config: Config, sizes: Sizes, workers: int, spec: TableSpec, steps: int) -> tuple[int, int, int]:
+def optimizer_bytes(
+    config: Config, sizes: Sizes, workers: int, spec: TableSpec, steps: int, swept: bool = False
+) -> tuple[int, int, int]:
     """Return the bytes of a table's shard at the first worker, of its optimizer state, and of its deferred updates.
+
+    `swept`: whether each step updates all rows, as those that stay on a GPU may.
 
     The optimizer itself is made, on the meta device, which allocates nothing.
     """
@@ -102,7 +108,7 @@ def optimizer_bytes(config: Config, sizes: Sizes, workers: int, spec: TableSpec,
     rows_VD = torch.empty(partition.size(0), spec.width, dtype=dtype, device="meta")
     table = Table(spec.name, partition, 0, rows_VD, spec.decay, spec.bounds)
     settings = config.optim.model_copy(update={"kernels": "reference"})
-    optimizer = SparseOptimizer(table, settings, steps * config.epochs, all_rows="graph" in model.reads)
+    optimizer = SparseOptimizer(table, settings, steps * config.epochs, all_rows=swept or "graph" in model.reads)
     slots = [value for value in optimizer.state().values() if isinstance(value, Tensor)]
     deferred = table.deferred
     pending = _deferred_bytes(deferred, slots, steps) if isinstance(deferred, DeferredUpdate) else 0
@@ -121,8 +127,8 @@ def _deferred_bytes(deferred: DeferredUpdate, slots: list[Tensor], steps: int) -
     return total
 
 
-def _tables(config: Config, sizes: Sizes, workers: int, steps: int) -> list[Part]:
-    found = np.sum([optimizer_bytes(config, sizes, workers, spec, steps) for spec in specs_of(config)], 0)
+def _tables(config: Config, sizes: Sizes, workers: int, steps: int, swept: bool) -> list[Part]:
+    found = np.sum([optimizer_bytes(config, sizes, workers, spec, steps, swept) for spec in specs_of(config)], 0)
     dense = parameters(config) * _F32
     names = "tables", "optimizer state", "deferred updates"
     parts = [Part(name, float(value), certain=True) for name, value in zip(names, found, strict=True)]
@@ -138,7 +144,9 @@ def parameters(config: Config) -> int:
 
 def on_device(config: Config, sizes: Sizes, workers: int, gpu: bool) -> bool:
     """Return whether steps stay on the GPU, which also draws."""
-    return gpu and prevented(config, max(sizes.users, sizes.items), torch.device("cuda"), workers) is None
+    if not gpu:
+        return False
+    return prevented(config, max(sizes.users, sizes.items), torch.device("cuda"), workers, installed=True) is None
 
 
 def actors_of(config: Config, gpu: bool, draws_on_device: bool) -> int:
@@ -177,16 +185,18 @@ def _step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[P
 
 
 def _drawn(config: Config) -> int:
-    """Return the negatives that a step draws."""
+    """Return the items that a step uses as negatives."""
     sampling, pairs = config.effective_sampling, config.train.batch_size
-    return (0 if sampling.distribution == "in_batch" else sampling.negatives) * (1 if sampling.shared else pairs)
+    if sampling.distribution == "in_batch":
+        return pairs
+    return sampling.negatives * (1 if sampling.shared else pairs)
 
 
 def device_rows(config: Config, sizes: Sizes) -> dict[str, int]:
     """Return the rows of users and items that a step reads which stays on a GPU."""
     model, pairs, needs = config.model, config.train.batch_size, config.batch_needs
     assert isinstance(model, EmbeddingConfig), model
-    if model.reads or config.optim.idle == "sweep":
+    if model.reads or sweeps(config):
         return {USERS: sizes.users, ITEMS: sizes.items}
     items = rows_read(sizes.items, pairs * (1 + needs.extra_positives) + _drawn(config))
     return {
@@ -200,20 +210,24 @@ def _device_step(config: Config, sizes: Sizes, step: StepSizes) -> list[Part]:
 
     Rows are read whole, or in lists that hold all uses; graphs share the memory of their steps.
     """
-    model, sampling, lists = config.model, config.effective_sampling, device_rows(config, sizes)
+    model, sampling, rows_of = config.model, config.effective_sampling, device_rows(config, sizes)
     assert isinstance(model, EmbeddingConfig), model
-    pairs, n = config.train.batch_size, sampling.negatives
-    drawn = _drawn(config)
-    width = sum(spec.width * lists[spec.entity] for spec in specs_of(config))
+    pairs, drawn = config.train.batch_size, _drawn(config)
+    width = sum(spec.width * rows_of[spec.entity] for spec in specs_of(config))
     # Rows times their scale, representations, and the gradients of both; the list itself.
-    rows = (4 if model.similarity == "cosine" else 2) * width * _F32 + 8 * sum(lists.values())
-    scores = 24 * drawn if not sampling.shared else 18 * pairs * max(n, 1)  # index, order and rank, scores, gradients
+    rows = (4 if model.similarity == "cosine" else 2) * width * _F32 + 8 * sum(rows_of.values())
+    # Of own negatives index, order and rank, scores, gradients; of shared ones scores, sums, gradients and masks.
+    scores = 24 * step.own_scores + 18 * step.shared_scores
     if "catalogue" in config.loss.needs():
-        scores = 16 * min(pairs * sizes.items, TILE_SCORES)
-    found = [Part("a step", float(rows + scores))]
-    wide = 8 if sampling.distribution != "uniform" else 4
-    exclusion = sizes.interactions * (12 + wide) + 24 * sizes.users if sampling.reject else 0
-    found.append(Part("what negatives are drawn from", float(12 * sizes.items + exclusion + 4 * sizes.interactions)))
+        scores = 16 * min(step.shared_scores, TILE_SCORES)
+    sent = 2 * 16 * min(64, step.steps) * pairs  # pairs of steps, and their copy
+    found = [Part("a step", float(rows + scores + sent))]
+    uniform = sampling.distribution == "uniform"
+    masses = 0 if uniform else 32 * sizes.items
+    excluded = sizes.interactions * (4 if uniform else 16) + 16 * sizes.users if sampling.reject and drawn else 0
+    listed = sampling.reject and sampling.shared and drawn or config.batch_needs.extra_positives
+    lists = 4 * sizes.interactions + 8 * sizes.users if listed else 0
+    found.append(Part("what negatives are drawn from", float(masses + excluded + lists)))
     if step.edges:
         found.append(Part("graph", 24 * step.edges + 6.0 * width * _F32, certain=True))
     return found
@@ -249,6 +263,11 @@ def _stream(config: Config, sizes: Sizes, workers: int, gpu: bool, draws_on_devi
 def evaluated_users(sizes: Sizes, workers: int) -> float:
     """Return an upper bound on the users that a worker evaluates."""
     return min(sizes.owned(USERS, workers), sizes.held_out / workers)
+
+
+def _ranking_tile(sizes: Sizes) -> float:
+    """Return the memory of the scores that a GPU ranks at a time, with keys of the rows that have ties."""
+    return 2.0 * _F32 * min(RANKED_SCORES, sizes.users * sizes.items)
 
 
 def _evaluation(config: Config, sizes: Sizes, workers: int) -> float:
