@@ -7,5 +7,5 @@ log="${OUT:-.}/gpu.log"
 timeout -k 5 100 python3 -m pytest -q -p no:cacheprovider tests/training/test_device_steps.py tests/kernels/test_triton_rows.py \
   tests/kernels/test_triton_pair_scores.py -k "not compiles_for" 2>&1 | cut -c1-300 | tee "$log"
 tests=${PIPESTATUS[0]}
-timeout -k 5 300 python3 -m benchmarks.gpu.run "$@" 2>&1 | grep -v " INFO " | tee -a "$log"
+timeout -k 5 450 python3 -m benchmarks.gpu.run "$@" 2>&1 | grep -v " INFO " | tee -a "$log"
 exit $((tests + PIPESTATUS[0]))

@@ -140,11 +140,11 @@ class DeviceSteps:
         steps = min(_STEPS, source.steps)
         self._ahead = steps
         dtypes = (torch.int32, torch.int32, torch.int64)
-        self._columns = tuple(self._empty(steps * int(sizes.max()), dtype) for dtype in dtypes)
-        self._start_S = self._empty(steps, torch.int64)
-        self._coefficients = {name: self._empty((steps, COEFFICIENTS), torch.float64) for name in trainer.optimizers}
-        self._loss_sum, self._norm = self._empty((), torch.float64), self._empty((), torch.float64)
-        self._step_loss = self._empty((), torch.float64)
+        self._columns = tuple(self._zeros(steps * int(sizes.max()), dtype) for dtype in dtypes)
+        self._start_S = self._zeros(steps, torch.int64)
+        self._coefficients = {name: self._zeros((steps, COEFFICIENTS), torch.float64) for name in trainer.optimizers}
+        self._loss_sum, self._norm = self._zeros((), torch.float64), self._zeros((), torch.float64)
+        self._step_loss = self._zeros((), torch.float64)
         self._constants(sampler)
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
         self._reads_all = trainer.sharded.graph is not None or sweeps(self._config)
@@ -154,7 +154,7 @@ class DeviceSteps:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
-    def _empty(self, shape: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _zeros(self, shape: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)
 
     def _constants(self, sampler: NegativeSampler) -> None:
