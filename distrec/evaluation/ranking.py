@@ -20,10 +20,8 @@ from distrec.sharding.partition import Partition
 
 _BLOCK_ITEMS = 2**16
 _USERS = 2**12  # users ranked between two calls of `progress`, some seconds at most; a multiple of the kernel's tile
-_SCORES = {
-    "cpu": 2**23,
-    "cuda": 2**27,
-}  # also in `training.planning`; that plain torch holds at a time: 32 and 512 MiB in float32
+# Scores that plain torch holds at a time: 32 and 512 MiB in float32. The planner's RANKED_SCORES is that of GPUs.
+_SCORES = {"cpu": 2**23, "cuda": 2**27}
 _LONGEST = 256  # K up to which the compiled insertion is used. It takes 0.6 of plain torch's time; 2.3 with K = 1000.
 
 Progress = Callable[[float], object]

@@ -144,7 +144,6 @@ class DeviceSteps:
         self._start_S = self._zeros(steps, torch.int64)
         self._coefficients = {name: self._zeros((steps, COEFFICIENTS), torch.float64) for name in trainer.optimizers}
         self._loss_sum, self._norm = self._zeros((), torch.float64), self._zeros((), torch.float64)
-        self._step_loss = self._zeros((), torch.float64)
         self._constants(sampler)
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
         self._reads_all = trainer.sharded.graph is not None or sweeps(self._config)
@@ -286,8 +285,7 @@ class DeviceSteps:
                 trainer.clip(list(grads.values()), norm)
         for name, optimizer in trainer.optimizers.items():
             optimizer.step_ahead(rows[entity_of[name]], grads[name], self._coefficients[name], index)
-        self._step_loss.copy_(share)
-        self._loss_sum.add_(self._step_loss, alpha=pairs)
+        self._loss_sum.add_(share, alpha=pairs)
         index.add_(1)
 
     def _arrays(self, user_B: Tensor, item_B: Tensor, ordinal_B: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -168,7 +168,7 @@ class LossInputBuilder:
             negative_BN = negative_BN.masked_fill(masked_BN, -torch.inf)
         fields: dict[str, Any] = {"positive_B": positive_B, "extra_BM": extra_BM}
         if "unmasked_B" in reads:
-            masked_B = positive_B.new_zeros(pairs) if masked_BN is None else masked_BN.sum(1)
+            masked_B = self._masked_per_pair(pairs, n)
             fields["unmasked_B"] = (n - masked_B).clamp(max=self.sampling.hardest or n).to(positive_B.dtype)
         if len(arrays["log_q"]):
             fields["log_q_BN"] = arrays["log_q"].view(-1, n)
@@ -206,6 +206,15 @@ class LossInputBuilder:
         masked_P = torch.zeros(pairs * n, dtype=torch.bool, device=masked.device)
         masked_P[masked] = True
         return masked_P.view(pairs, n)
+
+    def _masked_per_pair(self, pairs: int, n: int) -> Tensor:
+        """Return the number of masked negatives of each pair, (B,)."""
+        masked = self.arrays["masked"]
+        if masked.dim() == 2:  # drawn on the device
+            return masked.sum(1)
+        if not len(masked):
+            return torch.zeros(pairs, dtype=torch.int64, device=masked.device)
+        return torch.bincount(masked // max(1, n), minlength=pairs)
 
     def _of_negatives(self, reads: Collection[str], n: int) -> dict[str, Tensor]:
         """Return what a loss reads of each negative beside its score, (B, N) or (1, N) each."""
