@@ -5,17 +5,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from distrec.core.background import in_background
 from distrec.core.errors import UserError
 from distrec.core.status import reporting, stage
 from distrec.data.config import PLANTED
 from distrec.data.dataset import Dataset
 from distrec.data.prepare import prepare
+from distrec.sampling.stream.ray_internal import forbid_reconnection
 from distrec.tracking import open_tracker
 from distrec.tracking.base import Tracker, epoch_figures
 from distrec.training import cluster, connection
@@ -158,21 +161,11 @@ def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener
     largest = max(dataset.manifest.users, dataset.manifest.items)
     job = Job(config, dataset, *cluster.stream_plan(config, largest))
     trainer = _ray_trainer(config, folder, {"job": job, "mailbox": mailbox, "best_folder": folder.path / BEST})
-    outcome: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            outcome["value"] = trainer.fit()
-        except BaseException as error:
-            outcome["error"] = error
-
     # In a thread, so that this one can pass on events, and that Ctrl-C raises here, not in Ray's signal handler.
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
+    fit: Future[Any] = in_background(trainer.fit, "fit")
     started, last = False, time.monotonic()
     try:
-        while thread.is_alive():
-            thread.join(_POLL_S)
+        while not wait([fit], _POLL_S).done:
             for event in ray.get(mailbox.take.remote()):
                 started, last = True, time.monotonic()
                 stage("")  # from now on the workers report
@@ -186,10 +179,12 @@ def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener
         raise
     finally:
         ray.kill(mailbox)  # the workers of an interrupted run fail at their next event, and end
-        thread.join(_STOP_S)
-    if "error" in outcome:
-        raise cluster.root_cause(outcome["error"], str(folder.path))
-    value: dict[str, Any] = outcome["value"].return_value
+        if not wait([fit], _STOP_S).done:
+            forbid_reconnection()
+    try:
+        value: dict[str, Any] = fit.result().return_value
+    except Exception as error:
+        raise cluster.root_cause(error, str(folder.path)) from None
     return value
 
 

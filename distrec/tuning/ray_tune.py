@@ -9,8 +9,8 @@ import json
 import logging
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from distrec.core.background import in_background
 from distrec.core.config import parse
 from distrec.core.errors import Diverged, UserError
 from distrec.core.registry import import_modules
@@ -210,33 +211,21 @@ def run_jobs(search: Search, resources: dict[str, float], poll: Callable[[], obj
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(search.slots)  # else 1: the second trial waits for the first's actor
     storage = search.folder.path / ".ray"  # where all nodes can write, as they write the trials there
     shutil.rmtree(storage, ignore_errors=True)
-    errors: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            _tuner(adapter, resources, storage).fit()
-        except BaseException as error:
-            errors.append(error)
-
     # In a thread, so that Ctrl-C raises here, and that no work of this one delays the trials.
-    thread = threading.Thread(target=fit, daemon=True, name="tune")
-    thread.start()
+    fit = in_background(_tuner(adapter, resources, storage).fit, "tune")
     try:
-        while thread.is_alive():
-            thread.join(poll_s)
+        while not wait([fit], poll_s).done:
             poll()
     except BaseException:
         search.closing = True
-        thread.join(_STOP_S)
-        if thread.is_alive():
+        if not wait([fit], _STOP_S).done:
             forbid_reconnection()
         raise
     shutil.rmtree(storage, ignore_errors=True)
     poll()
     if search.error:
         raise search.error
-    if errors:
-        raise errors[0]
+    fit.result()
 
 
 def _tuner(adapter: _Adapter, resources: dict[str, float], storage: Path) -> ray.tune.Tuner:
