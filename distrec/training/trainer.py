@@ -3,42 +3,27 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from distrec.data.dataset import Dataset
-from distrec.losses import LossInputs
-from distrec.models.base import EmbeddingConfig, Emit, History, ModelInputs, Scorer
-from distrec.models.scoring import l2_normalize
+from distrec.models.base import Emit, Scorer
 from distrec.optim.dense import DenseOptimizer
 from distrec.optim.schedule import plateau_factor
 from distrec.optim.sparse import SparseOptimizer
 from distrec.sampling.batch import Batch
-from distrec.sampling.dropout import dropout_mask
 from distrec.sharding.checkpoint import save_shard
 from distrec.sharding.collectives import LookupPlan
-from distrec.sharding.device_copy import to_device
 from distrec.sharding.differentiable import StepExchange
 from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
 from distrec.training.device_steps import DeviceSteps, pairs_only, prevented, sweeps
-from distrec.training.loss_inputs import LOGIT, REPRESENTATION, LossInputBuilder, fetches_items
+from distrec.training.forward import OCCURRENCES, ForwardPass, Leaves
 from distrec.training.sharded_model import ShardedModel
-
-# Arrays of a batch that are only read on the host.
-_ON_HOST = ("epoch", "step", "pairs", "items_U", "item_splits_W", "ordinal_B")
-_DEVICE_ARRAYS = tuple(field.name for field in fields(Batch) if field.name not in _ON_HOST)
-
-_OCCURRENCES = "occurrences"  # a column of zeros whose gradient counts the uses of an item in the step
-
-Leaves = dict[str, Tensor]
-"""Rows of each table that a step reads, (U, D), float32; the gradients of these are applied."""
 
 
 class Trainer:
@@ -59,29 +44,17 @@ class Trainer:
         self.model, self.tables, self.exchange = self.sharded.model, self.sharded.tables, self.sharded.exchange
         self.source = self.sharded.source
         steps = config.train.epochs * self.source.steps
-        self._whole_graph = self.sharded.graph is not None
+        self.forward = ForwardPass(self.sharded)
         largest = max(dataset.manifest.users, dataset.manifest.items)
         self._why_on_host = prevented(config, largest, device, self.exchange.workers)
-        all_rows = self._whole_graph or (self._why_on_host is None and sweeps(config))
+        all_rows = self.forward.whole_graph or (self._why_on_host is None and sweeps(config))
         self.optimizers = {
             name: SparseOptimizer(table, config.optim, steps, all_rows=all_rows) for name, table in self.tables.items()
         }
         self.dense = DenseOptimizer(self.model, config.optim, steps, self.exchange)
         self.meters = StepMeters()
-        reads = config.loss.needs()
-        self._all_items = self._whole_graph or "catalogue" in reads
-        self._loss_fetches = fetches_items(reads, self.sharded.names_of(ITEMS, of_loss=True))
-        self._fetches = self._loss_fetches or "history" in self.sharded.reads
-        self._degree_V: Tensor | None = None
-        if "degree_B" in reads:
-            (self._degree_V,) = to_device([self.sharded.owned_degrees(USERS).astype(np.float32)], device)
-        if "positive_degree_B" in reads:
-            self._item_degrees = dataset.item_degrees().astype(np.float32)
-        degrees = dataset.user_degrees()
-        self._facts = {"items": dataset.manifest.items, "mean_degree": dataset.manifest.train / (degrees > 0).sum()}
         self._counts = config.optim.decay.scope == "occurrences"
         self._prefetched_lookup: tuple[Batch, Future[LookupPlan]] | None = None
-        self._prefetched_arrays: tuple[Batch, dict[str, Tensor]] | None = None
         self._following: Batch | None = None
         self._gradient_norm: float | None = None
         self.device_steps: DeviceSteps | None = None
@@ -98,7 +71,7 @@ class Trainer:
         """Return how rows outside the batch are updated, by table, and what of their decay float32 cannot resolve."""
         how = {name: optimizer.idle_rows for name, optimizer in self.optimizers.items()}
         texts = [f"{name} outside the batch {text}" for name, text in how.items()]
-        if self._whole_graph:
+        if self.forward.whole_graph:
             texts = ["each step reads the whole graph, and updates all rows in one sweep, full decay included"]
         elif len(set(how.values())) == 1:
             texts = [f"rows outside the batch {how[ITEMS]}"]
@@ -166,21 +139,21 @@ class Trainer:
             rows, plan = self._rows(batch, following)
             leaves = self._leaves(rows)
             if self._counts:
-                leaves[_OCCURRENCES] = torch.zeros(len(rows[ITEMS]), 1, device=self.device, requires_grad=True)
+                leaves[OCCURRENCES] = torch.zeros(len(rows[ITEMS]), 1, device=self.device, requires_grad=True)
         with self.meters.part("compute"):
             share = self._backward(batch, plan, leaves)
         with self.meters.part("update"):
             self._update(batch, rows, leaves)
         if following is not None:
             with self.meters.part("look_up"):
-                self._device_arrays(following)  # a GPU computes this step meanwhile
+                self.forward.arrays(following)  # a GPU computes this step meanwhile
         return share
 
     def _leaves(self, rows: dict[str, Tensor]) -> Leaves:
         """Return the rows of each table that the step reads; of a whole table no copy."""
         entities = {name: spec.entity for name, spec in self.sharded.specs.items()}
         return {
-            name: (table.read_all() if self._whole_graph else table.read(rows[entities[name]]))
+            name: (table.read_all() if self.forward.whole_graph else table.read(rows[entities[name]]))
             .detach()
             .requires_grad_()
             for name, table in self.tables.items()
@@ -189,7 +162,7 @@ class Trainer:
     def _update(self, batch: Batch, rows: dict[str, Tensor], leaves: Leaves) -> None:
         """Apply the gradients of rows and parameters."""
         grads = self.gradients_of(leaves)
-        item_counts_R1 = grads.pop(_OCCURRENCES, None)
+        item_counts_R1 = grads.pop(OCCURRENCES, None)
         dense, clip_norm = self.dense.gradient(), self.config.optim.clip_norm
         ends = batch.step + 1 == self.source.steps
         if ends or clip_norm is not None:
@@ -227,9 +200,9 @@ class Trainer:
 
     def _decay_by_occurrence(self, batch: Batch, leaves: Leaves, grads: Leaves, item_counts_R1: Tensor) -> None:
         """Add the gradient of strength / (2 B) |row|^2 for each occurrence of a row in the pairs of all workers."""
-        arrays, users = self._device_arrays(batch), len(leaves[USERS])
+        arrays, users = self.forward.arrays(batch), len(leaves[USERS])
         index_B = arrays["user_index_B"].long()
-        index_B = arrays["users_U"].long()[index_B] if self._whole_graph else index_B
+        index_B = arrays["users_U"].long()[index_B] if self.forward.whole_graph else index_B
         counts = {ITEMS: item_counts_R1, USERS: torch.bincount(index_B, minlength=users)[:, None].float()}
         for name, grad in grads.items():
             strength = self.config.optim.decay.strength_of(name, self.tables[name].decay)
@@ -237,14 +210,15 @@ class Trainer:
 
     def _rows(self, batch: Batch, following: Batch | None) -> tuple[dict[str, Tensor], LookupPlan | None]:
         """Return local indices of the rows of each entity that the step reads, and the plan of its look-up, if any."""
-        users = self.sharded.all_rows(USERS) if self._whole_graph else self._device_arrays(batch)["users_U"].long()
+        forward = self.forward
+        users = self.sharded.all_rows(USERS) if forward.whole_graph else forward.arrays(batch)["users_U"].long()
         plan, items = None, users.new_empty(0)
-        if self._fetches:
+        if forward.fetches:
             plan = self._lookup_plan(batch)
             items = plan.rows_R
             if following is not None and following.pairs:
                 self._prefetched_lookup = following, self._plan_lookup(following)
-        if self._all_items:
+        if forward.all_items:
             items = self.sharded.all_rows(ITEMS)
         return {USERS: users, ITEMS: items}, plan
 
@@ -264,135 +238,14 @@ class Trainer:
         A function of its own, so that the graph and its buffers are freed before the update.
         """
         exchange = StepExchange(self.exchange, lambda: self.meters.part("exchange"))
-        users, items = self._representations(batch, plan, leaves, exchange)
-        zeros_U1 = items.pop(_OCCURRENCES, None)
-        share = self.config.loss.share(self._loss_inputs(batch, users, items, exchange))
-        if zeros_U1 is not None:
-            share = share + (zeros_U1[:, 0] * self._occurrences(batch, len(zeros_U1))).sum()
+        share = self.forward.share(batch, plan, leaves, exchange)
         exchange.attach(share).backward()  # type: ignore[no-untyped-call]
         return share.detach()
 
     def backward_on(self, batch: Batch, arrays: dict[str, Tensor], leaves: Leaves) -> Tensor:
         """Return the loss of a batch whose arrays are on the device already, (), and set the gradients of leaves."""
-        self._prefetched_arrays = batch, arrays
+        self.forward.put(batch, arrays)
         return self._backward(batch, None, leaves)
-
-    def _occurrences(self, batch: Batch, items: int) -> Tensor:
-        """Return how often the pairs of this worker use each of their items, as positive or negative, (U,)."""
-        arrays = self._device_arrays(batch)
-        positive_U, negative_U = (
-            torch.bincount(arrays[name].long(), minlength=items) for name in ("positive_index_B", "negative_index")
-        )
-        times = len(batch.user_index_B) if self.source.config.shared else 1
-        return (positive_U + times * negative_U).float()
-
-    def _representations(
-        self, batch: Batch, plan: LookupPlan | None, leaves: Leaves, exchange: StepExchange
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return representations and rows of the users and of the items of a step, as in `LossInputBuilder`: encode,
-        and fetch items from their owners."""
-        arrays, reads, names_of = self._device_arrays(batch), self.config.loss.needs(), self.sharded.names_of
-        values: dict[str, dict[str, Tensor]] = {}
-        for entity, rows_XD, raw in zip(
-            (USERS, ITEMS),
-            self._encode(arrays, plan, leaves, exchange),
-            ("user_rows_BD", "positive_rows_BD"),
-            strict=True,
-        ):
-            names = names_of(entity, of_loss=True) + (names_of(entity) if raw in reads else [])
-            names += [_OCCURRENCES] if self._counts and entity == ITEMS else []
-            rows = {name: leaves[name] for name in names}
-            if self._whole_graph and entity == USERS:
-                rows = {name: leaf.index_select(0, arrays["users_U"].long()) for name, leaf in rows.items()}
-            elif plan is not None and entity == ITEMS and self._loss_fetches:
-                rows = {name: self._requested(leaf, plan) for name, leaf in rows.items()}
-                rows_XD = rows_XD if self._whole_graph else self._requested(rows_XD, plan)
-            values[entity] = self._split(rows_XD) | rows
-        if plan is not None and self._loss_fetches:
-            # The owner of an item computes its representation once for all workers that request it.
-            fetched = exchange.fetch(plan, *values[ITEMS].values())
-            values[ITEMS] = dict(zip(values[ITEMS], fetched, strict=True))
-        return values[USERS], values[ITEMS]
-
-    def _split(self, rows_XD: Tensor) -> dict[str, Tensor]:
-        """Return representations, and the logits of a model that has them, by name."""
-        if not self.sharded.logits:
-            return {REPRESENTATION: rows_XD}
-        return {REPRESENTATION: rows_XD[:, :-1], LOGIT: rows_XD[:, -1:]}
-
-    def _loss_inputs(
-        self, batch: Batch, users: dict[str, Tensor], items: dict[str, Tensor], exchange: StepExchange
-    ) -> LossInputs:
-        """Return the inputs of the loss, from what `_representations` returns."""
-        arrays, others, model = self._device_arrays(batch), dict(self._facts), self.config.model
-        assert isinstance(model, EmbeddingConfig), model
-        if self._degree_V is not None:
-            others["degree_B"] = self._degree_V[arrays["users_U"].long()].index_select(0, arrays["user_index_B"])
-        if "positive_degree_B" in self.config.loss.needs():
-            others["positive_degree_B"] = self._degrees_of_positives(batch)
-        if model.user_dropout:
-            users_BD = users[REPRESENTATION].index_select(0, arrays["user_index_B"].long())
-            share, width, seed = model.user_dropout, users_BD.shape[1], self.config.run.seed
-            mask_BD = dropout_mask(seed, batch.epoch, batch.ordinal_B, share, width)
-            users_BD = users_BD * to_device([mask_BD], self.device)[0]
-            users[REPRESENTATION] = l2_normalize(users_BD) if model.user_dropout_before_norm else users_BD
-        builder = LossInputBuilder(
-            batch,
-            arrays,
-            self.source.config,
-            users,
-            items,
-            exchange,
-            self.exchange,
-            normalized=self.sharded.similarity == "cosine",
-            sums_exponentials=self.config.loss.sums_exponentials,
-            users_of_pairs=model.user_dropout > 0,
-        )
-        return builder.build(self.config.loss.needs(), self.sharded.own_tables, **others)
-
-    def _degrees_of_positives(self, batch: Batch) -> Tensor:
-        """Return the training interactions of each pair's positive, (B,)."""
-        if "positive_degree_B" in (arrays := self._device_arrays(batch)):
-            return arrays["positive_degree_B"]
-        owner_U = np.repeat(np.arange(self.exchange.workers), batch.item_splits_W)
-        item_U = self.sharded.partitions[ITEMS].row(batch.items_U.astype(np.int64), owner_U)
-        return to_device([self._item_degrees[item_U[batch.positive_index_B]]], self.device)[0]
-
-    def _encode(
-        self, arrays: dict[str, Tensor], plan: LookupPlan | None, leaves: Leaves, exchange: StepExchange
-    ) -> tuple[Tensor, Tensor]:
-        """Return representations of the users and items whose rows were read, of unit length under cosine.
-
-        Of a model that reads the graph, those of the users of the batch and of the items that workers request.
-        """
-        sharded, history = self.sharded, None
-        if "history" in sharded.reads:
-            assert plan is not None
-            index_UH = arrays["history_index"].view(-1, self.source.needs.history).long()
-            history = History(index_UH, lambda rows: exchange.fetch(plan, self._requested(rows, plan))[0])
-        users, items = ({name: leaves[name] for name in sharded.names_of(entity)} for entity in (USERS, ITEMS))
-        graph = None if sharded.graph is None else sharded.graph.within(exchange)
-        inputs = ModelInputs(users, items, history, graph)
-        self.model.train()
-        if graph is None:
-            users_XD, items_XD = self.model.encode(inputs)
-        else:
-            items_R = plan.rows_R if plan is not None and self._loss_fetches else None
-            users_XD, items_XD = self.model.encode_rows(inputs, arrays["users_U"].long(), items_R)
-        if sharded.similarity == "cosine":
-            return l2_normalize(users_XD), l2_normalize(items_XD)
-        return users_XD, items_XD
-
-    def _requested(self, rows: Tensor, plan: LookupPlan) -> Tensor:
-        """Return the rows that are requested, if all items were read."""
-        return rows.index_select(0, plan.rows_R) if self._all_items else rows
-
-    def _device_arrays(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the arrays of a batch that a step reads, on the device: prefetched, or copied now."""
-        if self._prefetched_arrays is None or self._prefetched_arrays[0] is not batch:
-            arrays = [getattr(batch, name) for name in _DEVICE_ARRAYS]
-            self._prefetched_arrays = batch, dict(zip(_DEVICE_ARRAYS, to_device(arrays, self.device), strict=True))
-        return self._prefetched_arrays[1]
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write this worker's part of a checkpoint: flushed rows, optimizer state, parameters, and `meta`."""

@@ -54,7 +54,7 @@ def test_steps_metrics_and_checkpoint(small, dataset, tmp_path, name):
 def test_a_batch_is_copied_whole(small, dataset):
     trainer = Trainer(changed(small, loss={"log_q": True}, train={"capture": False}), dataset, torch.device("cuda"))
     for batch in trainer.source.batches(0, 0, 3):
-        for name, tensor in trainer._device_arrays(batch).items():
+        for name, tensor in trainer.forward.arrays(batch).items():
             assert tensor.device.type == "cuda" and np.array_equal(tensor.cpu().numpy(), getattr(batch, name)), name
 
 

@@ -124,7 +124,7 @@ def test_the_hardest_negatives_are_those_with_the_highest_scores(small, dataset,
     rows, plan = trainer._rows(batch, None)
     leaves = {name: table.read(rows[name]) for name, table in trainer.tables.items()}
     exchange = StepExchange(trainer.exchange)
-    found = trainer._loss_inputs(batch, *trainer._representations(batch, plan, leaves, exchange), exchange)
+    found = trainer.forward.inputs(batch, plan, leaves, exchange)
     expected = scores_BN.sort(dim=1, descending=True).values[:, :3]
     torch.testing.assert_close(found.negative_BN.sort(dim=1, descending=True).values, expected)
     torch.testing.assert_close(found.positive_B, (users_BD * items_UD[batch.positive_index_B.tolist()]).sum(1))
@@ -139,7 +139,7 @@ def test_the_own_positive_in_batch_is_no_draw(small, dataset, distribution):
     rows, plan = trainer._rows(batch, None)
     leaves = {name: table.read(rows[name]) for name, table in trainer.tables.items()}
     exchange = StepExchange(trainer.exchange)
-    found = trainer._loss_inputs(batch, *trainer._representations(batch, plan, leaves, exchange), exchange)
+    found = trainer.forward.inputs(batch, plan, leaves, exchange)
     assert found.draws == (batch.pairs - 1 if distribution == "in_batch" else 12)
 
 
