@@ -12,8 +12,10 @@ all are distinct. An entry -1 in a list of rows is none.
 C: pairs of all steps that are on the device; S: these steps; R: entries of a list of rows.
 """
 
+import contextlib
 import gc
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
@@ -121,18 +123,22 @@ class DeviceSteps:
     """The steps of a trainer.
 
     Args:
-        trainer: its tables, optimizers and loss are used.
+        trainer: its tables, optimizers and loss are used. It owns the steps, and is not kept alive by them: what a
+            finished training holds on the GPU is freed at once.
         source: source of its batches, which are `pairs_only`.
     """
 
     def __init__(self, trainer: SteppedTrainer, source: BatchSource) -> None:
         from distrec.sampling.device_draws import DeviceDraws  # here, as Triton may be missing
 
-        self._trainer, self._source, self._config = trainer, source, trainer.config
+        self._trainer: SteppedTrainer = weakref.proxy(trainer)
+        self._source, self._config = source, trainer.config
         self._device, seed = trainer.device, trainer.config.run.seed
         read = replace(source)  # not kept: what it holds of the data would travel with `source` to its processes
         sampler, needs = read.sampler, source.needs
-        known = source.config.shared and source.config.reject
+        sampling = source.config
+        self._drawn = sampling.distribution == "in_batch" or sampling.negatives > 0
+        known = sampling.shared and sampling.reject and self._drawn
         positives = read.interactions_csr if known or needs.extra_positives else None
         self._draws = DeviceDraws(sampler, positives, seed, self._device)
         self._excludes, self._log_total = sampler.excludes, float(np.log(max(1, sampler.total)))
@@ -145,9 +151,9 @@ class DeviceSteps:
         self._coefficients = {name: self._zeros((steps, COEFFICIENTS), torch.float64) for name in trainer.optimizers}
         self._loss_sum, self._norm = self._zeros((), torch.float64), self._zeros((), torch.float64)
         self._constants(sampler)
-        self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[int, bool, bool], torch.cuda.CUDAGraph] = {}
         self._reads_all = trainer.sharded.graph is not None or sweeps(self._config)
-        self._seen: set[tuple[int, bool]] = set()
+        self._seen: set[tuple[int, bool, bool]] = set()
         self.captures = self._device.type == "cuda" and "batch" not in self._config.loss.needs()
         if self.captures:
             self._pool = torch.cuda.graph_pool_handle()
@@ -159,7 +165,9 @@ class DeviceSteps:
     def _constants(self, sampler: NegativeSampler) -> None:
         """Copy what never changes to the device."""
         loss = self._config.loss
-        self._all_rows = {entity: self._trainer.sharded.all_rows(entity) for entity in (USERS, ITEMS)}
+        partitions = self._trainer.sharded.partitions
+        self._count = {entity: partition.size(0) for entity, partition in partitions.items()}
+        self._all_rows: dict[str, Tensor] = {}
         self._saturated_U: Tensor | None = None
         if sampler.excludes and sampler.saturated_U.any():
             self._saturated_U = torch.from_numpy(sampler.saturated_U).to(self._device)
@@ -229,7 +237,7 @@ class DeviceSteps:
 
         The first step of a size is launched, which compiles and loads its programs: a capture cannot.
         """
-        size = pairs, ends
+        size = pairs, ends, torch.are_deterministic_algorithms_enabled()
         if size in self._seen and size not in self._graphs and self.captures:
             try:
                 self._graphs[size] = self._capture(pairs, ends)
@@ -256,8 +264,11 @@ class DeviceSteps:
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
                     self._step(pairs, ends)
-                finally:
-                    graph.capture_end()
+                except BaseException:
+                    with contextlib.suppress(RuntimeError):  # that the capture was ended before: by the first error
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
             here.wait_stream(self._stream)
         finally:
             if collecting:
@@ -305,7 +316,7 @@ class DeviceSteps:
             ITEMS, [item_B, negatives.view(-1), extra.view(-1)]
         )
         arrays = {
-            "users_U": self._all_rows[USERS] if len(users_R) == len(self._all_rows[USERS]) else users_R.clamp(min=0),
+            "users_U": self._all(USERS) if len(users_R) == self._count[USERS] else users_R.clamp(min=0),
             "user_index_B": user_index_B,
             "user_id_B": user_B,
             "positive_id_B": item_B,
@@ -327,6 +338,8 @@ class DeviceSteps:
     def _masked(self, user_B: Tensor, negatives: Tensor) -> Tensor:
         """Return which negatives are masked, (B, N) bool; (0,) if none can be."""
         sampling = self._source.config
+        if not self._drawn:
+            return user_B.new_empty(0, dtype=torch.bool)
         if sampling.reject and sampling.shared:
             return self._draws.known(user_B, negatives)
         if sampling.reject and self._saturated_U is not None:
@@ -335,14 +348,19 @@ class DeviceSteps:
             return torch.eye(len(user_B), dtype=torch.bool, device=self._device)
         return user_B.new_empty(0, dtype=torch.bool)
 
+    def _all(self, table: str) -> Tensor:
+        """Return the numbers of all rows, (R,) int64. They are made by a step that is launched, before any capture."""
+        if table not in self._all_rows:
+            self._all_rows[table] = self._trainer.sharded.all_rows(table)
+        return self._all_rows[table]
+
     def _rows(self, table: str, uses: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return (rows that a step reads and updates, (R,) int64; for each use the index of its rows, int32)."""
-        all_V = self._all_rows[table]
         count = sum(len(use) for use in uses)
         if self._reads_all or (table == ITEMS and "catalogue" in self._config.loss.needs()):
-            return all_V, uses
-        if rows_read(len(all_V), count) == len(all_V):
-            return self._draws.touched(uses, len(all_V)), uses
+            return self._all(table), uses
+        if rows_read(self._count[table], count) == self._count[table]:
+            return self._draws.touched(uses, self._count[table]), uses
         sorted_C, order_C = torch.cat(uses).sort()
         new_C = torch.ones_like(sorted_C, dtype=torch.bool)
         torch.ne(sorted_C[1:], sorted_C[:-1], out=new_C[1:])

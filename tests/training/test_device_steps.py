@@ -3,14 +3,21 @@
 On a GPU, or operation by operation in Triton's interpreter, which takes some 20 ms for each pair: hence little data.
 """
 
+import gc
 import itertools
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from distrec.data.dataset import Part
 from distrec.data.prepare import prepare
+from distrec.evaluation.evaluator import evaluate_part
+from distrec.losses import Loss, losses
+from distrec.models.base import TableSpec
+from distrec.sharding.initialization import initializers
 from distrec.training.config import Config
 from distrec.training.device_steps import DeviceSteps, pairs_only, prevented
 from distrec.training.trainer import Trainer
@@ -98,6 +105,21 @@ INTERPRETED = [(name, True) for name in list(CASES)[1:16:2]] + [
 """Cases that run without a GPU too."""
 EPOCHS = 2
 pytestmark = pytest.mark.timeout(600)
+
+
+@losses.register("pairs_with_margins")
+class PairsWithMargins(Loss):
+    """Bayesian personalised ranking with a margin of the user and one of the positive, in tables of its own."""
+
+    reads = ("positive_B", "negative_BN")
+
+    def tables(self):
+        init = initializers["xavier_normal"]()
+        return TableSpec("user_margins", "users", 1, init), TableSpec("item_margins", "items", 1, init, decay=0.01)
+
+    def per_pair(self, step):
+        margin_B1 = torch.sigmoid(step.tables["user_margins"] + step.tables["item_margins"])
+        return torch.nn.functional.softplus(step.negative_BN + margin_B1 - step.positive_B[:, None]).mean(1)
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +258,51 @@ def test_reasons_against_steps_on_the_device(tiny):
     assert "some tables" in prevented(changed(tiny, optim={"idle": "sweep", "decay": l2}), 30, cuda, 1)
     assert "capture" in prevented(changed(tiny, train={"capture": False}), 30, cuda, 1)
     assert "CPU" in prevented(tiny, 30, CPU, 1)
+
+
+@running
+def test_evaluated_slowed_down_saved_and_loaded_between_epochs(tiny, data, tmp_path):
+    """A loss with tables of its own; the third epoch replays what the second captured, after flushes."""
+    config = changed(
+        tiny,
+        loss={"name": "pairs_with_margins"},
+        optim={"decay": {"scope": "full", "strength": 0.1}, "schedule": {"name": "plateau", "patience": 1}},
+        train={"epochs": 4, "batch_size": 60, "watch": "ndcg@20"},
+    )
+
+    def three_epochs(settings, device):
+        trainer = Trainer(changed(config, **settings), data, device)
+        losses, found = [], []
+        for epoch in range(3):
+            source = trainer.source
+            batches = iter(source.batches(epoch, 0, source.steps))
+            losses.append(trainer.train_epoch(epoch, 0, batches, lambda done, loss: None))
+            found.append(evaluate_part(trainer.scorer, data, Part.TEST, config.eval, trainer.exchange).means())
+            trainer.observe([0.3] * (epoch + 1))
+            folder = tmp_path / device.type / str(epoch)
+            folder.mkdir(parents=True, exist_ok=True)
+            trainer.save(folder, {})
+            trainer.load(folder)
+        return trainer, losses, found
+
+    host, expected, expected_metrics = three_epochs(ON_HOST, CPU)
+    trainer, found, found_metrics = three_epochs(ON_DEVICE, DEVICE)
+    assert trainer.device_steps is not None and host.optimizers["items"].lr_factor < 1
+    assert found == pytest.approx(expected, rel=1e-5)
+    for a, b in zip(found_metrics, expected_metrics, strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+    for name, table in host.tables.items():
+        torch.testing.assert_close(trainer.tables[name].flush().cpu(), table.flush(), rtol=1e-3, atol=1e-4)
+
+
+@running
+def test_a_finished_trainer_frees_its_steps_at_once(tiny, data):
+    """A search trains many models in a process, and torch collects no garbage when memory is short."""
+    trainer = Trainer(changed(tiny, **ON_DEVICE), data, DEVICE)
+    steps = weakref.ref(trainer.device_steps)
+    gc.disable()
+    try:
+        del trainer
+        assert steps() is None
+    finally:
+        gc.enable()

@@ -10,6 +10,7 @@ import torch
 
 from distrec.data.dataset import Part
 from distrec.evaluation.evaluator import evaluate_part
+from distrec.losses import Loss, losses
 from distrec.training.trainer import Trainer
 from tests.conftest import changed
 from tests.kernels.gpu import on_gpu
@@ -71,3 +72,26 @@ def test_a_run_through_ray(ray_cluster, small, tmp_path, shared):
     )
     assert gpu.loss == pytest.approx(cpu.loss, rel=1e-5)
     assert gpu.metrics == pytest.approx(cpu.metrics, abs=1e-3)
+
+
+@losses.register("waits_for_the_gpu")
+class Waits(Loss):
+    """A loss that no graph can hold: it reads a number on the host."""
+
+    reads = ("positive_B", "negative_BN")
+
+    def per_pair(self, step):
+        assert step.positive_B.max().item() < 1e9
+        return (step.negative_BN - step.positive_B[:, None]).sigmoid().mean(1)
+
+
+def test_a_failed_capture_leaves_the_process_usable(small, dataset):
+    trainer = Trainer(changed(small, loss={"name": "waits_for_the_gpu"}), dataset, torch.device("cuda"))
+    source = trainer.source
+    with pytest.warns(UserWarning, match="cannot be captured"):
+        for epoch in range(2):
+            batches = iter(source.batches(epoch, 0, source.steps))
+            assert np.isfinite(trainer.train_epoch(epoch, 0, batches, lambda done, loss: None))
+    assert trainer.device_steps is not None and not trainer.device_steps.captures
+    torch.cuda.empty_cache()
+    assert torch.rand(8, device="cuda").sum().item() > 0

@@ -208,7 +208,8 @@ def device_rows(config: Config, sizes: Sizes) -> dict[str, int]:
 def _device_step(config: Config, sizes: Sizes, step: StepSizes) -> list[Part]:
     """Return the memory of a step that stays on a GPU, and of what it draws from there.
 
-    Rows are read whole, or in lists that hold all uses; graphs share the memory of their steps.
+    Rows are read whole, or in lists that hold all uses. Graphs share the memory of their steps, which torch keeps apart
+    from that of the first step of a size, which is launched.
     """
     model, sampling, rows_of = config.model, config.effective_sampling, device_rows(config, sizes)
     assert isinstance(model, EmbeddingConfig), model
@@ -221,7 +222,7 @@ def _device_step(config: Config, sizes: Sizes, step: StepSizes) -> list[Part]:
     if "catalogue" in config.loss.needs():
         scores = 16 * min(step.shared_scores, TILE_SCORES)
     sent = 2 * 16 * min(64, step.steps) * pairs  # pairs of steps, and their copy
-    found = [Part("a step", float(rows + scores + sent))]
+    found = [Part("a step", 2.0 * (rows + scores) + sent)]
     uniform = sampling.distribution == "uniform"
     masses = 0 if uniform else 32 * sizes.items
     excluded = sizes.interactions * (4 if uniform else 16) + 16 * sizes.users if sampling.reject and drawn else 0
