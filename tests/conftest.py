@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from distrec.core.config import parse, without
+from distrec.core.config import parse
+from distrec.core.section import without
 from distrec.data.dataset import Dataset
 from distrec.data.prepare import prepare
 from distrec.losses import losses

@@ -271,7 +271,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from distrec.core.config import expand_user
+    from distrec.core.section import expand_user
     from distrec.data.prepare import prepare
     from distrec.training.run_folder import RunFolder
 
@@ -319,7 +319,7 @@ def _keys(arguments: argparse.Namespace) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from distrec.core.config import describe
+    from distrec.core.options import describe
     from distrec.tuning.config import SearchConfig
 
     settings = [word for word in arguments.words if "=" in word or Path(word).suffix in (".yaml", ".yml")]

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distrec.core.config import expand_user
 from distrec.core.errors import UserError
+from distrec.core.section import expand_user
 
 
 def add_report(command: argparse.ArgumentParser) -> None:

@@ -1,124 +1,19 @@
-"""Configuration: frozen, typed sections, read from YAML with dotted overrides. Errors name the dotted key.
-
-A part is a section that is one of a family by name: `loss: {name: ssm, temperature: 0.2}`.
-"""
+"""Configurations: read from YAML with dotted overrides, changed and written. Errors name the dotted key."""
 
 import copy
 import difflib
-import os
-import re
-import types
-import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_serializer, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema, to_jsonable_python
+from pydantic import ValidationError
 
 from distrec.core.errors import UserError
-from distrec.core.registry import Registry, import_modules
-
-
-def expand_user(path: str | Path) -> Path:
-    """Return a path with ~ and ~USER expanded, where there is such a user."""
-    return Path(os.path.expanduser(path))
-
-
-class Section(BaseModel):
-    """Base of every configuration section. The docstring under a field is its help text. ~ is expanded in paths."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
-
-    def unused(self) -> set[str]:
-        """Return the fields, also dotted ones of nested sections, that do nothing beside the other values.
-
-        Dumps leave them out.
-        """
-        return set()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_parts(cls, values: Any) -> Any:
-        """Give each part without a name that of its field's default."""
-        for name, field in cls.model_fields.items() if isinstance(values, dict) else ():
-            if _family(field) is not None and isinstance(values.get(name), dict):
-                values = {**values, name: {"name": _default(field).name, **values[name]}}
-        return values
-
-    @field_validator("*")
-    @classmethod
-    def _expand_path(cls, value: Any) -> Any:
-        return expand_user(value) if isinstance(value, Path) else value
-
-    @model_serializer(mode="wrap")
-    def _serialize(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        name, unused = {"name": self.name} if isinstance(self, Part) else {}, self.unused()
-        return name | without(serialize(self), unused)
-
-
-def without(tree: dict[str, Any], keys: set[str]) -> dict[str, Any]:
-    """Return a tree of plain values without some dotted keys."""
-    kept = {name: value for name, value in tree.items() if name not in keys}
-    for section, _, key in (dotted.partition(".") for dotted in keys if "." in dotted):
-        if section in kept:
-            kept[section] = without(kept[section], {key})
-    return kept
-
-
-class Part(Section):
-    """Base of the sections of a family. The fields of a registered subclass are its options.
-
-    The first sentence of the subclass's docstring describes it in help texts.
-    """
-
-    name: ClassVar[str] = ""
-    """Name in the family, set by `Registry.register`."""
-
-
-class OneOf:
-    """Annotation of a field that holds one part of a family: `loss: Annotated[Loss, OneOf(losses)]`.
-
-    The field needs a default. Its value is parsed from the options of a part with its `name`, by default that of the
-    default. Parts that are registered later are known too.
-    """
-
-    def __init__(self, family: Registry[Any]) -> None:
-        self.family = family
-
-    def __get_pydantic_core_schema__(self, base: type[Part], handler: Any) -> CoreSchema:
-        def validate(value: Any) -> Any:
-            if isinstance(value, base):
-                return value
-            if not isinstance(value, dict):
-                raise PydanticCustomError("model_type", "a section")
-            options, family = dict(value), self.family
-            try:
-                part = family[str(options.pop("name"))]
-            except UserError as error:
-                raise PydanticCustomError("part", "{text}", {"text": f".name: {error}"}) from None
-            for option in [key for key in options if key not in part.model_fields]:
-                if owners := [name for name in sorted(family) if option in family[name].model_fields]:
-                    text = f".{option} is an option of {', '.join(owners)}, not of {part.name}"
-                    raise PydanticCustomError("part", "{text}", {"text": text})
-            return part.model_validate(options)
-
-        return core_schema.no_info_plain_validator_function(validate)
-
-
-def _family(field: FieldInfo) -> Registry[type[Part]] | None:
-    """Return the family of which a field holds one part; None for other fields."""
-    return next((item.family for item in field.metadata if isinstance(item, OneOf)), None)
-
-
-def _default(field: FieldInfo) -> Any:
-    return field.get_default(call_default_factory=True)
-
+from distrec.core.options import describe, keys, to_yaml
+from distrec.core.registry import import_modules
+from distrec.core.section import Section, default_of, family_of, section_of
 
 S = TypeVar("S", bound=Section)
 
@@ -237,17 +132,17 @@ def _drop_options(kind: type[Section], tree: dict[str, Any], final: dict[str, An
     Options that both parts inherit from one class stay. Yields a message for each that is deleted.
     """
     for name, field in kind.model_fields.items():
-        before, after, inner, family = tree.get(name), final.get(name), _section(field.annotation), _family(field)
+        before, after, inner, family = tree.get(name), final.get(name), section_of(field.annotation), family_of(field)
         if not isinstance(before, dict) or not isinstance(after, dict) or inner is None:
             continue
         if family is not None:
-            former, chosen = (family.get(str(part.get("name", _default(field).name))) for part in (before, after))
+            former, chosen = (family.get(str(part.get("name", default_of(field).name))) for part in (before, after))
             if former is None or chosen is None:
                 continue  # `parse` reports an unknown name
             common: Any = next(base for base in former.__mro__ if issubclass(chosen, base))
             for option in [o for o in before if o in former.model_fields and o not in common.model_fields]:
                 text = f"{prefix}{name}.name={chosen.name}: dropped {prefix}{name}.{option}"
-                yield f"{text}={_to_yaml(before.pop(option))} of the run file, an option of {former.name}"
+                yield f"{text}={to_yaml(before.pop(option))} of the run file, an option of {former.name}"
             inner = former
         yield from _drop_options(inner, before, after, f"{prefix}{name}.")
 
@@ -296,75 +191,6 @@ def unknown_key(kind: type[Section], key: str) -> str:
     section = key.removesuffix(name)
     siblings = sorted({section + k.removeprefix(section).split(".")[0] for k in known if k.startswith(section)})
     return f"unknown key {key!r}; known here: {', '.join(siblings or known)}"
-
-
-class Option(NamedTuple):
-    """A key of the configuration as help texts show it."""
-
-    key: str
-    type: str
-    """Empty for the title of a part, such as loss.name=bpr, whose options follow."""
-    default: str
-    text: str
-    depth: int = 0
-    """Indentation: 1 for the title of a loss, 2 for its options, 3 for the title of a part within that loss."""
-
-
-def keys(kind: type[Section]) -> Iterator[str]:
-    """Yield the dotted key of every field below a section, those of nested sections and of all parts included."""
-    return iter(dict.fromkeys(option.key for option in describe(kind)))
-
-
-def describe(kind: type[Section]) -> Iterator[Option]:
-    """Yield every field below a section; of a family its name, and then each part with its options.
-
-    The parts of a family that several parts of another one use are described once.
-    """
-    return _describe(kind, "", 0, set())
-
-
-def _describe(kind: type[Section], prefix: str, depth: int, seen: set[str]) -> Iterator[Option]:
-    for name, field in kind.model_fields.items():
-        key, family, inner = prefix + name, _family(field), _section(field.annotation)
-        if inner is not None and family is None:
-            yield from _describe(inner, f"{key}.", depth, seen)
-            continue
-        text, default = " ".join((field.description or "").split()), _default(field)
-        if family is None:
-            yield Option(key, _type_name(field.annotation), _to_yaml(default), text, depth)
-            continue
-        yield Option(f"{key}.name", " | ".join(sorted(family)), default.name, text, depth)
-        for other, section in sorted(family.items()) if key not in seen else ():
-            yield Option(f"{key}.name", "", other, _first_sentence(section), depth + 1)
-            yield from _describe(section, f"{key}.", depth + 2, seen)
-        seen.add(key)
-
-
-def _first_sentence(section: type[Section]) -> str:
-    text = " ".join((section.__doc__ or "").split("\n\n")[0].split())
-    return re.split(r"(?<=\.)\s(?=[A-Z])", text, maxsplit=1)[0]
-
-
-def _type_name(annotation: Any) -> str:
-    """Return a type as shown in help texts: `auto | cpu | cuda`, `path or null`, `list of int`."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return " | ".join(map(str, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(a) for a in arguments)
-    if origin is typing.Annotated:
-        return _type_name(arguments[0])
-    if origin is tuple:
-        return f"list of {_type_name(arguments[0])}"
-    if origin is dict:
-        return f"{_type_name(arguments[1])} by name"
-    return {type(None): "null", Path: "path", str: "text"}.get(annotation, getattr(annotation, "__name__", ""))
-
-
-def _to_yaml(value: Any) -> str:
-    """Return a value as YAML, in one line."""
-    plain = to_jsonable_python(value)
-    return str(yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10**6)).split("\n")[0]
 
 
 def flat(config: Section, prefix: str = "") -> dict[str, Any]:
@@ -436,7 +262,3 @@ def _value(key: str, text: str, types: set[str]) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{key}: {text!r} is not a valid value: {error}") from None
-
-
-def _section(annotation: Any) -> type[Section] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from distrec.core.config import Section, expand_user
+from distrec.core.section import Section, expand_user
 
 PLANTED = "planted"
 _TIME_SPLITS = ("leave_last", "time_user", "time_global")

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distrec.core import columns
-from distrec.core.config import Section, parse
+from distrec.core.config import parse
 from distrec.core.errors import UserError
+from distrec.core.section import Section
 
 FORMAT_VERSION = 2  # 1 chose held-out parts by codes, not by ids
 MANIFEST = "manifest.json"

@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from distrec.core.config import Section, split_words
+from distrec.core.config import split_words
 from distrec.core.errors import UserError
+from distrec.core.section import Section
 from distrec.evaluation.catalogue import CATALOGUE_METRICS
 from distrec.evaluation.metrics import METRICS
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from distrec.core.config import Part
 from distrec.core.registry import Registry
+from distrec.core.section import Part
 from distrec.losses.row_sums import log_sum_exp
 from distrec.sharding.collectives import Exchange
 from distrec.sharding.differentiable import StepExchange

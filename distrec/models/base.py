@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distrec.core.config import OneOf, Part
 from distrec.core.registry import Registry
+from distrec.core.section import OneOf, Part
 from distrec.models.graph import Graph
 from distrec.sampling.batch import Batch
 from distrec.sampling.source import BatchSource

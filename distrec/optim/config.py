@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from distrec.core.config import Section
+from distrec.core.section import Section
 from distrec.optim.rules import RULES
 
 

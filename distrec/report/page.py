@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from distrec import __version__
 from distrec.core.atomic_file import write_text
-from distrec.core.config import expand_user
 from distrec.core.errors import UserError
+from distrec.core.section import expand_user
 from distrec.core.status import stage
 from distrec.data.dataset import Part
 from distrec.evaluation.strata import ITEM_STRATA

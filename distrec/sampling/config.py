@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from distrec.core.config import Section
+from distrec.core.section import Section
 
 
 class SamplingConfig(Section):

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import torch
 
 from distrec.core.atomic_file import atomic_file
-from distrec.core.config import expand_user
 from distrec.core.errors import UNWRITABLE, UserError, reason_of
+from distrec.core.section import expand_user
 from distrec.core.status import share, stage
 from distrec.data.dataset import Dataset
 from distrec.serve.candidates import Seen

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from distrec import __version__
 from distrec.core import columns
-from distrec.core.config import expand_user
 from distrec.core.errors import UserError
+from distrec.core.section import expand_user
 from distrec.core.status import stage
 from distrec.data.writer import atomic_directory
 from distrec.models.base import EmbeddingConfig

@@ -12,8 +12,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from distrec.core import columns
-from distrec.core.config import expand_user
 from distrec.core.errors import UserError, reason_of
+from distrec.core.section import expand_user
 
 UNKNOWN = -1
 

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from distrec.core.config import Part
 from distrec.core.errors import UserError
 from distrec.core.randomness import Purpose, generator
 from distrec.core.registry import Registry
+from distrec.core.section import Part
 from distrec.sharding.partition import Partition
 
 

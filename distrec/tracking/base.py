@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distrec.core.config import Section
+from distrec.core.section import Section
 from distrec.tracking.result_table import Row
 
 

@@ -1,6 +1,6 @@
 """Configuration of tracking."""
 
-from distrec.core.config import Section
+from distrec.core.section import Section
 
 
 class TrackingConfig(Section):

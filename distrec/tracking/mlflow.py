@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distrec.core.config import Section, dump, flat
+from distrec.core.config import dump, flat
 from distrec.core.errors import UserError
 from distrec.core.file_lock import FileLock
+from distrec.core.section import Section
 from distrec.tracking.base import Tracker
 from distrec.tracking.config import TrackingConfig
 from distrec.tracking.environment import git_commit, versions

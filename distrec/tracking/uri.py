@@ -7,8 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from distrec.core.config import expand_user
 from distrec.core.errors import UserError
+from distrec.core.section import expand_user
 
 _SQLITE = "sqlite:///"
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}

@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from distrec.core.config import OneOf, Part, Section, expand_user, load, split_words
+from distrec.core.config import load, split_words
+from distrec.core.section import OneOf, Part, Section, expand_user
 from distrec.data.config import DataConfig
 from distrec.evaluation.config import EvalConfig
 from distrec.evaluation.metrics import check_user_metric

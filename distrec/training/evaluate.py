@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from distrec.core.config import expand_user, flat
+from distrec.core.config import flat
 from distrec.core.errors import UserError
+from distrec.core.section import expand_user
 from distrec.core.status import share, stage
 from distrec.data.dataset import MANIFEST, Dataset, Part
 from distrec.data.prepare import prepare

@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Self
 from pydantic import ValidationError
 
 from distrec.core.atomic_file import atomic_file
-from distrec.core.config import Section, dump, flat, load
+from distrec.core.config import dump, flat, load
 from distrec.core.errors import UserError, reason_of
 from distrec.core.file_lock import FileLock
+from distrec.core.section import Section
 from distrec.sharding.checkpoint import is_complete
 from distrec.training.config import Config
 from distrec.training.ray_snapshot import restore_from

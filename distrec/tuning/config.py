@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from distrec.core.config import Section
+from distrec.core.section import Section
 from distrec.evaluation.metrics import check_user_metric
 from distrec.training.config import Config
 

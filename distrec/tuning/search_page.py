@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from distrec.core.atomic_file import write_text
-from distrec.core.config import expand_user
+from distrec.core.section import expand_user
 from distrec.tracking import environment
 from distrec.tracking.result_table import Row
 from distrec.tuning.config import SearchConfig

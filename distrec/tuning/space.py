@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from distrec.core.config import Section, flat, key_types, read_yaml, unknown_key, value_errors
+from distrec.core.config import flat, key_types, read_yaml, unknown_key, value_errors
 from distrec.core.errors import UserError
+from distrec.core.section import Section
 from distrec.training.config import Config
 
 Values = dict[str, Any]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distrec.core.config import dump, expand_user, parse
+from distrec.core.config import dump, parse
 from distrec.core.errors import UserError, reason_of
 from distrec.core.file_lock import FileLock
+from distrec.core.section import expand_user
 from distrec.core.status import reporting, stage
 from distrec.data.config import DataConfig
 from distrec.data.dataset import Dataset

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from distrec.core.config import Section, expand_user, parse, read_yaml, split_words
+from distrec.core.config import parse, read_yaml, split_words
 from distrec.core.errors import UserError
+from distrec.core.section import Section, expand_user
 
 Size = Literal["full", "small"]
 

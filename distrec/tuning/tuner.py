@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from distrec.core.config import expand_user, load, parse, tree_with, with_values
+from distrec.core.config import load, parse, tree_with, with_values
 from distrec.core.errors import UserError
+from distrec.core.section import expand_user
 from distrec.core.status import reporting, stage
 from distrec.data.dataset import Dataset
 from distrec.data.merge import refit_data

@@ -11,9 +11,11 @@ import pytest
 import yaml
 from pydantic import Field
 
-from distrec.core.config import OneOf, Part, Section, describe, dump, flat, keys, load, parse
+from distrec.core.config import dump, flat, load, parse
 from distrec.core.errors import UserError
+from distrec.core.options import describe, keys
 from distrec.core.registry import Registry
+from distrec.core.section import OneOf, Part, Section
 from distrec.losses import Loss, losses
 from distrec.models import SolverConfig, models
 from distrec.sharding.table import TableSpec

@@ -6,8 +6,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from distrec.core.config import describe, dump, flat, load, parse
+from distrec.core.config import dump, flat, load, parse
 from distrec.core.errors import UserError
+from distrec.core.options import describe
 from distrec.optim.config import DecayConfig, OptimConfig
 from distrec.optim.rules import RULES
 from tests.optim.cases import MODES, config

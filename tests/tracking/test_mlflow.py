@@ -14,8 +14,8 @@ import yaml
 from mlflow import MlflowClient
 from pydantic import create_model
 
-from distrec.core.config import Section
 from distrec.core.errors import UserError
+from distrec.core.section import Section
 from distrec.tracking import open_tracker
 from distrec.tracking.base import Tracker
 from distrec.tracking.config import TrackingConfig

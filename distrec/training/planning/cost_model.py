@@ -10,8 +10,9 @@ from math import log2
 from pathlib import Path
 from typing import Any
 
-from distrec.core.config import Section, parse
+from distrec.core.config import parse
 from distrec.core.errors import UserError
+from distrec.core.section import Section
 from distrec.models.base import EmbeddingConfig
 from distrec.sharding.table import USERS
 from distrec.training.config import Config
