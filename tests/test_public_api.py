@@ -45,7 +45,7 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_errors_are_those_that_the_package_raises(tmp_path):
     with pytest.raises(distrec.UserError, match="no configuration file"):
         distrec.load_config(tmp_path / "missing.yaml")
-    with pytest.raises(distrec.UserError, match="is no run folder"):
+    with pytest.raises(distrec.UserError, match="is not a run folder"):
         distrec.evaluate(tmp_path)
     with pytest.raises(distrec.UserError, match="unknown part 'train'; known: test, valid"):
         distrec.evaluate(tmp_path, part="train")

@@ -96,7 +96,7 @@ def _check_text(argv: Sequence[str]) -> None:
 def _resume_hint(argv: Sequence[str], folder: str) -> str:
     """Return the command that resumes the run that the command `argv` started."""
     again = [word for word in argv if not word.startswith(("run.dir=", "run.resume="))]
-    return f"Go on from the last checkpoint:\ndistrec {shlex.join([*again, f'run.dir={folder}', 'run.resume=true'])}"
+    return f"Go on with:\ndistrec {shlex.join([*again, f'run.dir={folder}', 'run.resume=true'])}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,8 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_arguments(command)
 
     command = _add(commands, "keys", _keys, "list the configuration keys with default, type and description")
-    text = "prefix of the keys, such as optim; loss and model list each loss and model with its options"
-    command.add_argument("words", nargs="*", metavar="PREFIX | CONFIG | key=value", help=f"{text}; {_IMPORTS}")
+    text = "a section, as optim; a key, as temperature; or a part, as loss.name=ssm; default: all"
+    command.add_argument("words", nargs="*", metavar="SECTION | KEY | CONFIG | key=value", help=f"{text}; {_IMPORTS}")
     return parser
 
 
@@ -173,7 +173,7 @@ def _load(words: Sequence[str]) -> tuple["Config", str]:
     files = [word for word in words if "=" not in word or os.path.isfile(word)]
     if files and (Path(files[0]).suffix not in ("", ".yaml", ".yml") or os.path.isdir(os.path.expanduser(files[0]))):
         raise UserError(
-            f"{files[0]} is no configuration file; to train on it: {shlex.quote(f'data.source={files[0]}')}"
+            f"{files[0]} is not a configuration file; to train on it: {shlex.quote(f'data.source={files[0]}')}"
         )
     if len(files) > 1:
         raise UserError(f"one configuration file at a time; got {', '.join(files)}")
@@ -319,24 +319,24 @@ def _keys(arguments: argparse.Namespace) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from distrec.core.options import describe
+    from distrec.core.options import describe, selected
     from distrec.tuning.config import SearchConfig
 
     settings = [word for word in arguments.words if "=" in word or Path(word).suffix in (".yaml", ".yml")]
-    prefixes = tuple(word for word in arguments.words if word not in settings)
+    words = [word for word in arguments.words if word not in settings]
     if settings:
         _load(settings)  # imports the modules that register parts
     known = list(describe(SearchConfig))
-    for prefix in prefixes:
-        if not any(option.key.startswith(prefix) for option in known):
+    parts = [word for word in settings if any(option.title == word for option in known)]
+    for word in words:
+        if not any(option.matches(word) for option in known):
             sections = dict.fromkeys(option.key.split(".")[0] for option in known)
-            raise UserError(f"no key begins with {prefix!r}; the sections are {', '.join(sections)}")
+            raise UserError(f"no key begins or ends with {word!r}; the sections are {', '.join(sections)}")
     console = Console(highlight=False)
-    for key, kind, default, text, depth in known:
-        if key.startswith(prefixes or ""):
-            title = Text.assemble((key, "bold" if kind else "bold cyan"), "=", default, (f"   {kind}", "dim"))
-            console.print(Padding(title, (0, 0, 0, 4 * depth)))
-            console.print(Padding(Text(text), (0, 0, 0, 4 * depth + 4)))
+    for key, kind, default, text, depth in selected(known, [*words, *parts]):
+        title = Text.assemble((key, "bold" if kind else "bold cyan"), "=", default, (f"   {kind}", "dim"))
+        console.print(Padding(title, (0, 0, 0, 4 * depth)))
+        console.print(Padding(Text(text), (0, 0, 0, 4 * depth + 4)))
 
 
 def _print_rows(rows: Sequence[tuple[str, str]]) -> None:

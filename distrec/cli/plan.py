@@ -1,6 +1,7 @@
 """The command `distrec plan`: memory, traffic and step time of a run, before anything is allocated."""
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.epilog = EXAMPLES
     command.add_argument("--workers", type=int, metavar="W", help="in place of train.workers")
     command.add_argument("--machines", type=int, metavar="M", help="machines that share the workers (default: 1)")
-    command.add_argument("--memory", type=float, metavar="GIB", help="of each machine, or GPU; default: of this one")
+    text = "of each machine, or GPU; default: of this one; with --gpu, of the GPU in --costs"
+    command.add_argument("--memory", type=float, metavar="GIB", help=text)
     command.add_argument("--host-memory", type=float, metavar="GIB", help="with --gpu: of each machine")
     command.add_argument("--gpu", action="store_true", help="a GPU for each worker")
     command.add_argument("--network", type=float, metavar="GBPS", help="bandwidth between machines, gigabits a second")
@@ -47,9 +49,12 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
 
 def _count(text: str) -> int:
     """Parse 1000, 1_000 or 1e3."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not value.is_integer():  # nor inf or nan
-        raise argparse.ArgumentTypeError(f"{text} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
     return int(value)
 
 

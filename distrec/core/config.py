@@ -13,9 +13,11 @@ from pydantic import ValidationError
 from distrec.core.errors import UserError
 from distrec.core.options import describe, keys, to_yaml
 from distrec.core.registry import import_modules
-from distrec.core.section import Section, default_of, family_of, section_of
+from distrec.core.section import Part, Section, default_of, family_of, section_of
 
 S = TypeVar("S", bound=Section)
+_OTHER_NAMES = {"learning_rate": "lr", "weight_decay": "strength", "embedding_dim": "dim", "embedding_size": "dim"}
+"""Names that other libraries give to keys, for messages."""
 
 
 def load(
@@ -33,14 +35,19 @@ def load(
         overrides: `dotted.key=value` strings; later ones take precedence. The value of a text or path is literal, null
             stands for none where the key allows it; other values are YAML. One that names another part than the file
             drops the file's options of the former part.
-        note: called with a message for each option so dropped.
+        note: called with a message for each option so dropped, and for each value that has no effect beside the others.
         values: values by dotted key, between the file and the overrides.
 
     Raises:
         UserError: a missing or invalid file, an unknown key (with the nearest known ones), an invalid value, a module
             that cannot be imported.
     """
-    return parse(kind, load_tree(kind, path, overrides, note, values), f"{path}: " if path else "")
+    config = parse(kind, load_tree(kind, path, overrides, note, values), f"{path}: " if path else "")
+    used = flat(config)
+    for key in given(config):
+        if key not in used:
+            note(f"{key} has no effect beside the other values")
+    return config
 
 
 def load_tree(
@@ -164,6 +171,8 @@ def _explain(kind: type[Section], item: Any) -> Iterator[str]:
             yield from (unknown_key(kind, key) for key in _leaves(path, value))
         case "model_type":
             yield f"{path} is a section: give its keys, {path}.KEY=...; got {value!r}"
+        case "tuple_type":
+            yield f"{path} is a list of values: write {path}=A,B (got {value!r})"
         case "part":
             yield path + message
         case "value_error" | "missing":
@@ -184,13 +193,27 @@ def _leaves(key: str, value: Any) -> Iterator[str]:
 def unknown_key(kind: type[Section], key: str) -> str:
     """Return the message for an unknown key: similar known keys, or else all keys of its section."""
     known, name = list(keys(kind)), key.rpartition(".")[2]
-    leaf = {k.rpartition(".")[2]: k for k in known}
-    similar = [leaf[match] for match in difflib.get_close_matches(name, leaf, n=3, cutoff=0.7)]
-    if near := list(dict.fromkeys(difflib.get_close_matches(key, known, n=3) + similar))[:3]:
+    keys_of: dict[str, list[str]] = {}
+    for k in known:
+        keys_of.setdefault(k.rpartition(".")[2], []).append(k)
+    same = keys_of.get(_OTHER_NAMES.get(name, name), [])
+    similar = [k for match in difflib.get_close_matches(name, keys_of, n=3, cutoff=0.7) for k in keys_of[match]]
+    if near := list(dict.fromkeys([*same, *difflib.get_close_matches(key, known, n=3), *similar]))[:3]:
         return f"unknown key {key!r}; nearest known: {', '.join(near)}"
     section = key.removesuffix(name)
-    siblings = sorted({section + k.removeprefix(section).split(".")[0] for k in known if k.startswith(section)})
-    return f"unknown key {key!r}; known here: {', '.join(siblings or known)}"
+    siblings = {section + k.removeprefix(section).split(".")[0] for k in known if k.startswith(section)}
+    sections = {k.partition(".")[0] for k in known}
+    return f"unknown key {key!r}; known here: {', '.join(sorted(siblings or sections))}"
+
+
+def given(config: Section, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys whose values were given, rather than left at their defaults."""
+    for name in type(config).model_fields:
+        if name in config.model_fields_set:
+            value, key = getattr(config, name), prefix + name
+            if isinstance(value, Part):
+                yield f"{key}.name"
+            yield from given(value, f"{key}.") if isinstance(value, Section) else (key,)
 
 
 def flat(config: Section, prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,33 @@ class Option(NamedTuple):
     text: str
     depth: int = 0
     """Indentation: 1 for the title of a loss, 2 for its options, 3 for the title of a part within that loss."""
+
+    @property
+    def title(self) -> str | None:
+        """What names a part, such as loss.name=bpr; None for a key."""
+        return None if self.type else f"{self.key}={self.default}"
+
+    def matches(self, word: str) -> bool:
+        """Return whether a word is the beginning of the key, its last name, or the title of a part."""
+        return self.key.startswith(word) or self.key.rpartition(".")[2] == word or self.title == word
+
+
+def selected(options: Sequence[Option], words: Collection[str]) -> Iterator[Option]:
+    """Yield the options that one of the words names, those of the parts that it names, and the titles above them.
+
+    Without words all are named.
+    """
+    titles: list[tuple[Option, bool]] = []  # those above an option, outermost first, and whether they were yielded
+    for option in options:
+        titles = [(title, shown) for title, shown in titles if title.depth < option.depth]
+        within = any(title.title in words for title, _ in titles)
+        if within or not words or any(option.matches(word) for word in words):
+            yield from (title for title, shown in titles if not shown)
+            titles = [(title, True) for title, _ in titles]
+            yield option
+            titles += [] if option.type else [(option, True)]
+        elif not option.type:
+            titles.append((option, False))
 
 
 def keys(kind: type[Section]) -> Iterator[str]:
@@ -64,7 +91,7 @@ def _type_name(annotation: Any) -> str:
     """Return a type as shown in help texts: `auto | cpu | cuda`, `path or null`, `list of int`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
-        return " | ".join(map(str, arguments))
+        return " | ".join(str(a).lower() if isinstance(a, bool) else str(a) for a in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type_name(a) for a in arguments)
     if origin is typing.Annotated:
@@ -73,7 +100,8 @@ def _type_name(annotation: Any) -> str:
         return f"list of {_type_name(arguments[0])}"
     if origin is dict:
         return f"{_type_name(arguments[1])} by name"
-    return {type(None): "null", Path: "path", str: "text"}.get(annotation, getattr(annotation, "__name__", ""))
+    names = {type(None): "null", Path: "path", str: "text", Any: "value"}
+    return names.get(annotation, getattr(annotation, "__name__", ""))
 
 
 def to_yaml(value: Any) -> str:

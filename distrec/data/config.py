@@ -145,7 +145,7 @@ class DataConfig(Section):
         if self.user_column == self.item_column:
             raise ValueError(f"user_column and item_column are both {self.user_column!r}")
         if (self.rating_column is None) != (self.min_rating is None):
-            raise ValueError("rating_column and min_rating go together: set both, such as min_rating=4")
+            raise ValueError("rating_column and min_rating go together: set both, as rating_column=stars min_rating=4")
         if self.source == PLANTED and (self.test or self.valid):
             raise ValueError("planted data has its own parts: leave test and valid out, or set another source")
         self._check_split()
@@ -157,7 +157,7 @@ class DataConfig(Section):
             raise ValueError(f"split={self.split}: planted interactions have no times; use random or leave_one_out")
         if by_time and self.time_column is None:
             raise ValueError(
-                f"split={self.split} needs the times of the interactions: name their column in time_column"
+                f"split={self.split} needs the times of the interactions: set time_column to the column that has them"
             )
         if self.time_column is not None and not by_time:
             raise ValueError(

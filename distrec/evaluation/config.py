@@ -62,4 +62,4 @@ class EvalConfig(Section):
 
 def no_similarity(key: str, value: str, use: str) -> UserError:
     """Return the error of a key of `eval` that needs representations of users and items."""
-    return UserError(f"eval.{key}={value}: this model's scores are no similarity; use {use}")
+    return UserError(f"eval.{key}={value}: this model's scores are not similarities; use {use}")

@@ -155,7 +155,7 @@ def check_user_metric(metric: str, given: str = "") -> None:
     name, _, k = metric.partition("@")
     if name not in METRICS or not k.isdecimal() or int(k) < 1:
         known = " or ".join(f"{m}@20" for m in METRICS)
-        raise ValueError(f"{given or metric!r} is no validation metric; write {known}")
+        raise ValueError(f"{given or metric!r} is not a validation metric; write {known}")
 
 
 @METRICS.register("recall")

@@ -154,7 +154,7 @@ class Scorer:
     def representations(self, users: np.ndarray) -> tuple[Tensor, Tensor] | None:
         """Return representations of some users (U, D), and of all items that this worker owns (V, D).
 
-        None if the scores are no products of representations; `scores` then gives them.
+        None if the scores are not inner products of representations; `scores` then gives them.
 
         Args:
             users: local indices of users that this worker owns.
@@ -231,7 +231,7 @@ class DataSizes(NamedTuple):
 
 
 class SolverConfig(ModelConfig):
-    """Base of the configurations of solvers, whose learner is no gradient descent."""
+    """Base of the configurations of solvers, which are not trained by gradient descent."""
 
     ignores = (
         *("loss", "sampling", "optim", "train.batch_size", "train.send_bfloat16"),

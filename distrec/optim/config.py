@@ -27,6 +27,9 @@ class DecayConfig(Section):
     """Strength by table, where it differs from `strength`: {users: 0.1}. Beside tables, dense names the parameters of
     the model's networks."""
 
+    def unused(self) -> set[str]:
+        return {"coupling"} if self.scope == "none" else set()
+
     def strength_of(self, table: str, default: float | None = None) -> float:
         """Return the strength for one table; `default` is the one that the specification of the table gives."""
         return self.tables.get(table, self.strength if default is None else default)

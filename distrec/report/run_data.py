@@ -51,7 +51,7 @@ class RunData:
     """The test part, or the validation part of data without one."""
     test: UserValues
     norms: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Norm of each vector, of `users` and of `items`; empty if the scores are no products of vectors."""
+    """Norm of each vector, of `users` and of `items`; empty if the scores are not inner products."""
 
     @cached_property
     def degrees(self) -> dict[str, np.ndarray]:

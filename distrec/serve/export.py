@@ -67,7 +67,9 @@ def export(
     name = model.config.model.name
     vectors = model.vectors()
     if vectors is None and (index or not mlflow):
-        raise UserError(f"model.name={name} has no vectors to export: its scores are no products; --mlflow exports it")
+        raise UserError(
+            f"model.name={name} has no vectors: its scores are not inner products; --mlflow exports the model"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_directory(out) as folder:
         facts: dict[str, Any] = {"run": str(model.folder.path), "model": name, "similarity": model.similarity}

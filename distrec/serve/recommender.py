@@ -218,12 +218,12 @@ class Recommender(Catalogue):
         return self._vectors()[1]
 
     def vectors(self) -> tuple[Tensor, Tensor] | None:
-        """Return the vectors of all users and of all items by code; None if the model's scores are no products."""
+        """Return the vectors of all users and of all items by code; None if scores are not inner products."""
         return self._kept.all()
 
     def _vectors(self) -> tuple[Tensor, Tensor]:
         if (found := self.vectors()) is None:
-            raise UserError(f"model.name={self.config.model.name} has no vectors: its scores are no products")
+            raise UserError(f"model.name={self.config.model.name} has no vectors: its scores are not inner products")
         return found
 
     def _new_users(self, pairs: UserItemPairs, users: int) -> Scorer:

@@ -42,7 +42,7 @@ class KeptVectors(Scorer):
         self._scorer.scores(users, items, out_UV)
 
     def all(self) -> tuple[Tensor, Tensor] | None:
-        """Return the vectors of all users and of all items; None if the scores are no products of vectors."""
+        """Return the vectors of all users and of all items; None if the scores are not inner products."""
         if self._all is None:
             self._all = self._scorer.representations(np.arange(self._users))
         return self._all

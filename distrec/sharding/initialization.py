@@ -111,7 +111,7 @@ class Prism(Init):
     @classmethod
     def _other(cls, base: str) -> str:
         if base not in initializers or base == "prism":
-            raise ValueError(f"{base!r} is no base; known: {', '.join(sorted({*initializers} - {'prism'}))}")
+            raise ValueError(f"{base!r} is not a base; known: {', '.join(sorted({*initializers} - {'prism'}))}")
         return base
 
     def rows(

@@ -31,7 +31,7 @@ def tracking_uri(configured: str | None, run_folder: Path) -> str:
     try:
         scheme = urlsplit(uri).scheme
     except ValueError as error:
-        raise UserError(f"{key} {uri!r} is no address: {error}") from None
+        raise UserError(f"{key} {uri!r} is not an address: {error}") from None
     if scheme == "sqlite":
         path = uri.removeprefix(_SQLITE)
         if path in ("", uri, ":memory:"):

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from distrec.core.config import load, split_words
-from distrec.core.section import OneOf, Part, Section, expand_user
+from distrec.core.config import given, load, split_words
+from distrec.core.section import OneOf, Section, expand_user
 from distrec.data.config import DataConfig
 from distrec.evaluation.config import EvalConfig
 from distrec.evaluation.metrics import check_user_metric
@@ -77,8 +77,8 @@ class RunConfig(Section):
     """The run folder, the seed, and modules of your own."""
 
     dir: Path | None = None
-    """Run folder. Default: runs/NAME, NAME being the name of the configuration file, or the next free of runs/NAME-2,
-    runs/NAME-3, ..."""
+    """Run folder. Default: runs/NAME, NAME being the name of the configuration file, distrec without one; or the next
+    free of runs/NAME-2, runs/NAME-3, ..."""
     seed: int = 0
     """Seed of initial rows, shuffles and negatives."""
     resume: bool = False
@@ -93,7 +93,7 @@ class Config(Section):
 
     data: DataConfig = DataConfig()
     model: Annotated[ModelConfig, OneOf(models)] = Field(default_factory=lambda: models["mf"]())
-    """Model, or solver that is no gradient descent."""
+    """Model trained by gradient descent, or solver."""
     loss: Annotated[Loss, OneOf(losses)] = Field(default_factory=lambda: losses["ssm"]())
     """Loss that gradient descent minimises."""
     sampling: SamplingConfig = SamplingConfig()
@@ -109,9 +109,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         model, train = self.model, self.train
-        if given := [key for name in model.ignores for key in _given(self, name)]:
-            does = "does nothing; remove it" if len(given) == 1 else "do nothing; remove them"
-            raise ValueError(f"model.name={model.name} is no gradient descent: {', '.join(given)} {does}")
+        if ignored := [key for key in given(self) if f"{key}.".startswith(tuple(f"{name}." for name in model.ignores))]:
+            does = "does nothing; remove it" if len(ignored) == 1 else "do nothing; remove them"
+            text = f"{', '.join(ignored)} {does}"
+            raise ValueError(f"model.name={model.name} is not trained by gradient descent: {text}")
         if self.watched and not self.eval.every:
             raise ValueError("train.patience and train.watch need evaluations: set eval.every to 1 or more")
         if "train.batch_size" not in model.ignores and train.batch_size < train.workers:
@@ -222,22 +223,6 @@ class Config(Section):
         if self._reads_negatives:
             return self.sampling
         return self.sampling.model_copy(update={"distribution": "uniform", "negatives": 0})
-
-
-def _given(section: Section, name: str) -> list[str]:
-    """Return the dotted keys that were given explicitly in a field, or dotted field, of a section."""
-    first, _, rest = name.partition(".")
-    if first not in section.model_fields_set:
-        return []
-    if rest:
-        return [f"{first}.{key}" for key in _given(getattr(section, first), rest)]
-    value = getattr(section, name)
-    if not isinstance(value, Section):
-        return [name]
-    inner = [
-        key for field in type(value).model_fields if field in value.model_fields_set for key in _given(value, field)
-    ]
-    return [f"{name}.{key}" for key in [*(["name"] if isinstance(value, Part) else []), *inner]]
 
 
 def load_config(

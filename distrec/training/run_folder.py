@@ -181,9 +181,9 @@ class RunFolder:
             raise self._unwritable(error) from None
 
     def config(self) -> Config:
-        """Return the configuration of the run. Raise UserError if this is no run folder, or one of another format."""
+        """Return the configuration of the run. Raise UserError if this is no folder of a run of this format."""
         if not self.config_file.exists():
-            raise UserError(f"{self.path} is no run folder: it has no {self.config_name}")
+            raise UserError(f"{self.path} is not a run folder: it has no {self.config_name}")
         if (found := self.facts().get("format", 1)) != _FORMAT:
             version = f"{'an older' if found < _FORMAT else 'a newer'} version of distrec (run format {found})"
             raise UserError(f"{self.path} was written by {version}; this one reads format {_FORMAT}")

@@ -31,7 +31,7 @@ class SearchFolder(RunFolder):
         return self.path / JOURNAL
 
     def search_config(self) -> SearchConfig:
-        """Return the configuration. Raise UserError if this is no folder of a search."""
+        """Return the configuration. Raise UserError if this is not the folder of a search."""
         config = self.config()
         assert isinstance(config, SearchConfig)
         return config

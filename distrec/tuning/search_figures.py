@@ -31,7 +31,7 @@ def search_figures(folder: str | Path) -> "dict[str, Figure]":
     Empty for a search of which no trial has a value yet; without importance for less than four trials.
 
     Raises:
-        UserError: this is no folder of a search.
+        UserError: this is not the folder of a search.
     """
     found = SearchFolder(Path(folder))
     config = found.search_config()

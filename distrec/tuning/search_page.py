@@ -29,7 +29,7 @@ def write_search_page(folder: str | Path, out: Path, figures: "Mapping[str, Figu
     """Write the page of a search to a file, and return it. `figures`: those of `search_figures`, if they are drawn.
 
     Raises:
-        UserError: this is no folder of a search, or the file cannot be written.
+        UserError: this is not the folder of a search, or the file cannot be written.
     """
     found, out = SearchFolder(expand_user(folder)), expand_user(out)
     config, records = found.search_config(), Records(found.journal)

@@ -173,9 +173,9 @@ def _parse(key: str, given: Any, types: Mapping[str, set[str]]) -> Range:
         return Range(key, kind, choices=tuple(value), when=when)
     if kind in _FLOATS and "float" not in key_type:
         others = "int, log_int or choice" if "int" in key_type else "choice"
-        raise UserError(f"{key} is no real number, but {' or '.join(sorted(key_type))}: use {others}, not {kind}")
+        raise UserError(f"{key} is not a real number, but {' or '.join(sorted(key_type))}: use {others}, not {kind}")
     if kind in _INTS and not {"int", "float"} & key_type:
-        raise UserError(f"{key} is no number, but {' or '.join(sorted(key_type))}: use choice, not {kind}")
+        raise UserError(f"{key} is not a number, but {' or '.join(sorted(key_type))}: use choice, not {kind}")
     return Range(key, kind, *_bounds(key, kind, value), when=when)
 
 

@@ -13,7 +13,7 @@ def search_table(folder: str | Path) -> list[Row]:
     """Return a row for each trial of a search, the best first: values, best value and epoch, epochs, seconds, end.
 
     Raises:
-        UserError: this is no folder of a search.
+        UserError: this is not the folder of a search.
     """
     found = SearchFolder(Path(folder))
     return trial_rows(Records(found.journal).trials, found.search_config().metric)

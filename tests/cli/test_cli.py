@@ -88,13 +88,16 @@ def test_help_needs_no_heavy_import():
         (["info", "nowhere"], "there is no nowhere"),
         (["train", "my data.csv"], "to train on it: 'data.source=my data.csv'"),
         (["train", "a=b.yaml"], "a=b.yaml is empty"),
-        (["train", "train.watch=auc@20"], "train.watch: 'auc@20' is no validation metric"),
-        (["train", "mine.csv"], "mine.csv is no configuration file; to train on it: data.source=mine.csv"),
+        (["train", "train.watch=auc@20"], "train.watch: 'auc@20' is not a validation metric"),
+        (["train", "mine.csv"], "mine.csv is not a configuration file; to train on it: data.source=mine.csv"),
         (["train", "--quiet", "optim.lr=0"], "optim.lr: Input should be greater than 0"),
         (["train", "optim.lr=1", "--quiet", "loss.name=bprr"], "unknown loss 'bprr'"),
-        (["train", "tracking.uri=http://[::1"], "distrec: tracking.uri 'http://[::1' is no address: Invalid IPv6 URL"),
+        (
+            ["train", "tracking.uri=http://[::1"],
+            "distrec: tracking.uri 'http://[::1' is not an address: Invalid IPv6 URL",
+        ),
         (["train", "run.imports=no_such_module"], "distrec: run.imports: cannot import no_such_module"),
-        (["evaluate", "nowhere"], "nowhere is no run folder"),
+        (["evaluate", "nowhere"], "nowhere is not a run folder"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(capsys, tmp_path, monkeypatch, words, message):
@@ -261,7 +264,24 @@ def test_keys_of_parts_that_a_module_registers(tmp_path, capsys, monkeypatch):
     finally:
         losses.pop("keys_test_loss", None)
     code, _, err = run(capsys, "keys", "los.name")
-    assert code == 2 and "no key begins with 'los.name'; the sections are data, model, loss" in err
+    assert code == 2 and "no key begins or ends with 'los.name'; the sections are data, model, loss" in err
+
+
+@pytest.mark.parametrize(
+    ("word", "first", "last", "without"),
+    [
+        ("lr", "optim.lr=", "    Peak learning rate.", "loss"),
+        ("loss.name=ssm", "    loss.name=ssm", "log(N q) from their scores.", "loss.form"),
+        ("loss.temperature", "    loss.name=bsl", "", "loss.form"),
+        ("optim.decay", "optim.decay.scope=none", "", "optim.lr"),
+    ],
+)
+def test_keys_of_a_word(capsys, word, first, last, without):
+    """A part's keys come with its title."""
+    code, out, _ = run(capsys, "keys", word)
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert code == 0 and lines[0].startswith(first) and lines[-1].endswith(last)
+    assert not any(line.lstrip().startswith(without + ("." if without == "loss" else "")) for line in lines)
 
 
 def test_output_that_nobody_reads_or_that_is_not_utf8(tmp_path):

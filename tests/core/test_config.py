@@ -354,9 +354,38 @@ def test_help_texts_list_each_part_with_its_options():
     assert len(set(keys(Drawing))) == len(list(keys(Drawing)))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["optim.momentum=0.5", "optim.lr=0.1"], ["optim.momentum"]),
+        (["loss.name=softmax", "sampling.negatives=5"], ["sampling.negatives"]),
+        (
+            ["optim.schedule.every_steps=9", "optim.decay.coupling=l2"],
+            ["optim.decay.coupling", "optim.schedule.every_steps"],
+        ),
+        (["loss.name=bsl", "loss.negative_temperature=0.2"], ["loss.negative_temperature"]),
+        (["model.name=lightgcn", "model.layers=2", "optim.rule=momentum", "optim.momentum=0.5"], []),
+    ],
+)
+def test_a_value_without_effect_is_noted(overrides, keys):
+    notes = []
+    load(Config, None, overrides, note=notes.append)
+    assert notes == [f"{key} has no effect beside the other values" for key in keys]
+
+
+def test_an_unknown_key_is_answered_with_the_key_of_that_name():
+    for key, nearest in (
+        ("train.lr", "optim.lr"),
+        ("optim.learning_rate", "optim.lr"),
+        ("optim.weight_decay", "optim.decay.strength"),
+    ):
+        with pytest.raises(UserError, match=f"^unknown key '{key}'; nearest known: {nearest}"):
+            load(Config, None, [f"{key}=1"])
+
+
 def test_dumps_leave_out_what_has_no_effect():
     def absent(*overrides):
-        config = load(Config, None, overrides)
+        config = load(Config, None, overrides, note=lambda text: None)
         assert yaml.safe_load(dump(config)) == config.model_dump(mode="json")
         assert {key.split(".")[0] for key in flat(config)} == set(config.model_dump())
         return config, {key for key in every if key not in flat(config)}
@@ -402,7 +431,7 @@ def test_what_does_not_combine_with_a_model_or_a_loss(monkeypatch, tmp_path):
     config = load(Config, None, ["model.name=solver", "model.strength=2"])
     assert {"loss", "sampling", "optim"} & set(config.model_dump()) == set() and "optim.lr" not in flat(config)
     assert parse(Config, yaml.safe_load(dump(config))) == config
-    start = "^model.name=solver is no gradient descent: "
+    start = "^model.name=solver is not trained by gradient descent: "
     with pytest.raises(UserError, match=start + "loss.name does nothing; remove it$"):
         load(Config, None, ["model.name=solver", "loss.name=bpr"])
     (tmp_path / "mf.yaml").write_text(
@@ -478,6 +507,6 @@ def test_a_module_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
         load_config(None, ["run.imports=no_such"])
     with pytest.raises(UserError, match="cannot import broken_module_of_a_user: ZeroDivisionError: division by zero"):
         load_config(None, ["run.imports=[json, broken_module_of_a_user]"])
-    with pytest.raises(UserError, match="run.imports: .*valid tuple"):
+    with pytest.raises(UserError, match="run.imports is a list of values: write run.imports=A,B"):
         load_config(None, ["run.imports=3"])
     assert load_config(None, ["run.imports=json,yaml"]).run.imports == ("json", "yaml")

@@ -173,7 +173,7 @@ def test_file_of_users(dataset, tmp_path):
 
 def test_magnitudes_need_representations(dataset):
     exchange = Exchange(torch.device("cpu"))
-    with pytest.raises(UserError, match="eval.magnitudes=true: this model's scores are no similarity; use false"):
+    with pytest.raises(UserError, match="eval.magnitudes=true: this model's scores are not similarities; use false"):
         evaluate_part(ByItem(dataset, exchange, True), dataset, Part.TEST, EVERYTHING, exchange)
 
 

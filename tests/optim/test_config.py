@@ -59,7 +59,6 @@ def test_dumps_hold_the_hyperparameters_of_the_rule_and_schedule_only():
         "rule",
         "lr",
         "decay.scope",
-        "decay.coupling",
         "decay.strength",
         "decay.tables",
         "clip_norm",

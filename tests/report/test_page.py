@@ -97,7 +97,7 @@ def test_one_run_and_wrong_ones(folders, tmp_path, capsys):
         report([folders["popular"]] * 7, tmp_path / "x.html")
     with pytest.raises(UserError, match="cannot write .*No such file"):
         report([folders["popular"]], tmp_path / "no" / "x.html")
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         report([tmp_path], tmp_path / "x.html")
 
 

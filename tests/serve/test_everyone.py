@@ -92,7 +92,7 @@ def test_what_the_command_line_refuses(run_of, tmp_path, capsys, monkeypatch):
     }.items():
         code, out, err = run(capsys, "recommend", mf, *words)
         assert (code, out) == (2, "") and message in err, (words, err)
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         load_model(tmp_path)
 
 

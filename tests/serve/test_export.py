@@ -62,7 +62,7 @@ def test_an_index_is_searched_and_its_recall_is_stated(run_of, tmp_path, library
 
 def test_a_model_without_vectors_is_exported_for_mlflow_alone(run_of, tmp_path):
     model = load_model(run_of("ease"))
-    with pytest.raises(UserError, match="model.name=ease has no vectors to export: .*; --mlflow exports it"):
+    with pytest.raises(UserError, match="model.name=ease has no vectors: .*; --mlflow exports the model"):
         export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -111,5 +111,5 @@ def test_prism_draws_rows_of_zeros_again(monkeypatch):
 
 
 def test_the_base_of_prism_is_another_initialisation():
-    with pytest.raises(ValueError, match="'prism' is no base; known: normal, xavier_normal, xavier_unif"):
+    with pytest.raises(ValueError, match="'prism' is not a base; known: normal, xavier_normal, xavier_unif"):
         initializers["prism"](base="prism")

@@ -56,7 +56,7 @@ def web_port():
 def test_what_is_no_address_is_refused_at_once(monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with (
-        pytest.raises(UserError, match="^RAY_ADDRESS=.* is no address of a Ray cluster: write host:port"),
+        pytest.raises(UserError, match="^RAY_ADDRESS=.* is not the address of a Ray cluster: write host:port"),
         ray_running(1),
     ):
         pass

@@ -96,7 +96,7 @@ def test_what_a_resumed_run_may_change(small, tmp_path):
 
 
 def test_the_watched_metric_is_checked():
-    with pytest.raises(UserError, match="'auc' is no validation metric; write recall@20 or ndcg@20"):
+    with pytest.raises(UserError, match="'auc' is not a validation metric; write recall@20 or ndcg@20"):
         load_config(None, ["train.watch=auc"])
     with pytest.raises(UserError, match="need evaluations: set eval.every to 1"):
         load_config(None, ["train.patience=2", "eval.every=0"])

@@ -53,7 +53,7 @@ def parse_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_floating(column.type):
         return column.cast(pa.float64())
     if pa.types.is_boolean(column.type):
-        raise pa.ArrowInvalid("truth values are no times")
+        raise pa.ArrowInvalid("booleans are not times")
     if not is_text(column.type):
         return _microseconds(column) if pa.types.is_temporal(column.type) else column.cast(pa.int64())
     text = pc.utf8_trim_whitespace(column)
