@@ -103,7 +103,7 @@ def recommend(arguments: argparse.Namespace, note: Note) -> None:
         print(f"{arguments.out}: {users:,} users")
         return
     table = _table(arguments, model, chosen, note)
-    _note_popular(note, table)
+    _note_popular(note, table, "has no history of known items" if arguments.history else "is unknown to the model")
     if arguments.out:
         with table_writer(arguments.out) as write:
             write(table)
@@ -147,11 +147,12 @@ def _columns(catalogue: "Catalogue") -> tuple[str, str]:
 
 def _note_unknown(note: Note, unknown: list[Any], what: str) -> None:
     if unknown:
-        note(f"{len(unknown):,} {what} are not in the data of the run, and have no effect; the first is {unknown[0]!r}")
+        others = f" (and {len(unknown) - 1:,} more)" if len(unknown) > 1 else ""
+        note(f"{what} that are not in the data of the run have no effect: {unknown[0]!r}{others}")
 
 
-def _note_popular(note: Note, table: "pa.Table") -> None:
-    """Say which users are answered with popular items."""
+def _note_popular(note: Note, table: "pa.Table", why: str) -> None:
+    """Say which users are answered with popular items, and why; `why` follows the name of one user."""
     import numpy as np
 
     from distrec.core import columns
@@ -161,9 +162,9 @@ def _note_popular(note: Note, table: "pa.Table") -> None:
     users = table["user"].take(columns.numeric(np.flatnonzero(source == POPULAR)))
     popular = list(dict.fromkeys(users.to_pylist()))
     if popular:
-        who = f"user {str(popular[0])!r} is" if len(popular) == 1 else f"{len(popular):,} users are"
-        first = "" if len(popular) == 1 else f" (the first: {str(popular[0])!r})"
-        note(f"{who} unknown to the model{first}: the most popular items instead, with training interactions as score")
+        others = f" (and {len(popular) - 1:,} more)" if len(popular) > 1 else ""
+        instead = "the most popular items instead, with training interactions as score"
+        note(f"user {str(popular[0])!r}{others} {why}: {instead}")
 
 
 def _print(table: "pa.Table") -> None:

@@ -117,5 +117,5 @@ def test_users_and_histories_from_files(run_of, tmp_path, capsys):
     same(pq.read_table(out), model.recommend_new({"ann": items[:2], "bo, jr": items[:2]}))
     (tmp_path / "h.txt").write_text("\n".join(map(str, [*items, "no such item"])))
     code, printed, err = run(capsys, "recommend", str(run_of("mf")), "--history", str(tmp_path / "h.txt"), "--k", "1")
-    assert "1 items are not in the data of the run, and have no effect; the first is 'no such item'" in err
+    assert "items that are not in the data of the run have no effect: 'no such item'" in err
     assert str(model.recommend_new({0: items}, 1)["item"][0]) in printed
