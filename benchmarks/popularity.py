@@ -1,4 +1,4 @@
-"""Popularity in matrix factorisation: the protocol of the weight decay paper (Table 1, Figures 1 to 5), on small data.
+"""Popularity in matrix factorisation: the protocol of the PRISM paper (Table 1, Figures 1 to 5), on small data.
 
     python benchmarks/popularity.py run ml-100k --jobs 2            # directau and ssm, three seeds, the whole grid
     python benchmarks/popularity.py run ml-1m --losses directau --seeds 123 --quick-grid

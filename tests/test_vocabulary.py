@@ -1,4 +1,4 @@
-"""Names are those of the field: words that the project once coined for standard terms do not come back."""
+"""Identifiers use standard terms of the field, and none of the listed substitutes for them."""
 
 import ast
 import re

@@ -11,7 +11,7 @@ from distrec.data.dataset import Dataset, Part
 from distrec.data.prepare import prepare
 from distrec.training.config import load_config
 
-DATA_FOLDER = Path(os.environ.get("DISTREC_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA_FOLDER = Path(os.environ.get("DISTREC_DATA", "data"))
 """Holds the public data sets: gowalla/, ml-1m/, ..."""
 _SYNTHETIC = ["data.planted.users=29858", "data.planted.items=40981", "data.planted.interactions=1012660"]
 

@@ -115,7 +115,7 @@ def user_metrics(
         ks: cut-offs, each at least 1.
         names: metrics, from `METRICS`.
         strata: (stratum of each item, names of the strata): also return the parts of the additive metrics that hits of
-            each stratum make up (weight decay paper, App. B.2). The parts sum to the whole.
+            each stratum make up (PRISM paper, App. B.2). The parts sum to the whole.
 
     Raises:
         UserError: an unknown metric, or a cut-off below 1.

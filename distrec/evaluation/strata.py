@@ -1,4 +1,4 @@
-"""Strata of the items by popularity, and groups of the users by activity (weight decay paper, App. B.2)."""
+"""Strata of the items by popularity, and groups of the users by activity (PRISM paper, App. B.2)."""
 
 import numpy as np
 

@@ -97,7 +97,7 @@ class _Uniform(Loss):
 class DirectAU(_Uniform):
     """Alignment mean |u - i|^2 plus gamma times the mean of the uniformities of users and items (KDD 2022).
 
-    Uniformity is log mean e^{-2 |x - y|^2} over the pairs of rows (weight decay paper, Eq. 8 and 9, with the 1/2 of
+    Uniformity is log mean e^{-2 |x - y|^2} over the pairs of rows (PRISM paper, Eq. 8 and 9, with the 1/2 of
     the authors).
     """
 
@@ -114,7 +114,7 @@ class DirectAU(_Uniform):
 class MAWU(_Uniform):
     """-mean cos(theta_ui + margin_ui) + g1 uniformity of users + g2 of items, with learned margins (CIKM 2023).
 
-    margin = 1 - sigmoid(m_u + m_i) radians, with m_u and m_i tables of width 1, kept in [0, 1] (weight decay paper,
+    margin = 1 - sigmoid(m_u + m_i) radians, with m_u and m_i tables of width 1, kept in [0, 1] (PRISM paper,
     Eq. 10).
     """
 

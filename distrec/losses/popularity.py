@@ -1,6 +1,6 @@
 """Debiasing baselines: BPR with the regularisers IPL and ReSN, and MACR.
 
-As the weight decay paper (App. D.2) runs them. U: distinct users or items of the global batch.
+As the PRISM paper (App. D.2) runs them. U: distinct users or items of the global batch.
 """
 
 import torch

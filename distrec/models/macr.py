@@ -16,7 +16,7 @@ class MACRConfig(EmbeddingConfig):
     similarity: Literal["dot"] = "dot"
     """Similarity of a user and an item."""
     c: float = 1.0
-    """Score c of an item that is merely popular; published 1 (weight decay paper), 30 to 40 (authors)."""
+    """Score c of an item that is merely popular; published 1 (PRISM paper), 30 to 40 (authors)."""
 
     logits = True
 

@@ -97,7 +97,7 @@ class XavierNormal(Init):
 @initializers.register("prism")
 class Prism(Init):
     """Directions of another initialisation with the norm alpha ln(d + 2) + 1 - alpha, d the row's training interactions
-    (weight decay paper, Eq. 4): rows start with the norms that decay of all rows would give them."""
+    (PRISM paper, Eq. 4): rows start with the norms that decay of all rows would give them."""
 
     alpha: float = Field(1.0, ge=0, le=3)
     """Weight alpha of popularity: 0 gives rows of unit length; at alpha above 3.26 a row without interactions would

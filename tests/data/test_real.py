@@ -1,4 +1,4 @@
-"""Published data sets, if they are available: counts, and a preparation time that allows an interactive start."""
+"""Published data sets in the folder DISTREC_DATA: counts, and a preparation time that allows an interactive start."""
 
 import os
 import time
@@ -9,13 +9,17 @@ import pytest
 from distrec.data.dataset import Part
 from tests.data.files import run
 
-ROOT = Path(os.environ.get("DISTREC_DATA", Path(__file__).parents[3] / "shared/data"))
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("DISTREC_DATA"), reason="needs the public data sets: set DISTREC_DATA to their folder"
+)
 
 
 def folder(name: str) -> Path:
-    if not (ROOT / name).is_dir():
-        pytest.skip(f"no {name} in {ROOT}; set DISTREC_DATA")
-    return ROOT / name
+    """Return the folder of a data set; skip the test if it is missing."""
+    found = Path(os.environ["DISTREC_DATA"]) / name
+    if not found.is_dir():
+        pytest.skip(f"DISTREC_DATA={found.parent} has no folder {name}")
+    return found
 
 
 def test_gowalla(tmp_path):

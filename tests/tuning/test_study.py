@@ -85,7 +85,7 @@ def test_sizes(cache):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metric": ["ndcg@20"]}, "unknown key 'metric'; nearest known: metrics"),
+        ({"metric": ["ndcg@20"]}, "unknown key 'metric'; nearest known: test.metric, metrics"),
         ({"figures": [{"x": "loss", "serie": ["loss"]}]}, "figures.0.serie"),
         ({"cells": {"optim.lrate": [0.1]}}, "cell optim.lrate=0.1: unknown key 'optim.lrate'; nearest known: optim.lr"),
         ({"cells": {"optim.lr": [0.1, -1]}}, "cell optim.lr=-1: optim.lr: Input should be greater than 0"),
