@@ -7,12 +7,12 @@ INSTALLED := $(VENV)/.installed
 RIVALS := .venv-rivals
 RIVALS_INSTALLED := $(RIVALS)/.installed
 
-.PHONY: train check lint typecheck test test-slow test-triton format bench studies clean
+.PHONY: train check lint typecheck test test-long test-slow test-triton format bench studies clean
 
 train: $(INSTALLED)
 	$(BIN)/distrec train
 
-check: lint typecheck test test-triton
+check: lint typecheck test test-long test-triton
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check distrec tests benchmarks examples
@@ -23,6 +23,9 @@ typecheck: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

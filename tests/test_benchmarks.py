@@ -39,6 +39,7 @@ def test_models_train_solvers_and_test_the_best_epoch(script, dataset, tmp_path,
 
 
 @pytest.mark.parametrize("name", ["cpu", "h200"])
+@pytest.mark.long
 def test_the_table_of_measured_points(script, capsys, name):
     script("scaling").report_table(BENCHMARKS / "results" / f"scaling_{name}.json")
     printed = capsys.readouterr().out

@@ -42,6 +42,7 @@ def test_every_python_block_is_run_by_a_test_below():
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.long
 def test_the_example_of_the_readme(ray_cluster, empty_store, tmp_path, monkeypatch, capsys):
     """Run on small files under the names that it uses, on one worker, whose start takes least."""
     monkeypatch.chdir(tmp_path)

@@ -206,6 +206,7 @@ def test_sigterm_stops_a_run_that_a_script_started_in_the_background():
 
 
 @pytest.mark.timeout(280)
+@pytest.mark.long
 def test_ctrl_c_resume_evaluate_info(whole, empty_store, tmp_path, monkeypatch, capsys):
     """A run stopped by Ctrl-C prints how to resume it and leaves no process; resumed, it ends like `whole`.
 
@@ -284,6 +285,7 @@ def test_keys_of_a_word(capsys, word, first, last, without):
     assert not any(line.lstrip().startswith(without + ("." if without == "loss" else "")) for line in lines)
 
 
+@pytest.mark.long
 def test_output_that_nobody_reads_or_that_is_not_utf8(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d/\u65e5.csv").write_text("user,item\n1,2\n")

@@ -77,6 +77,7 @@ def test_a_gradient_kept_by_autograd_is_not_overwritten():
     assert (kept == 2.0).all()
 
 
+@pytest.mark.long
 def test_threads_never_share_memory():
     overwritten = []
 

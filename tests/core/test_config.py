@@ -485,6 +485,7 @@ assert parse(type(config), config.model_dump()) == config
 """
 
 
+@pytest.mark.long
 def test_modules_named_by_run_imports_register_losses_and_unpickle_in_another_process(tmp_path):
     (tmp_path / "my_losses.py").write_text(MODULE)
     (tmp_path / "run.yaml").write_text("run: {imports: [my_losses]}\nloss: {temperature: 2}\n")

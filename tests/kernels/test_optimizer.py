@@ -44,6 +44,7 @@ def test_every_rule_has_its_loop():
     assert set(STEPS) == set(REPLAYS) == set(RULES)
 
 
+@pytest.mark.long
 def test_rules_do_not_collide_in_the_cache_and_a_second_process_hits_it(tmp_path):
     """The loops of all rules are closures of one source line, which share an index file of numba's cache."""
     script = """
@@ -68,6 +69,7 @@ def test_interfaces_are_imported_without_a_compiler():
 
 
 @pytest.mark.parametrize("layer", ["default", "workqueue"])
+@pytest.mark.long
 def test_a_fork_of_a_process_that_has_used_threads_and_several_python_threads_at_once(layer):
     """Fork is Python's default way to start processes on Linux until 3.14."""
     run(

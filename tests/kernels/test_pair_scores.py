@@ -102,6 +102,7 @@ def test_gradients_of_zero(pair_scores):
 
 @each_in_parallel
 @pytest.mark.parametrize("shape", [SHAPES["many"], (64, 64, 32, 50, 3), (300, 1, 20, 100, 200)])
+@pytest.mark.long
 def test_bit_equal_over_threads_and_repetitions(pair_scores, shape):
     users, items, user_index, item_index = case(shape, torch.float32)
     grad, threads = torch.randn(item_index.shape), torch.get_num_threads()

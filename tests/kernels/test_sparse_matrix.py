@@ -32,6 +32,7 @@ def test_products(form, shape, dim):
     torch.testing.assert_close(product(values_XD[columns_U], columns_U=columns_U), expected)
 
 
+@pytest.mark.long
 def test_threads_change_no_bit():
     matrix, _ = random_matrix(500, 400)
     values_XD, some = torch.randn(400, 64), torch.randperm(400)[:100]

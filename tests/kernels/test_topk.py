@@ -54,6 +54,7 @@ def test_equals_plain_torch_in_any_order_of_items(case, workers, random):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.long
 def test_bit_equal_over_threads(dtype):
     torch.manual_seed(0)
     users, items, before = torch.randn(50, 16, dtype=dtype), torch.randn(900, 16, dtype=dtype), torch.get_num_threads()

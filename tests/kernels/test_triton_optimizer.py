@@ -15,6 +15,7 @@ from tests.optim.cases import DTYPES, batches, config, each_mode, start
 
 
 @compiling
+@pytest.mark.long
 def test_every_program_compiles_for_a_gpu(tmp_path):
     done = python("-m", "tests.kernels.compile_optimizer", "90", TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stdout

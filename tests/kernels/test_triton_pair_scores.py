@@ -16,6 +16,7 @@ from tests.kernels.test_pair_scores import case, scored
 
 
 @compiling
+@pytest.mark.long
 def test_every_program_compiles_for_a_gpu(tmp_path):
     done = python("-m", "tests.kernels.compile_pair_scores", "90", TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stdout

@@ -13,6 +13,7 @@ DEVICE = "cuda" if CUDA else "cpu"
 
 
 @compiling
+@pytest.mark.long
 def test_every_program_compiles_for_a_gpu(tmp_path):
     done = python("-m", "tests.kernels.compile_device_steps", "90", TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stdout

@@ -78,6 +78,7 @@ def test_representations_collapse_where_the_sum_is_inside_the_sigmoid(small, dat
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.long
 def test_a_collapse_is_noticed_in_training(small, dataset, tmp_path, seed):
     for name in ("one_sigmoid", "bpr"):
         config = config_of(small, name, seed)

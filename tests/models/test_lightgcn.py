@@ -81,6 +81,7 @@ def adam_steps(config, dataset):
     return {"lightgcn": (losses, rows)}
 
 
+@pytest.mark.long
 def test_twenty_steps_of_dense_adam(small, dataset):
     """Full l2 decay, as torch.optim.Adam has it. Adam divides by the gradient's size, and so shows the rounding of an
     element whose gradient is small: the tolerance is a share of the 20 steps of LR that an element can move."""

@@ -174,6 +174,7 @@ def preferences(small):
 
 
 @pytest.mark.parametrize("name", own_models())
+@pytest.mark.long
 def test_every_model_learns_the_planted_preferences(preferences, name):
     config, dataset, best, popular = preferences
     sections = LEARNS.get(name, {})

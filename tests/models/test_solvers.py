@@ -69,6 +69,7 @@ def best_users(options, x_UV, items_VD):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.long
 def test_each_half_step_minimises_the_objective(small, dataset, interactions, form):
     options = FORMS[form]
     learner = learner_of(small, dataset, name="ials", dim=8, **options)
@@ -102,6 +103,7 @@ def assert_no_gradient(options, x_UV, users_UD, items_VD, of):
 
 
 @pytest.mark.parametrize("dim", [1, 7, 16, 33, 64, 100])
+@pytest.mark.long
 def test_compiled_and_readable_solutions_agree(dim):
     rng = np.random.default_rng(dim)
     counts_R = np.array([0, 1, 31, 32, 33, 3, 200, 0, 5])

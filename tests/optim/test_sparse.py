@@ -116,6 +116,7 @@ def compare_state(optimizer: SparseOptimizer, reference: DenseReference) -> None
 
 
 @each_mode(kernels=KERNELS[::-1])
+@pytest.mark.long
 def test_long_gaps(rule, scope, coupling, kernels):
     """One row is idle for far longer than momentum lasts, one is never touched.
 
@@ -168,6 +169,7 @@ def test_rows_never_touched_decay_exactly(shrink, kernels):
 
 
 @pytest.mark.parametrize(("rule", "coupling", "kernels"), pairwise(list(RULES), COUPLINGS, KERNELS))
+@pytest.mark.long
 def test_a_row_first_touched_after_a_long_time(rule, coupling, kernels):
     steps = 400 if kernels == "triton" else 10_000  # a step takes milliseconds in the interpreter
     rows_VD = torch.randn(2, DIM, dtype=torch.float64)
@@ -326,6 +328,7 @@ def test_an_invalid_row_index_is_an_error(row):
 
 
 @each_mode()
+@pytest.mark.long
 def test_threads_change_no_bit(rule, scope, coupling):
     """Nor do the other rows of a batch, so neither does the number of workers."""
     found, before = [], torch.get_num_threads()

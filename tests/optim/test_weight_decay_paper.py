@@ -137,6 +137,7 @@ def z_scores(share_TV: np.ndarray, expected_V: np.ndarray, groups: list[np.ndarr
 
 
 @pytest.mark.parametrize("batch_size", [256, 16])
+@pytest.mark.long
 def test_observation_the_share_of_steps_with_a_row(small, dataset, batch_size):
     """The exact share holds within 4.5 standard errors, and the printed one approximates it.
 
@@ -280,6 +281,7 @@ def trained(config: Config, dataset: Dataset) -> tuple[State, BatchSource]:
 
 
 @pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.long
 def test_theorem_over_the_batches_of_planted_data(small, dataset, scope):
     """Mean change by groups of similar degree over the steps of 5 epochs, f = 1/270, each from the same trained rows.
 
@@ -367,6 +369,7 @@ def encoding(rows_VD: torch.Tensor, degree_V: np.ndarray, f: float) -> Encoding:
     return Encoding(float(correlation), float(slope), float(np.log(norm_V).std()))
 
 
+@pytest.mark.long
 def test_figures_full_decay_encodes_popularity_and_other_scopes_do_not(popular):
     """SGD with l2, as in Equation 1, on the cosine, from rows so long that growth alone hardly changes them.
 

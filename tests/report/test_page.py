@@ -115,6 +115,7 @@ def pixels(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_a_browser_draws_the_marks_in_light_and_dark_and_on_a_phone(page, tmp_path):
     light = screenshot(page, tmp_path / "light.png", "--window-size=1200,3000")
     dark_mode = "--blink-settings=preferredColorScheme=0"

@@ -49,6 +49,7 @@ def test_streamed_batches_equal_the_source(ray_cluster, small, dataset, monkeypa
         assert all(same(a, b) for a, b in zip(streamed, expected, strict=True))
 
 
+@pytest.mark.long
 def test_several_actors_keep_the_order(ray_cluster, small, dataset, monkeypatch):
     monkeypatch.setitem(stream_package._BLOCK_BYTES, "ray", 20_000)  # several blocks for each actor
     src = source(changed(small, sampling={"shared": False}), dataset, 0, 1)
@@ -141,6 +142,7 @@ class Counting:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("backend", ["ray", "thread"])
+@pytest.mark.long
 def test_the_look_ahead_is_bounded_and_an_early_stop_ends_the_stream(ray_cluster, tmp_path, monkeypatch, backend):
     """Two streams, because the first execution of a process ends too early to show a thread that is left."""
     monkeypatch.setitem(stream_package._BLOCK_BYTES, "ray", 8 * 2**20)

@@ -28,6 +28,7 @@ def same(a: pa.Table, b: pa.Table) -> None:
 
 
 @pytest.mark.parametrize("name", ["mf", "lightgcn", "simplex", "ease"])
+@pytest.mark.long
 def test_all_users_in_chunks_and_by_several_workers_are_as_if_asked_one_by_one(run_of, tmp_path, monkeypatch, name):
     model = load_model(run_of(name))
     expected = model.recommend(model.users.ids, 5)
@@ -45,6 +46,7 @@ def test_all_users_in_chunks_and_by_several_workers_are_as_if_asked_one_by_one(r
     assert table["source"].to_pylist() == ["model"] * len(expected)
 
 
+@pytest.mark.long
 def test_all_users_on_ray(ray_cluster, run_of, tmp_path, capsys):
     words = ["--all", "--k", "5", "--exclude", str(tmp_path / "not.txt")]
     model = load_model(run_of("mf"))

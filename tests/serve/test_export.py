@@ -69,6 +69,7 @@ def test_a_model_without_vectors_is_exported_for_mlflow_alone(run_of, tmp_path):
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", ["mf", "ease"])
+@pytest.mark.long
 def test_the_pyfunc_model_recommends_in_a_process_of_its_own(run_of, tmp_path, name, capsys):
     """From a copy, after the run and its data are out of reach."""
     model = load_model(run_of(name))

@@ -116,6 +116,7 @@ def fail_in_three_ways() -> None:
     time.sleep(1000)
 
 
+@pytest.mark.long
 def test_run_ranks_reports_failures():
     expected = "(?s)rank 0:\nended without a report, exit code 3\nrank 1:\n.*rank one is out.*rank 2:\ntoo slow"
     with pytest.raises(AssertionError, match=expected):

@@ -196,6 +196,7 @@ def test_odd_values_and_names(tmp_path, working_folder, store):
     assert run.data.metrics["ndcg_at_20 _tail 80__"] == 0.5 and len(run.data.metrics) == 3
 
 
+@pytest.mark.long
 def test_http_server_that_stops_during_the_run(tmp_path, working_folder, empty_store):
     port, warnings = free_port(), []
     (tmp_path / "server").mkdir()
@@ -259,6 +260,7 @@ def test_unusable_stores_are_errors(tmp_path, working_folder, store):
         started(tmp_path)
 
 
+@pytest.mark.long
 def test_creates_the_store_prints_nothing_and_restores_settings(tmp_path, working_folder):
     """Runs in a fresh process, where MLflow has not set up its loggers yet; warnings would go to standard error."""
     script = (

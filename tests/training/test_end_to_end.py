@@ -113,6 +113,7 @@ def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+@pytest.mark.long
 def test_a_run_that_lost_a_worker_resumes_on_more_workers(ray_cluster, whole, small, runs):
     def kill_a_worker(event):
         if event["kind"] == "epoch" and event["epoch"] == 2:
@@ -156,6 +157,7 @@ def test_with_a_truncated_newest_checkpoint_a_run_resumes_from_the_one_before(ra
     assert evaluate(folder).epoch == EPOCHS
 
 
+@pytest.mark.long
 def test_a_user_error_in_a_worker_is_raised_by_the_driver(ray_cluster, small, runs):
     sections = {"optim": {"rule": "sgd", "lr": 1e30}, "model": {"similarity": "dot"}, "loss": {"name": "bpr"}}
     config = run_config(small, runs, "diverged", workers=1, train={"stream": "thread"}, **sections)

@@ -85,6 +85,7 @@ OWN_LOSSES = [name for name, loss in losses.items() if loss.__module__.startswit
 
 
 @pytest.mark.parametrize("name", OWN_LOSSES)
+@pytest.mark.long
 def test_every_loss_learns_the_planted_preferences(preferences, name):
     config, dataset, best, popular = preferences
     sections = {key: section for key, section in SETTINGS.get(name, {}).items() if key != "loss"}

@@ -54,6 +54,7 @@ def test_a_proposal_is_a_function_of_seed_number_and_history(sampler):
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.long
 def test_a_model_finds_the_optimum(sampler):
     """Most of the last ten of 30 trials are among the best third of random ones."""
     space = make_space(BASE, {key: RANGES[key] for key in ("optim.lr", "loss.temperature")})

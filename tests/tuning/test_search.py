@@ -74,6 +74,7 @@ def summary(records: Records) -> dict:
     ],
     ids=lambda tune: f"{tune['sampler']}-{tune.get('stop', 'none')}",
 )
+@pytest.mark.long
 def test_a_search_killed_after_any_line_ends_as_the_undisturbed_one(tmp_path, tune):
     """Every trial ends once, no epoch is recorded twice; one trial at a time, so that also asha and tpe repeat."""
     config = configured(**tune)

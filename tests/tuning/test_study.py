@@ -277,6 +277,7 @@ def test_one_user(tmp_path):
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.long
 def test_killed_in_the_middle(cache, finished, tmp_path):
     """A killed study goes on: runs that were finished are not repeated, and the table is that of the whole one."""
     given, result, _ = finished
@@ -299,6 +300,7 @@ def test_killed_in_the_middle(cache, finished, tmp_path):
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.long
 def test_runs_side_by_side_are_the_same(cache, finished, tmp_path):
     given, result, _ = finished
     given = {**given, "base": {**given["base"], "tracking": {"enabled": False}}}
@@ -307,6 +309,7 @@ def test_runs_side_by_side_are_the_same(cache, finished, tmp_path):
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.long
 def test_cells_that_are_searches(ray_cluster, cache, tmp_path, monkeypatch):
     """Each cell is searched, and its best configuration trained on training and validation part with each seed."""
     search = {"tune": {"sampler": "grid", "stop": "none"}, "optim.lr": {"grid": [1e-5, 0.05]}}

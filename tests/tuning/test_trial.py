@@ -22,6 +22,7 @@ def figures(result):
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.long
 def test_the_same_bits_as_ray_train(ray_cluster, small, dataset, tmp_path):
     here = run_trial(in_folder(small, tmp_path / "here"))
     assert figures(here) == figures(train(in_folder(small, tmp_path / "ray")))

@@ -55,6 +55,7 @@ def found(ray_cluster, small, empty_store, tmp_path_factory):
 
 
 @pytest.mark.timeout(280)
+@pytest.mark.long
 def test_each_trial_ends_once_though_one_was_killed(found):
     result, events, _ = found
     lines = [json.loads(line) for line in (result.folder / "journal.jsonl").read_text().splitlines()]
@@ -140,6 +141,7 @@ def forgotten():
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.long
 def test_trials_that_raise_or_diverge_and_the_rest_goes_on(ray_cluster, small, tmp_path, forgotten):
     config = search_config(small, tmp_path / "s", tracking={"enabled": False}, model={"similarity": "dot"})
     config = changed(config, run={"imports": ["tests.tuning.failing_loss"]})

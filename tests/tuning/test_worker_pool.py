@@ -78,6 +78,7 @@ def test_processes_end_when_the_iteration_is_left(tmp_path):
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.long
 def test_a_process_ends_with_its_parent(tmp_path):
     code = (
         "import sys; from pathlib import Path; from tests.tuning.test_worker_pool import *\n"
