@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distrec.core import columns
 from distrec.core.errors import UserError
+from distrec.core.status import stage
 from distrec.evaluation.ranking import UserItemPairs
 from distrec.models.base import Scorer
 from distrec.models.solver import ItemItemLearner
@@ -163,6 +164,7 @@ class Recommender(Catalogue):
         known, chosen_V = NO_PAIRS if include_seen else pairs, self.candidates(items, exclude)
         lists = Lists.empty(users, self.ranker.length(k))
         if has_R.any():
+            stage("computing the vectors of new users")
             scorer, own = self._new_users(rows_of(pairs, has_R), int(has_R.sum())), np.arange(has_R.sum())
             lists.set(has_R, *self.ranker.rank(scorer, own, rows_of(known, has_R), k, chosen_V), HISTORY)
         if not has_R.all():
