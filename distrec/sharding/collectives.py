@@ -6,7 +6,6 @@ worker nothing is exchanged or copied.
 A: row requests that a worker receives, with repeats; R: the distinct rows among them.
 """
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distrec.core.background import in_background
 from distrec.core.buffer_pool import empty
 from distrec.kernels.dedup import unique_ids
 from distrec.sharding.device_copy import to_device
@@ -61,34 +61,27 @@ class Exchange:
             requested_U: local indices at their owners, distinct, ordered by owner, int32.
             requested_splits: number of them that each worker owns, (W,).
         """
-        plan: Future[LookupPlan] = Future()
         if self.workers == 1:
             (rows_R,) = to_device([requested_U], self.device)
+            plan: Future[LookupPlan] = Future()
             plan.set_result(LookupPlan(rows_R.long(), None, None, np.array([requested_splits])))
-        else:
-            # A daemon: if a peer is lost, the process can end before this exchange times out.
-            arguments = (plan, requested_U, requested_splits)
-            threading.Thread(target=self._plan_lookup, args=arguments, daemon=True).start()
-        return plan
+            return plan
+        # Its thread is a daemon: if a peer is lost, the process can end before this exchange times out.
+        return in_background(lambda: self._plan_lookup(requested_U, requested_splits), "look-up")
 
-    def _plan_lookup(self, plan: Future[LookupPlan], requested_U: np.ndarray, requested_splits: Sequence[int]) -> None:
-        try:
-            requested_WW = torch.empty(self.workers, self.workers, dtype=torch.int64)
-            dist.all_gather(list(requested_WW), torch.tensor(requested_splits), group=self._host_group)
-            received_splits = requested_WW[:, self.rank].tolist()
-            received_A, sent_U = torch.empty(sum(received_splits), dtype=torch.int32), torch.from_numpy(requested_U)
-            dist.all_to_all_single(received_A, sent_U, received_splits, list(requested_splits), group=self._host_group)
-            rows_R, row_index_A = unique_ids(received_A.numpy(), int(received_A.max()) + 1 if len(received_A) else 0)
-            plan.set_result(
-                LookupPlan(
-                    torch.from_numpy(rows_R).to(self.device).long(),
-                    torch.from_numpy(row_index_A).to(self.device).long(),
-                    self._gradient_index(row_index_A, len(rows_R), requested_WW[:, self.rank].numpy()),
-                    requested_WW.numpy(),
-                )
-            )
-        except BaseException as error:
-            plan.set_exception(error)
+    def _plan_lookup(self, requested_U: np.ndarray, requested_splits: Sequence[int]) -> LookupPlan:
+        requested_WW = torch.empty(self.workers, self.workers, dtype=torch.int64)
+        dist.all_gather(list(requested_WW), torch.tensor(requested_splits), group=self._host_group)
+        received_splits = requested_WW[:, self.rank].tolist()
+        received_A, sent_U = torch.empty(sum(received_splits), dtype=torch.int32), torch.from_numpy(requested_U)
+        dist.all_to_all_single(received_A, sent_U, received_splits, list(requested_splits), group=self._host_group)
+        rows_R, row_index_A = unique_ids(received_A.numpy(), int(received_A.max()) + 1 if len(received_A) else 0)
+        return LookupPlan(
+            torch.from_numpy(rows_R).to(self.device).long(),
+            torch.from_numpy(row_index_A).to(self.device).long(),
+            self._gradient_index(row_index_A, len(rows_R), requested_WW[:, self.rank].numpy()),
+            requested_WW.numpy(),
+        )
 
     def _gradient_index(self, row_index_A: np.ndarray, rows: int, counts_W: np.ndarray) -> np.ndarray:
         """Return `LookupPlan.gradient_index_WR`, given how many rows each worker requests of this one."""

@@ -109,7 +109,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         model, train = self.model, self.train
-        if ignored := [key for key in given(self) if f"{key}.".startswith(tuple(f"{name}." for name in model.ignores))]:
+        sections = tuple(f"{name}." for name in model.ignores)
+        if ignored := [key for key in given(self) if f"{key}.".startswith(sections)]:
             does = "does nothing; remove it" if len(ignored) == 1 else "do nothing; remove them"
             text = f"{', '.join(ignored)} {does}"
             raise ValueError(f"model.name={model.name} is not trained by gradient descent: {text}")

@@ -97,7 +97,8 @@ def _check_address(address: str) -> None:
         raise UserError(f"{name}: no Ray runs on this machine; start one, or unset RAY_ADDRESS")
     match = re.fullmatch(r"\[?([^/\s]+?)\]?:(\d{1,5})", target)
     if not match or int(match[2]) > 65535:
-        raise UserError(f"{name} is not the address of a Ray cluster: write host:port, ray://host:port or auto")
+        advice = "write host:port, ray://host:port or auto, or unset it"
+        raise UserError(f"{name} is not the address of a Ray cluster: {advice}")
     try:
         socket.getaddrinfo(match[1], int(match[2]))
     except (OSError, UnicodeError):
