@@ -243,6 +243,7 @@ class DeviceSteps:
                 self._graphs[size] = self._capture(pairs, ends)
             except RuntimeError as error:
                 self.captures = False
+                self._end_capture()
                 warnings.warn(f"steps cannot be captured as a CUDA graph, and are slower: {error}", stacklevel=2)
         self._seen.add(size)
         if size in self._graphs:
@@ -274,6 +275,19 @@ class DeviceSteps:
             if collecting:
                 gc.enable()
         return graph
+
+    def _end_capture(self) -> None:
+        """Free what a capture that failed leaves behind: a generator that takes itself for captured, memory in use.
+
+        torch 2.11 ends neither, so that random numbers and replays raise errors from then on. The graphs captured
+        before have the old state of the generator, and cannot be replayed.
+        """
+        self._graphs.clear()
+        generator = torch.cuda.default_generators[self._stream.device_index]
+        generator.graphsafe_set_state(generator.clone_state())
+        with contextlib.suppress(RuntimeError):  # that nothing is allocated there: by a version that ends it
+            torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
+            torch._C._cuda_releasePool(self._stream.device_index, self._pool)
 
     def _step(self, pairs: int, ends: bool) -> None:
         """Take a step of so many pairs. No operation may wait for the device, nor read what changes on the host."""

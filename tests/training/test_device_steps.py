@@ -7,6 +7,7 @@ import gc
 import itertools
 import weakref
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -86,9 +87,12 @@ CASES = {
         "loss": {"name": "mine_plus"},
         "optim": {"rule": "adam", "idle": "sweep", "decay": {"scope": "full", "coupling": "l2", "strength": 0.01}},
     },
+    # Not by cosine: its gradients grow as rows shrink, and rounding with them.
     "flushed between steps": {
+        "loss": {"name": "bpr"},
+        "model": {"similarity": "dot", "init": {"std": 1.0}},
         "sampling": {"shared": False, "negatives": 2},
-        "optim": {"rule": "sgd", "lr": 1.0, "decay": {"scope": "full", "strength": 0.999}},
+        "optim": {"rule": "adagrad", "lr": 5.0, "decay": {"scope": "full", "strength": 0.19}},
     },
     "lightgcn": {"model": {"name": "lightgcn", "layers": 2}, "optim": {"rule": "adam"}},
     "sweep of rows that stay": {
@@ -189,14 +193,14 @@ def equal_on_host_and_device(config, dataset):
     assert found == pytest.approx(expected, rel=1e-5)
     assert device.diagnostics() == pytest.approx(host.diagnostics(), rel=1e-3)
     for table, optimizer in host.optimizers.items():
-        torch.testing.assert_close(
-            device.tables[table].flush().cpu(), host.tables[table].flush(), rtol=1e-3, atol=1e-4, msg=table
-        )
+        of_table = partial("{}: {}".format, table)
+        rows_VD, expected_VD = device.tables[table].flush().cpu(), host.tables[table].flush()
+        torch.testing.assert_close(rows_VD, expected_VD, rtol=1e-3, atol=1e-4, msg=of_table)
         state = device.optimizers[table].state()
         for key, value in optimizer.state().items():
             value = value if isinstance(value, torch.Tensor) else torch.tensor(value)
             other = state[key].cpu() if isinstance(state[key], torch.Tensor) else torch.tensor(state[key])
-            torch.testing.assert_close(other, value, rtol=2e-3, atol=1e-4, msg=f"{table} {key}")
+            torch.testing.assert_close(other, value, rtol=2e-3, atol=1e-4, msg=partial(of_table("{} {}").format, key))
     return device
 
 

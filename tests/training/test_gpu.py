@@ -85,13 +85,23 @@ class Waits(Loss):
         return (step.negative_BN - step.positive_B[:, None]).sigmoid().mean(1)
 
 
+def by_epochs(config, dataset):
+    """Train two epochs on the GPU; return the trainer and the losses."""
+    trainer = Trainer(config, dataset, torch.device("cuda"))
+    source, losses = trainer.source, []
+    for epoch in range(2):
+        batches = iter(source.batches(epoch, 0, source.steps))
+        losses.append(trainer.train_epoch(epoch, 0, batches, lambda done, loss: None))
+    return trainer, losses
+
+
 def test_a_failed_capture_leaves_the_process_usable(small, dataset):
-    trainer = Trainer(changed(small, loss={"name": "waits_for_the_gpu"}), dataset, torch.device("cuda"))
-    source = trainer.source
     with pytest.warns(UserWarning, match="cannot be captured"):
-        for epoch in range(2):
-            batches = iter(source.batches(epoch, 0, source.steps))
-            assert np.isfinite(trainer.train_epoch(epoch, 0, batches, lambda done, loss: None))
+        trainer, losses = by_epochs(changed(small, loss={"name": "waits_for_the_gpu"}), dataset)
+    assert np.isfinite(losses).all()
     assert trainer.device_steps is not None and not trainer.device_steps.captures
     torch.cuda.empty_cache()
     assert torch.rand(8, device="cuda").sum().item() > 0
+    following, losses = by_epochs(small, dataset)
+    assert following.device_steps.captures and following.device_steps._graphs
+    assert losses == pytest.approx(by_epochs(changed(small, train={"capture": False}), dataset)[1], rel=1e-4)
