@@ -101,12 +101,14 @@ class Trainer:
 
     def train_epoch(self, epoch: int, first_step: int, batches: Iterator[Batch], emit: Emit) -> float:
         """Take the steps of an epoch; see `Learner.train_epoch`."""
-        before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(before or (self.config.train.deterministic and self.device.type == "cuda"))
+        in_order = self.config.train.deterministic and self.device.type == "cuda"
+        if not in_order or torch.are_deterministic_algorithms_enabled():
+            return self._train_epoch(epoch, first_step, batches, emit)
+        torch.use_deterministic_algorithms(True)  # if it must: it imports torch's compiler, which takes a second or more
         try:
             return self._train_epoch(epoch, first_step, batches, emit)
         finally:
-            torch.use_deterministic_algorithms(before)
+            torch.use_deterministic_algorithms(False)
 
     def _train_epoch(self, epoch: int, first_step: int, batches: Iterator[Batch], emit: Emit) -> float:
         if self.device_steps is not None:
