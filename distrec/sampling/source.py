@@ -88,8 +88,9 @@ class BatchSource:
         user, item = user[index], item[index]
         if self.needs.pairs_only:
             columns = (np.split(array, ends[1:-1]) for array in (user, item, ordinal))
+            pairs = np.diff(self._step_bounds(first, last), axis=0).sum(1).tolist()
             return [
-                Batch(epoch, first + k, len(user_B), users_U=user_B, items_U=item_B, ordinal_B=ordinal_B)
+                Batch(epoch, first + k, pairs[k], users_U=user_B, items_U=item_B, ordinal_B=ordinal_B)
                 for k, (user_B, item_B, ordinal_B) in enumerate(zip(*columns, strict=True))
             ]
         shared: Sequence[np.ndarray] | np.ndarray | None = None

@@ -40,13 +40,14 @@ class LookupPlan:
 class Exchange:
     """The collectives of a group of workers. All workers must make the same calls in the same order."""
 
-    def __init__(self, device: torch.device, send_bfloat16: bool = False) -> None:
+    def __init__(self, device: torch.device, send_bfloat16: bool = False, alone: bool = False) -> None:
         """
         Args:
             device: device of the tensors that are exchanged.
             send_bfloat16: send rows as bfloat16. One worker rounds them too, so that results do not depend on W.
+            alone: exchange nothing with the other workers, if there are any.
         """
-        grouped = dist.is_available() and dist.is_initialized()
+        grouped = not alone and dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if grouped else 0
         self.workers = dist.get_world_size() if grouped else 1
         self.device = device
@@ -135,6 +136,16 @@ class Exchange:
         as_bytes = received.view(torch.uint8), rows.view(torch.uint8)  # because not every backend supports bfloat16
         dist.all_to_all_single(*as_bytes, received_splits_W.tolist(), splits_W.tolist())
         return received
+
+    def gather_into(self, whole: Tensor, part: Tensor) -> None:
+        """Write the parts of all workers, of equal length, into `whole`, by rank."""
+        dist.all_gather(list(whole.chunk(self.workers)), part)
+
+    def all_to_all_into(
+        self, received: Tensor, sent: Tensor, received_splits: Sequence[int], splits: Sequence[int]
+    ) -> None:
+        """Send the parts of a tensor to the ranks, and write what they send to this one into `received`, by rank."""
+        dist.all_to_all_single(received, sent, list(received_splits), list(splits))
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
         """Copy the tensor of worker `source` into the tensors of all workers. Return this worker's."""

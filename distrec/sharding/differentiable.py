@@ -103,6 +103,11 @@ class StepExchange:
         """
         return self._record_map(forward, transposed, values)
 
+    @property
+    def used(self) -> bool:
+        """Whether anything was exchanged and recorded since the last `attach`."""
+        return self._token is not None
+
     def attach(self, share: Tensor) -> Tensor:
         """Return this worker's share of the loss plus the token. To be called after the last collective."""
         token, self._token = self._token, None  # the graph refers to this object: a cycle would keep its buffers

@@ -186,11 +186,11 @@ def uses_gpus(config: Config) -> bool:
     return config.train.device != "cpu" and _resources().get("GPU", 0) >= config.train.workers
 
 
-def stream_plan(config: Config, largest: int) -> tuple[str, int]:
+def stream_plan(config: Config, users: int, items: int) -> tuple[str, int]:
     """Return (`ray` or `thread`, Ray Data actors for each worker): `train.stream` and `train.stream_actors` resolved.
 
     A GPU takes a step in less than a fifth of the time that one core needs to draw 800 negatives per pair, so a worker
-    on a GPU gets several actors, unless the GPU draws. `largest`: rows of the largest table.
+    on a GPU gets several actors, unless the GPU draws.
     """
     if _nodes(config):  # a process of Ray Data would need CPUs beside those of the placement group
         if config.train.stream == "ray":
@@ -200,7 +200,8 @@ def stream_plan(config: Config, largest: int) -> tuple[str, int]:
         return config.stream_backend, config.train.stream_actors or 1
     cores = int(_resources()["CPU"] / config.train.workers - WORKER_CPUS)
     backend = "ray" if config.train.stream == "auto" else config.train.stream
-    most = GPU_ACTORS if prevented(config, largest, torch.device("cuda"), config.train.workers) else PAIR_ACTORS
+    on_host = prevented(config, users, items, torch.device("cuda"), config.train.workers)
+    most = GPU_ACTORS if on_host else PAIR_ACTORS
     return backend, config.train.stream_actors or max(1, min(most, cores))
 
 

@@ -9,6 +9,9 @@ A step reads a table whole, with row numbers as indices, if it is small or has f
 uses. Of another table it reads the rows in the batch: it sorts their numbers, in buffers of the size that they need if
 all are distinct. An entry -1 in a list of rows is none.
 
+With several workers each gathers the items of all before a step and returns their gradients to the owners after it
+(`gathered_items`): a step is then three graphs, with collectives between them.
+
 C: pairs of all steps that are on the device; S: these steps; R: entries of a list of rows.
 """
 
@@ -16,7 +19,7 @@ import contextlib
 import gc
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -34,19 +37,24 @@ from distrec.sharding.device_copy import to_device
 from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
+from distrec.training.gathered_items import GatheredItems
 from distrec.training.sharded_model import ShardedModel
 
 _STEPS = 64  # sent at a time
 _SMALL, _DENSE = 100_000, 8  # rows, and rows for each that the step uses, up to which a table is read whole
+_OWN = "own items"
 _SWEPT = 4_000_000  # rows of a table up to which `optim.idle=sweep` runs here
 
 
-def prevented(config: Config, largest: int, device: torch.device, workers: int, installed: bool = False) -> str | None:
+def prevented(
+    config: Config, users: int, items: int, device: torch.device, workers: int, installed: bool = False
+) -> str | None:
     """Return why steps cannot stay on the device; None if they can.
 
     Args:
         config: configuration of the run.
-        largest: rows of the largest table.
+        users: rows of the users' tables.
+        items: rows of the items' tables.
         device: where the tables are.
         workers: number of workers.
         installed: take it that Triton is installed there: a plan is made on another machine.
@@ -60,8 +68,6 @@ def prevented(config: Config, largest: int, device: torch.device, workers: int, 
         return "train.capture=false"
     if not installed and (reason := missing_triton()):
         return f"steps on the GPU need {reason}"
-    if workers > 1:
-        return "rows are exchanged with other workers"
     with torch.device("meta"):
         layers = any(True for _ in model.build().parameters())
     if layers or "history" in model.reads:
@@ -72,9 +78,36 @@ def prevented(config: Config, largest: int, device: torch.device, workers: int, 
         return "masks of dropout are drawn on the host"
     if any(spec.bounds for spec in (*model.tables(), *config.loss.tables())):
         return f"loss {config.loss.name} bounds the rows of a table"
-    if sweeps(config) and largest > _SWEPT:
-        return f"optim.idle=sweep over {largest:,} rows"
+    if sweeps(config) and max(users, items) > _SWEPT:
+        return f"optim.idle=sweep over {max(users, items):,} rows"
+    if workers > 1 and (reason := _not_gathered(config, items, workers)):
+        return f"{reason}, and there are {workers} workers"
     return not_replayable(config.optim, _strengths(config), "graph" in model.reads)
+
+
+def _not_gathered(config: Config, items: int, workers: int) -> str | None:
+    """Return why a worker cannot take its part of a step with the items of all workers; None if it can."""
+    assert isinstance(config.model, EmbeddingConfig), config.model
+    if "graph" in config.model.reads:
+        return f"model {config.model.name} reads the graph"
+    if "batch" in config.loss.needs():
+        return f"loss {config.loss.name} reads the whole batch"
+    if config.effective_sampling.distribution == "in_batch":
+        return "negatives are the positives of the whole batch"
+    if config.optim.clip_norm is not None:
+        return "optim.clip_norm reads the gradients of all workers"
+    uses = config.train.batch_size * (1 + config.batch_needs.extra_positives) + draws_of(config)
+    if items > max(_SMALL, uses // workers):
+        return f"{items:,} items are too many to send at each step"
+    return None
+
+
+def draws_of(config: Config) -> int:
+    """Return the items that a step uses as negatives."""
+    sampling, pairs = config.effective_sampling, config.train.batch_size
+    if sampling.distribution == "in_batch":
+        return pairs
+    return sampling.negatives * (1 if sampling.shared else pairs)
 
 
 def _strengths(config: Config) -> list[float]:
@@ -105,6 +138,8 @@ class SteppedTrainer(Protocol):
     sharded: ShardedModel
     optimizers: dict[str, SparseOptimizer]
     meters: StepMeters
+    exchanges: bool
+    """Whether the loss of the last step exchanged anything with other workers."""
 
     def backward_on(self, batch: Batch, arrays: dict[str, Tensor], leaves: dict[str, Tensor]) -> Tensor:
         """Return the loss of a batch with these arrays, and set the gradients of the leaves."""
@@ -113,10 +148,15 @@ class SteppedTrainer(Protocol):
         """Return the gradients of the leaves."""
 
     def norm(self, grads: list[Tensor], dense: Tensor | None) -> Tensor:
-        """Return the norm of gradients."""
+        """Return the norm of the gradients of all workers."""
 
     def clip(self, grads: list[Tensor], norm: Tensor) -> None:
         """Scale gradients of this norm down to the largest allowed one."""
+
+
+def sum_of_squares(grads: list[Tensor]) -> Tensor:
+    """Return the sum of the squares of all values, () float64."""
+    return torch.stack([grad.square().sum(dtype=torch.float64) for grad in grads]).sum()
 
 
 class DeviceSteps:
@@ -151,9 +191,15 @@ class DeviceSteps:
         self._coefficients = {name: self._zeros((steps, COEFFICIENTS), torch.float64) for name in trainer.optimizers}
         self._loss_sum, self._norm = self._zeros((), torch.float64), self._zeros((), torch.float64)
         self._constants(sampler)
-        self._graphs: dict[tuple[int, bool, bool], torch.cuda.CUDAGraph] = {}
-        self._reads_all = trainer.sharded.graph is not None or sweeps(self._config)
-        self._seen: set[tuple[int, bool, bool]] = set()
+        sharded, specs = trainer.sharded, trainer.sharded.specs
+        self._tables = {entity: [k for k, spec in specs.items() if spec.entity == entity] for entity in (USERS, ITEMS)}
+        self._gathered: GatheredItems | None = None
+        if sharded.exchange.workers > 1:
+            widths = {name: specs[name].width for name in self._tables[ITEMS]}
+            self._gathered = GatheredItems(sharded.exchange, sharded.partitions[ITEMS], widths)
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._reads_all = sharded.graph is not None or sweeps(self._config)
+        self._seen: set[Hashable] = set()
         self.captures = self._device.type == "cuda" and "batch" not in self._config.loss.needs()
         if self.captures:
             self._pool = torch.cuda.graph_pool_handle()
@@ -165,8 +211,9 @@ class DeviceSteps:
     def _constants(self, sampler: NegativeSampler) -> None:
         """Copy what never changes to the device."""
         loss = self._config.loss
-        partitions = self._trainer.sharded.partitions
-        self._count = {entity: partition.size(0) for entity, partition in partitions.items()}
+        sharded = self._trainer.sharded
+        own_users = sharded.partitions[USERS].size(sharded.exchange.rank)
+        self._count = {USERS: own_users, ITEMS: sharded.partitions[ITEMS].rows}
         self._all_rows: dict[str, Tensor] = {}
         self._saturated_U: Tensor | None = None
         if sampler.excludes and sampler.saturated_U.any():
@@ -176,13 +223,14 @@ class DeviceSteps:
                 torch.from_numpy(values).to(self._device) for values in (sampler.log_masses_V, sampler.log_free_U)
             )
         if "positive_degree_B" in loss.needs():
-            degree_V = self._trainer.sharded.owned_degrees(ITEMS).astype(np.float32)
+            degree_V = sharded.dataset.item_degrees().astype(np.float32)
             self._degree_V = torch.from_numpy(degree_V).to(self._device)
 
     def describe(self) -> str:
         """Return how steps run, for the log."""
         if self.captures:
-            return "steps stay on the GPU, negatives are drawn there; each is one CUDA graph"
+            each = "one CUDA graph" if self._gathered is None else "three CUDA graphs, between them items are exchanged"
+            return f"steps stay on the GPU, negatives are drawn there; each is {each}"
         return "negatives are drawn on the device, whose operations the host launches one by one"
 
     def train_epoch(self, epoch: int, first_step: int, batches: Iterator[Batch], emit: Emit) -> float:
@@ -203,7 +251,7 @@ class DeviceSteps:
                 for batch in pairs:
                     step += 1
                     if batch.pairs:
-                        self._take(batch.pairs, step == steps)
+                        self._take(len(batch.users_U), batch.pairs, step == steps)
                     else:
                         self._draws.state[0] += 1
                     emit(step, self._loss_sum)
@@ -216,11 +264,11 @@ class DeviceSteps:
 
     def _send(self, batches: list[Batch]) -> None:
         """Copy the pairs of some steps to the device, and the coefficients of the optimizers."""
-        first, sizes = batches[0], [batch.pairs for batch in batches]
+        first, sizes = batches[0], [len(batch.users_U) for batch in batches]
         columns = [[getattr(batch, name) for batch in batches] for name in ("users_U", "items_U", "ordinal_B")]
         start_S = np.cumsum([0, *sizes[:-1]])
         # A step without pairs on any worker changes nothing: the optimizers do not count it.
-        planned = np.flatnonzero(sizes)
+        planned = np.flatnonzero([batch.pairs for batch in batches])
         coefficients = []
         for optimizer in self._trainer.optimizers.values():
             coefficients_SC = np.zeros((len(batches), COEFFICIENTS))
@@ -232,27 +280,49 @@ class DeviceSteps:
         for buffer, values in zip(buffers, sent, strict=True):
             buffer[: len(values)].copy_(values)
 
-    def _take(self, pairs: int, ends: bool) -> None:
-        """Take the present step: replay its graph, capture it before, or launch its operations one by one.
+    def _take(self, pairs: int, total: int, ends: bool) -> None:
+        """Take the present step.
 
-        The first step of a size is launched, which compiles and loads its programs: a capture cannot.
+        Args:
+            pairs: pairs of this worker.
+            total: pairs of all workers.
+            ends: whether the step is the last of the epoch.
         """
-        size = pairs, ends, torch.are_deterministic_algorithms_enabled()
-        if size in self._seen and size not in self._graphs and self.captures:
+        size, gathered = (pairs, total, ends), self._gathered
+        if gathered is None:
+            return self._run(self._step, *size)
+        self._run(self._put_items)
+        with self._trainer.meters.part("exchange"):
+            gathered.gather()
+        self._run(self._own_part, *size)
+        with self._trainer.meters.part("exchange"):
+            gathered.return_gradients()
+        self._run(self._update_items, ends)
+        if ends:
+            self._norm.copy_(self._trainer.sharded.exchange.all_add(self._norm.view(1))[0].sqrt())
+
+    def _run(self, part: Callable[..., None], *size: int) -> None:
+        """Run a step, or a part of one: replay its graph, capture it before, or launch its operations one by one.
+
+        The first of a size is launched, which compiles and loads its programs: a capture cannot.
+        """
+        key = part.__name__, size, torch.are_deterministic_algorithms_enabled()
+        if key in self._seen and key not in self._graphs and self.captures:
             try:
-                self._graphs[size] = self._capture(pairs, ends)
+                self._graphs[key] = self._capture(part, size)
             except RuntimeError as error:
                 self.captures = False
                 self._end_capture()
                 warnings.warn(f"steps cannot be captured as a CUDA graph, and are slower: {error}", stacklevel=2)
-        self._seen.add(size)
-        if size in self._graphs:
-            self._graphs[size].replay()
+        self._seen.add(key)
+        if key in self._graphs:
+            self._graphs[key].replay()
         else:
-            self._step(pairs, ends)
+            part(*size)
+            self.captures &= not self._trainer.exchanges  # of a graph, other workers would have to know
 
-    def _capture(self, pairs: int, ends: bool) -> torch.cuda.CUDAGraph:
-        """Capture a step.
+    def _capture(self, part: Callable[..., None], size: tuple[int, ...]) -> torch.cuda.CUDAGraph:
+        """Capture a step, or a part of one.
 
         Not by `torch.cuda.graph`, which collects garbage first: that takes longer than capturing. Nothing is collected
         meanwhile instead, as to free another graph would end the capture.
@@ -264,7 +334,7 @@ class DeviceSteps:
             with torch.cuda.stream(self._stream):
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
-                    self._step(pairs, ends)
+                    part(*size)
                 except BaseException:
                     with contextlib.suppress(RuntimeError):  # that the capture was ended before: by the first error
                         graph.capture_end()
@@ -289,29 +359,83 @@ class DeviceSteps:
             torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
             torch._C._cuda_releasePool(self._stream.device_index, self._pool)
 
-    def _step(self, pairs: int, ends: bool) -> None:
-        """Take a step of so many pairs. No operation may wait for the device, nor read what changes on the host."""
+    # Of what follows, no operation may wait for the device, nor read what changes on the host.
+
+    def _step(self, pairs: int, total: int, ends: bool) -> None:
+        """Take a step, as the only worker."""
+        rows, grads = self._gradients(pairs, total)
+        clip_norm = self._config.optim.clip_norm
+        if ends or clip_norm is not None:
+            norm = self._trainer.norm(list(grads.values()), None)
+            self._norm.copy_(norm)
+            if clip_norm is not None:
+                self._trainer.clip(list(grads.values()), norm)
+        self._update(USERS, rows[USERS], grads)
+        self._update(ITEMS, rows[ITEMS], grads)
+        self._index.add_(1)
+
+    def _put_items(self) -> None:
+        """Prepare this worker's items for the others."""
+        assert self._gathered is not None
+        self._gathered.put({name: self._read(name, self._own_items) for name in self._tables[ITEMS]})
+
+    def _own_part(self, pairs: int, total: int, ends: bool) -> None:
+        """Take this worker's part of a step: update its users, and prepare the gradients of items for their owners."""
+        assert self._gathered is not None
+        rows, grads = self._gradients(pairs, total)
+        if ends:
+            self._norm.copy_(sum_of_squares([grads[name] for name in self._tables[USERS]]))
+        self._update(USERS, rows[USERS], grads)
+        self._gathered.put_gradients(grads, rows[ITEMS] >= 0)
+
+    def _update_items(self, ends: bool) -> None:
+        """Update this worker's items by the gradients of all workers."""
+        assert self._gathered is not None
+        grads, used_V = self._gathered.sums()
+        if ends:
+            self._norm.add_(sum_of_squares(list(grads.values())))
+        self._update(ITEMS, torch.where(used_V, self._own_items, -1), grads)
+        self._index.add_(1)
+
+    @property
+    def _index(self) -> Tensor:
+        """The present step among those that are on the device, (1,)."""
+        return self._draws.state[:1]
+
+    @property
+    def _own_items(self) -> Tensor:
+        """Local rows of this worker's items, (V_w,) int64."""
+        return self._all(_OWN)
+
+    def _read(self, table: str, rows_R: Tensor) -> Tensor:
+        """Return rows of this worker as they are before the present step, (R, D)."""
+        return self._trainer.optimizers[table].read_ahead(rows_R, self._coefficients[table], self._index)
+
+    def _update(self, entity: str, rows_R: Tensor, grads: dict[str, Tensor]) -> None:
+        """Apply the gradients of an entity's tables, of rows of this worker."""
+        for name in self._tables[entity]:
+            self._trainer.optimizers[name].step_ahead(rows_R, grads[name], self._coefficients[name], self._index)
+
+    def _gradients(self, pairs: int, total: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Add the loss of a step to that of the epoch. Return (rows of users and items, gradients by table).
+
+        Args:
+            pairs: pairs of this worker.
+            total: pairs of all workers.
+        """
         trainer, draws = self._trainer, self._draws
         user_B, item_B, ordinal_B = draws.pairs(self._columns, self._start_S, pairs)
         arrays, rows = self._arrays(user_B, item_B, ordinal_B)
-        entity_of = {name: spec.entity for name, spec in trainer.sharded.specs.items()}
-        index = draws.state[:1]
-        leaves = {
-            name: optimizer.read_ahead(rows[entity_of[name]], self._coefficients[name], index).requires_grad_()
-            for name, optimizer in trainer.optimizers.items()
-        }
-        share = trainer.backward_on(Batch(-1, -1, pairs), arrays, leaves)
-        grads = trainer.gradients_of(leaves)
-        clip_norm = self._config.optim.clip_norm
-        if ends or clip_norm is not None:
-            norm = trainer.norm(list(grads.values()), None)
-            self._norm.copy_(norm)
-            if clip_norm is not None:
-                trainer.clip(list(grads.values()), norm)
-        for name, optimizer in trainer.optimizers.items():
-            optimizer.step_ahead(rows[entity_of[name]], grads[name], self._coefficients[name], index)
-        self._loss_sum.add_(share, alpha=pairs)
-        index.add_(1)
+        leaves = {name: self._read(name, rows[USERS]) for name in self._tables[USERS]}
+        if self._gathered is None:
+            leaves |= {name: self._read(name, rows[ITEMS]) for name in self._tables[ITEMS]}
+        else:
+            leaves |= self._gathered.rows()
+        leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+        if pairs:
+            share = trainer.backward_on(Batch(-1, -1, total), arrays, leaves)
+            self._loss_sum.add_(share, alpha=total)
+        return rows, trainer.gradients_of(leaves)
 
     def _arrays(self, user_B: Tensor, item_B: Tensor, ordinal_B: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Draw. Return (the arrays of a batch, as `LossInputBuilder` reads them; the rows of users and items, (R,))."""
@@ -365,7 +489,9 @@ class DeviceSteps:
     def _all(self, table: str) -> Tensor:
         """Return the numbers of all rows, (R,) int64. They are made by a step that is launched, before any capture."""
         if table not in self._all_rows:
-            self._all_rows[table] = self._trainer.sharded.all_rows(table)
+            sharded = self._trainer.sharded
+            count = sharded.partitions[ITEMS].size(sharded.exchange.rank) if table == _OWN else self._count[table]
+            self._all_rows[table] = torch.arange(count, device=self._device)
         return self._all_rows[table]
 
     def _rows(self, table: str, uses: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -373,7 +499,8 @@ class DeviceSteps:
         count = sum(len(use) for use in uses)
         if self._reads_all or (table == ITEMS and "catalogue" in self._config.loss.needs()):
             return self._all(table), uses
-        if rows_read(self._count[table], count) == self._count[table]:
+        gathered = table == ITEMS and self._gathered is not None
+        if gathered or rows_read(self._count[table], count) == self._count[table]:
             return self._draws.touched(uses, self._count[table]), uses
         sorted_C, order_C = torch.cat(uses).sort()
         new_C = torch.ones_like(sorted_C, dtype=torch.bool)

@@ -158,8 +158,8 @@ def _open_run(tracker: Tracker, config: Config, dataset: Dataset, folder: RunFol
 def _fit(config: Config, dataset: Dataset, folder: RunFolder, on_event: Listener) -> dict[str, Any]:
     """Run the workers and pass their events to `on_event` in this thread. Return the return value of rank 0."""
     mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
-    largest = max(dataset.manifest.users, dataset.manifest.items)
-    job = Job(config, dataset, *cluster.stream_plan(config, largest))
+    manifest = dataset.manifest
+    job = Job(config, dataset, *cluster.stream_plan(config, manifest.users, manifest.items))
     trainer = _ray_trainer(config, folder, {"job": job, "mailbox": mailbox, "best_folder": folder.path / BEST})
     # In a thread, so that this one can pass on events, and that Ctrl-C raises here, not in Ray's signal handler.
     fit: Future[Any] = in_background(trainer.fit, "fit")

@@ -113,8 +113,8 @@ class LossInputBuilder:
         if "batch" in reads:
             fields["batch"] = self._global_batch(fields["users_BD"], fields["positives_BD"])
         if "catalogue" in reads:
-            positive_B = self._owned_positive_B
-            fields["catalogue"] = Catalogue(fields["users_BD"], self.items[REPRESENTATION], positive_B, self.group)
+            rows_VD, positive_B = self.items[REPRESENTATION], self._owned_positive_B
+            fields["catalogue"] = Catalogue(fields["users_BD"], rows_VD, positive_B, self._owners_of_items)
         fields = {name: value for name, value in fields.items() if name in reads or name in ("tables", "lazy")}
         others |= {
             "pairs": self.batch.pairs,
@@ -238,9 +238,14 @@ class LossInputBuilder:
         return GlobalBatch(all_users_BD, all_items_BD, user_B, local_B * self.group.workers + owner_B, own)
 
     @property
+    def _owners_of_items(self) -> Exchange:
+        """The workers that hold the catalogue together: this one alone in a step that stays on the device."""
+        return Exchange(self.group.device, alone=True) if "positive_id_B" in self.arrays else self.group
+
+    @property
     def _owned_positive_B(self) -> Tensor:
         """Index of the positives of all workers among this worker's items, -1 where another owns it, int64."""
-        if "positive_id_B" in self.arrays:  # drawn on the device, by one worker
+        if "positive_id_B" in self.arrays:
             return self.arrays["positive_id_B"].long()
         _, owner_B, local_B = self._ids_B3.unbind(1)
         return torch.where(owner_B == self.group.rank, local_B, -1)

@@ -21,7 +21,7 @@ from distrec.sharding.differentiable import StepExchange
 from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
-from distrec.training.device_steps import DeviceSteps, pairs_only, prevented, sweeps
+from distrec.training.device_steps import DeviceSteps, pairs_only, prevented, sum_of_squares, sweeps
 from distrec.training.forward import OCCURRENCES, ForwardPass, Leaves
 from distrec.training.sharded_model import ShardedModel
 
@@ -45,8 +45,8 @@ class Trainer:
         self.source = self.sharded.source
         steps = config.train.epochs * self.source.steps
         self.forward = ForwardPass(self.sharded)
-        largest = max(dataset.manifest.users, dataset.manifest.items)
-        self._why_on_host = prevented(config, largest, device, self.exchange.workers)
+        users, items = dataset.manifest.users, dataset.manifest.items
+        self._why_on_host = prevented(config, users, items, device, self.exchange.workers)
         all_rows = self.forward.whole_graph or (self._why_on_host is None and sweeps(config))
         self.optimizers = {
             name: SparseOptimizer(table, config.optim, steps, all_rows=all_rows) for name, table in self.tables.items()
@@ -57,6 +57,7 @@ class Trainer:
         self._prefetched_lookup: tuple[Batch, Future[LookupPlan]] | None = None
         self._following: Batch | None = None
         self._gradient_norm: float | None = None
+        self.exchanges = False
         self.device_steps: DeviceSteps | None = None
         if self._why_on_host is None:
             self.source = pairs_only(self.source)
@@ -104,7 +105,7 @@ class Trainer:
         in_order = self.config.train.deterministic and self.device.type == "cuda"
         if not in_order or torch.are_deterministic_algorithms_enabled():
             return self._train_epoch(epoch, first_step, batches, emit)
-        torch.use_deterministic_algorithms(True)  # if it must: it imports torch's compiler, which takes a second or more
+        torch.use_deterministic_algorithms(True)  # it imports torch's compiler, which takes seconds
         try:
             return self._train_epoch(epoch, first_step, batches, emit)
         finally:
@@ -194,8 +195,7 @@ class Trainer:
 
     def norm(self, grads: list[Tensor], dense: Tensor | None) -> Tensor:
         """Return the norm of the gradients of all workers, ()."""
-        norm2 = torch.stack([grad.square().sum(dtype=torch.float64) for grad in grads]).sum()
-        norm2 = self.exchange.all_add(norm2.view(1))[0]
+        norm2 = self.exchange.all_add(sum_of_squares(grads).view(1))[0]
         if dense is not None:
             norm2 = norm2 + dense.square().sum()
         return norm2.sqrt()
@@ -241,6 +241,7 @@ class Trainer:
         """
         exchange = StepExchange(self.exchange, lambda: self.meters.part("exchange"))
         share = self.forward.share(batch, plan, leaves, exchange)
+        self.exchanges = exchange.used
         exchange.attach(share).backward()  # type: ignore[no-untyped-call]
         return share.detach()
 

@@ -18,9 +18,15 @@ from distrec.data.prepare import prepare
 from distrec.evaluation.evaluator import evaluate_part
 from distrec.losses import Loss, losses
 from distrec.models.base import TableSpec
+from distrec.sharding.checkpoint import load_shard
 from distrec.sharding.initialization import initializers
+from distrec.sharding.partition import Partition
+from distrec.testing.ranks import run_ranks
+from distrec.testing.wire import counted_bytes
 from distrec.training.config import Config
 from distrec.training.device_steps import DeviceSteps, pairs_only, prevented
+from distrec.training.planning.sizes import Sizes, step_sizes
+from distrec.training.planning.traffic import step_traffic
 from distrec.training.trainer import Trainer
 from tests.conftest import changed
 from tests.kernels.gpu import CUDA, INTERPRETING, running
@@ -204,6 +210,62 @@ def equal_on_host_and_device(config, dataset):
     return device
 
 
+OTHERS = {
+    "tables of the loss": {"loss": {"name": "pairs_with_margins"}},
+    "workers without pairs": {"train": {"batch_size": 3}, "sampling": {"shared": False, "negatives": 2}},
+}
+# Of one worker and of two or three, losses with tables and extra positives, rules with and without state.
+OF_SEVERAL = [
+    "ssm, full",
+    "bsl, in batch, popularity",
+    "bpr, one negative, adagrad",
+    "shared, log q, sgd, full, cosine schedule",
+    "exact softmax, l2",
+    "debiased, extra positives, mixture",
+    "momentum, sweep",
+    "flushed between steps",
+    *OTHERS,
+]
+
+
+def train_and_save(config, dataset, folder):
+    """Train; return the losses of the epochs over all workers, the diagnostics, and the bytes sent in a step."""
+    with counted_bytes() as sent:
+        trainer, losses = trained(config, dataset, CPU)
+    trainer.save(folder, {})
+    return trainer.exchange.all_sum(losses), trainer.diagnostics(), sum(sent) / (EPOCHS * trainer.source.steps)
+
+
+@running
+@pytest.mark.skipif(not INTERPRETING, reason="several workers on a GPU need several GPUs")
+@pytest.mark.parametrize("name", OF_SEVERAL)
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_equal_one(tiny, data, tmp_path, name, workers):
+    config = changed(tiny, **(CASES | OTHERS)[name])
+    one, several = tmp_path / "one", tmp_path / "several"
+    one.mkdir(), several.mkdir()
+    losses, diagnostics, _ = train_and_save(changed(config, **ON_HOST), data, one)
+    by_rank = run_ranks(workers, train_and_save, changed(config, **ON_DEVICE), data, several)
+    for found in by_rank:
+        assert found[0] == pytest.approx(losses, rel=1e-5)
+        assert found[1] == pytest.approx(diagnostics, rel=1e-3)
+    sizes = Sizes.of(data)
+    planned = step_traffic(config, sizes, workers, step_sizes(config, sizes, workers), gpu=True)
+    sent = sum(found[2] for found in by_rank) / workers
+    assert sum(collective.bytes for collective in planned) == pytest.approx(sent, rel=0.05)
+    partitions = {spec.name: Partition(m, data.manifest.buckets, 1) for spec, m in entities(config, data)}
+    (expected, _, _), (saved, _, _) = (load_shard(folder, 0, partitions) for folder in (one, several))
+    for table, values in expected.items():
+        for key, value in values.items():
+            torch.testing.assert_close(saved[table][key], value, rtol=2e-3, atol=1e-4, msg=f"{table} {key}")
+
+
+def entities(config, dataset):
+    """Return each table of a configuration and its number of rows."""
+    rows = {"users": dataset.manifest.users, "items": dataset.manifest.items}
+    return [(spec, rows[spec.entity]) for spec in (*config.model.tables(), *config.loss.tables())]
+
+
 @running
 @pytest.mark.parametrize(
     "sampling",
@@ -248,20 +310,29 @@ def test_draws_are_those_of_the_host(tiny, data, sampling):
 
 def test_reasons_against_steps_on_the_device(tiny):
     cuda = torch.device("cuda")
-    assert "bfloat16" in prevented(changed(tiny, train={"send_bfloat16": True}), 30, cuda, 1)
-    assert "exchanged" in prevented(tiny, 30, cuda, 2)
-    assert "simplex" in prevented(changed(tiny, model={"name": "simplex"}), 30, cuda, 1)
-    assert prevented(changed(tiny, model={"name": "lightgcn"}, optim={"rule": "adam"}), 30, cuda, 1) is None
-    assert "adam" in prevented(changed(tiny, optim={"rule": "adam"}), 30, cuda, 1)
+    assert "bfloat16" in prevented(changed(tiny, train={"send_bfloat16": True}), 30, 24, cuda, 1)
+    assert prevented(tiny, 30, 24, cuda, 2) is None
+    assert prevented(tiny, 30, 1_000_000, cuda, 1) is None
+    assert "1,000,000 items" in prevented(tiny, 30, 1_000_000, cuda, 2)
+    for change, why in (
+        ({"model": {"name": "lightgcn"}, "optim": {"rule": "adam"}}, "the graph"),
+        ({"loss": {"name": "directau"}}, "whole batch"),
+        ({"sampling": {"distribution": "in_batch"}}, "whole batch"),
+        ({"optim": {"clip_norm": 1.0}}, "clip_norm"),
+    ):
+        assert why in prevented(changed(tiny, **change), 30, 24, cuda, 2)
+    assert "simplex" in prevented(changed(tiny, model={"name": "simplex"}), 30, 24, cuda, 1)
+    assert prevented(changed(tiny, model={"name": "lightgcn"}, optim={"rule": "adam"}), 30, 24, cuda, 1) is None
+    assert "adam" in prevented(changed(tiny, optim={"rule": "adam"}), 30, 24, cuda, 1)
     sweep = {"rule": "adam", "idle": "sweep"}
-    assert prevented(changed(tiny, optim=sweep), 30, cuda, 1) is None
-    assert "sweep" in prevented(changed(tiny, optim=sweep), 5_000_000, cuda, 1)
+    assert prevented(changed(tiny, optim=sweep), 30, 24, cuda, 1) is None
+    assert "sweep" in prevented(changed(tiny, optim=sweep), 5_000_000, 24, cuda, 1)
     in_batch = {"decay": {"scope": "in_batch", "strength": 0.1}}
-    assert "batch alone" in prevented(changed(tiny, optim=sweep | in_batch), 30, cuda, 1)
+    assert "batch alone" in prevented(changed(tiny, optim=sweep | in_batch), 30, 24, cuda, 1)
     l2 = {"scope": "full", "coupling": "l2", "strength": 0.1, "tables": {"users": 0.0}}
-    assert "some tables" in prevented(changed(tiny, optim={"idle": "sweep", "decay": l2}), 30, cuda, 1)
-    assert "capture" in prevented(changed(tiny, train={"capture": False}), 30, cuda, 1)
-    assert "CPU" in prevented(tiny, 30, CPU, 1)
+    assert "some tables" in prevented(changed(tiny, optim={"idle": "sweep", "decay": l2}), 30, 24, cuda, 1)
+    assert "capture" in prevented(changed(tiny, train={"capture": False}), 30, 24, cuda, 1)
+    assert "CPU" in prevented(tiny, 30, 24, CPU, 1)
 
 
 @running

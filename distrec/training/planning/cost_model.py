@@ -134,9 +134,9 @@ def counts(config: Config, sizes: Sizes, workers: int, step: StepSizes | None = 
     }
 
 
-def _device_counts(config: Config, sizes: Sizes, step: StepSizes) -> dict[str, float]:
+def _device_counts(config: Config, sizes: Sizes, step: StepSizes, workers: int) -> dict[str, float]:
     """Return the counts of a step that stays on a GPU."""
-    model, rows = config.model, device_rows(config, sizes)
+    model, rows = config.model, device_rows(config, sizes, workers)
     assert isinstance(model, EmbeddingConfig), model
     normalized = 1.0 if model.similarity == "cosine" else 0.5
     return {
@@ -170,19 +170,21 @@ def step_seconds(
     gpu = costs.device == "gpu"
     draws_on_device = on_device(config, sizes, workers, gpu)
     if draws_on_device and ON_DEVICE in costs.constants:  # one graph, of which the parts are not told apart
-        whole = predicted(costs.constants, {ON_DEVICE: _device_counts(config, sizes, step)})[ON_DEVICE]
-        drawing = costs.constants[ON_DEVICE].get("pairs of the stream", 0.0) * step.pairs / actors_of(config, gpu, True)
-        return {"wait": max(0.0, drawing - whole), "look_up": 0.0, "exchange": 0.0, "compute": whole, "update": 0.0}
-    found = predicted(costs.constants, counts(config, sizes, workers, step))
+        whole = predicted(costs.constants, {ON_DEVICE: _device_counts(config, sizes, step, workers)})[ON_DEVICE]
+        found = {"look_up": 0.0, "exchange": 0.0, "compute": whole, "update": 0.0}
+        drawing = costs.constants[ON_DEVICE].get("pairs of the stream", 0.0) * step.pairs
+    else:
+        found = predicted(costs.constants, counts(config, sizes, workers, step))
+        drawing = found.pop(STREAM)
     if network and workers > 1 and (machines > 1 or not costs.exchange_measured):
-        exchanges = step_traffic(config, sizes, workers, step)
+        exchanges = step_traffic(config, sizes, workers, step, gpu)
         per_machine = -(-workers // machines) if costs.exchange_measured else 1
         away = (workers - per_machine) / max(1, workers - 1)  # share of the other workers that are on other machines
         for part, ahead in (("exchange", False), ("look_up", True)):
             sent = sum(c.bytes for c in exchanges if c.ahead is ahead) * away * per_machine
             latency = sum(c.calls for c in exchanges if c.ahead is ahead) * network.latency_s
             found[part] += sent / network.bytes_per_s + latency
-    drawing = found.pop(STREAM) / actors_of(config, gpu, draws_on_device)
+    drawing /= actors_of(config, gpu, draws_on_device)
     return {"wait": max(0.0, drawing - sum(found.values())), **found}
 
 

@@ -86,7 +86,7 @@ class Plan:
     @property
     def traffic(self) -> list[Collective]:
         """The collectives of a step; none for a solver or one worker."""
-        return step_traffic(self.config, self.sizes, self.workers, self.step) if self.step else []
+        return step_traffic(self.config, self.sizes, self.workers, self.step, self.gpu) if self.step else []
 
     def seconds(self, costs: Costs) -> dict[str, float]:
         """Return the seconds of each part of a step by a cost model; {} for a solver."""

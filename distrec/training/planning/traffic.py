@@ -7,7 +7,7 @@ from distrec.models.base import EmbeddingConfig
 from distrec.sharding.table import ITEMS
 from distrec.training.config import Config
 from distrec.training.planning.sizes import Sizes, StepSizes, graph_columns
-from distrec.training.planning.worker_memory import TILE_SCORES, parameters, specs_of
+from distrec.training.planning.worker_memory import TILE_SCORES, on_device, parameters, specs_of
 
 _F32, _INT32, _INT64 = 4, 4, 8
 
@@ -23,9 +23,19 @@ class Collective(NamedTuple):
     """Whether they run in a thread during the step before."""
 
 
-def step_traffic(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[Collective]:
-    """Return the collectives of a step; none with one worker."""
-    return list(_collectives(config, sizes, workers, step)) if workers > 1 else []
+def step_traffic(config: Config, sizes: Sizes, workers: int, step: StepSizes, gpu: bool = False) -> list[Collective]:
+    """Return the collectives of a step; none with one worker. `gpu`: whether the workers run on GPUs."""
+    if workers == 1:
+        return []
+    stays = on_device(config, sizes, workers, gpu)
+    return list(_gathered_items(config, sizes, workers) if stays else _collectives(config, sizes, workers, step))
+
+
+def _gathered_items(config: Config, sizes: Sizes, workers: int) -> Iterator[Collective]:
+    width = sum(spec.width for spec in specs_of(config) if spec.entity == ITEMS)
+    largest, away = sizes.partition(ITEMS, workers).size(0), (workers - 1) / workers
+    yield Collective("items, to all workers", 1, _F32 * width * largest * (workers - 1))
+    yield Collective("gradients of items", 1, _F32 * (width + 1) * sizes.items * away)  # 1: which are used
 
 
 def _collectives(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> Iterator[Collective]:

@@ -16,7 +16,7 @@ from distrec.optim.deferred import DeferredUpdate, StepCoefficients
 from distrec.optim.sparse import SparseOptimizer
 from distrec.sharding.table import ITEMS, USERS, Table, TableSpec
 from distrec.training.config import Config
-from distrec.training.device_steps import prevented, rows_read, sweeps
+from distrec.training.device_steps import draws_of, prevented, rows_read, sweeps
 from distrec.training.planning.sizes import Sizes, StepSizes, graph_columns, step_sizes
 
 MIB = 2**20
@@ -70,7 +70,7 @@ def worker_memory(config: Config, sizes: Sizes, workers: int, gpu: bool, first: 
         step = step_sizes(config, sizes, workers)
         draws_on_device = on_device(config, sizes, workers, gpu)
         parts += _tables(config, sizes, workers, step.steps, draws_on_device and sweeps(config))
-        parts += _device_step(config, sizes, step) if draws_on_device else _step(config, sizes, workers, step)
+        parts += _device_step(config, sizes, workers, step) if draws_on_device else _step(config, sizes, workers, step)
         parts += _stream(config, sizes, workers, gpu, draws_on_device)
     parts.append(Part("evaluation", _evaluation(config, sizes, workers) + gpu * _ranking_tile(sizes)))
     parts.append(Part("its interactions", _evaluated_pairs(sizes, workers), "host"))
@@ -146,7 +146,7 @@ def on_device(config: Config, sizes: Sizes, workers: int, gpu: bool) -> bool:
     """Return whether steps stay on the GPU, which also draws."""
     if not gpu:
         return False
-    return prevented(config, max(sizes.users, sizes.items), torch.device("cuda"), workers, installed=True) is None
+    return prevented(config, sizes.users, sizes.items, torch.device("cuda"), workers, installed=True) is None
 
 
 def actors_of(config: Config, gpu: bool, draws_on_device: bool) -> int:
@@ -184,36 +184,27 @@ def _step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[P
     return parts
 
 
-def _drawn(config: Config) -> int:
-    """Return the items that a step uses as negatives."""
-    sampling, pairs = config.effective_sampling, config.train.batch_size
-    if sampling.distribution == "in_batch":
-        return pairs
-    return sampling.negatives * (1 if sampling.shared else pairs)
-
-
-def device_rows(config: Config, sizes: Sizes) -> dict[str, int]:
-    """Return the rows of users and items that a step reads which stays on a GPU."""
-    model, pairs, needs = config.model, config.train.batch_size, config.batch_needs
+def device_rows(config: Config, sizes: Sizes, workers: int) -> dict[str, int]:
+    """Return the rows of users and items that a worker's part of a step reads which stays on a GPU."""
+    model, pairs, needs = config.model, -(-config.train.batch_size // workers), config.batch_needs
     assert isinstance(model, EmbeddingConfig), model
+    users, items = sizes.partition(USERS, workers).size(0), sizes.items
     if model.reads or sweeps(config):
-        return {USERS: sizes.users, ITEMS: sizes.items}
-    items = rows_read(sizes.items, pairs * (1 + needs.extra_positives) + _drawn(config))
-    return {
-        USERS: rows_read(sizes.users, pairs),
-        ITEMS: sizes.items if "catalogue" in config.loss.needs() else items,
-    }
+        return {USERS: users, ITEMS: items}
+    if workers == 1 and "catalogue" not in config.loss.needs():
+        items = rows_read(items, pairs * (1 + needs.extra_positives) + draws_of(config))
+    return {USERS: rows_read(users, pairs), ITEMS: items}
 
 
-def _device_step(config: Config, sizes: Sizes, step: StepSizes) -> list[Part]:
+def _device_step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[Part]:
     """Return the memory of a step that stays on a GPU, and of what it draws from there.
 
     Rows are read whole, or in lists that hold all uses. Graphs share the memory of their steps, which torch keeps apart
     from that of the first step of a size, which is launched.
     """
-    model, sampling, rows_of = config.model, config.effective_sampling, device_rows(config, sizes)
+    model, sampling, rows_of = config.model, config.effective_sampling, device_rows(config, sizes, workers)
     assert isinstance(model, EmbeddingConfig), model
-    pairs, drawn = config.train.batch_size, _drawn(config)
+    pairs, drawn = config.train.batch_size / workers, draws_of(config)
     width = sum(spec.width * rows_of[spec.entity] for spec in specs_of(config))
     # Rows times their scale, representations, and the gradients of both; the list itself.
     rows = (4 if model.similarity == "cosine" else 2) * width * _F32 + 8 * sum(rows_of.values())
@@ -223,11 +214,18 @@ def _device_step(config: Config, sizes: Sizes, step: StepSizes) -> list[Part]:
         scores = 16 * min(step.shared_scores, TILE_SCORES)
     sent = 2 * 16 * min(64, step.steps) * pairs  # pairs of steps, and their copy
     found = [Part("a step", 2.0 * (rows + scores) + sent)]
+    if workers > 1:  # the items of all workers; gradients with a column of marks, sent and received, and their sums
+        columns = sum(spec.width for spec in specs_of(config) if spec.entity == ITEMS)
+        own = sizes.owned(ITEMS, workers) * (3 * columns + 2)
+        found.append(
+            Part("exchange: items and gradients", _F32 * (sizes.items * (3 * columns + 2) + own), certain=True)
+        )
     uniform = sampling.distribution == "uniform"
     masses = 0 if uniform else 32 * sizes.items
-    excluded = sizes.interactions * (4 if uniform else 16) + 16 * sizes.users if sampling.reject and drawn else 0
+    interactions, users = sizes.interactions / workers, sizes.owned(USERS, workers)
+    excluded = interactions * (4 if uniform else 16) + 16 * users if sampling.reject and drawn else 0
     listed = sampling.reject and sampling.shared and drawn or config.batch_needs.extra_positives
-    lists = 4 * sizes.interactions + 8 * sizes.users if listed else 0
+    lists = 4 * interactions + 8 * users if listed else 0
     found.append(Part("what negatives are drawn from", float(masses + excluded + lists)))
     if step.edges:
         found.append(Part("graph", 24 * step.edges + 6.0 * width * _F32, certain=True))
