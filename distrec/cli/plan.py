@@ -175,9 +175,13 @@ def _time(plan: "Plan", name: str, costs: "Costs") -> Iterator[str]:
     total = sum(seconds.values())
     rows = [(part, 1e3 * value, f"{value / total:.0%}") for part, value in seconds.items()]
     yield from _table("step", "ms", rows, total=True)
-    yield f"bottleneck: {max(seconds, key=lambda part: seconds[part])}"
+    config, evaluation, slowest = plan.config, plan.evaluation_seconds(costs), max(seconds, key=lambda k: seconds[k])
+    every = config.eval.every if config.data.valid or config.data.valid_fraction else 0
+    if every and evaluation > every * total * step.steps:
+        slowest = f"evaluation of the valid part, with eval.every={every}; of a step, {slowest}"
+    yield f"bottleneck: {slowest}"
     yield f"epoch: {step.steps:,} steps, {_duration(total * step.steps, plan)}"
-    if evaluation := plan.evaluation_seconds(costs):
+    if evaluation:
         yield f"an evaluation, roughly: {_duration(evaluation, plan)}"
     yield f"costs {name}: {costs.origin}"
     if (error := costs.held_out) is None:

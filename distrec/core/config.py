@@ -42,12 +42,23 @@ def load(
         UserError: a missing or invalid file, an unknown key (with the nearest known ones), an invalid value, a module
             that cannot be imported.
     """
-    config = parse(kind, load_tree(kind, path, overrides, note, values), f"{path}: " if path else "")
+    tree = load_tree(kind, path, overrides, note, values)
+    try:
+        config = parse(kind, tree)
+    except UserError as error:
+        raise UserError("\n".join(_place(text, path, overrides) for text in str(error).split("\n"))) from None
     used = flat(config)
     for key in given(config):
         if key not in used:
             note(f"{key} has no effect beside the other values")
     return config
+
+
+def _place(message: str, path: Path | None, overrides: Sequence[str]) -> str:
+    """Return a message after the name of the file, unless it is about the value of an override."""
+    keys = [override.partition("=")[0] for override in overrides]
+    overridden = any(message.startswith((f"{key}:", f"{key}.", f"unknown key '{key}'")) for key in keys)
+    return message if path is None or overridden else f"{path}: {message}"
 
 
 def load_tree(

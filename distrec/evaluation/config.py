@@ -49,6 +49,13 @@ class EvalConfig(Section):
     test: bool = True
     """Evaluate the test part at the end. false: not before `distrec evaluate` does."""
 
+    def notes(self, items: int) -> list[str]:
+        """Return a line on cut-offs that are beyond a catalogue of so many items, if there are any."""
+        beyond = [str(k) for k in self.k if k > items]
+        return (
+            [f"eval.k={','.join(beyond)}: the data have {items:,} items, so that all are recommended"] if beyond else []
+        )
+
     @field_validator("metrics")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:

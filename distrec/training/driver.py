@@ -88,6 +88,8 @@ def _train(
     dataset = prepare(config.data, log=note)
     dataset = Dataset.open(dataset.path.absolute())  # workers run in another folder
     check_dataset(config, dataset)
+    for text in config.eval.notes(dataset.manifest.items):
+        note(text)
     folder.check_fingerprint(dataset.manifest.fingerprint)
     if config.data.source == PLANTED:
         note("data: synthetic; set data.source to train on your own")

@@ -63,7 +63,8 @@ def evaluate(
         run: the run folder; any number of workers may have written it.
         part: part of the data to evaluate on.
         overrides: `eval.*` keys, for example `["eval.k=10,20,50"]`.
-        note: called with a line if the checkpoint to evaluate is damaged, and another one is evaluated.
+        note: called with a line if the checkpoint to evaluate is damaged, and another one is evaluated; and for
+            cut-offs beyond the catalogue.
 
     Raises:
         UserError: no run, no checkpoint, an unknown or empty part, other data than the run was trained on, or an
@@ -74,6 +75,8 @@ def evaluate(
     folder, config, dataset = open_run(run, overrides)
     if not dataset.manifest.count(PARTS[part]):
         raise UserError(f"the data of {run} have no {part} part")
+    for text in config.eval.notes(dataset.manifest.items):
+        note(text)
     if config.eval.bootstrap and dataset.manifest.users > MOST_USERS:
         raise UserError(f"eval.bootstrap: the data have more than {MOST_USERS:,} users")
     cuda = torch.cuda.is_available() and config.train.device != "cpu"

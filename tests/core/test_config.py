@@ -210,6 +210,21 @@ def test_invalid_files(tmp_path):
         load(Config, tmp_path)
 
 
+def test_an_error_names_the_file_unless_it_is_about_an_override(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("train: {epochs: 0}")
+    with pytest.raises(UserError) as error:
+        load(Config, file, ["eval.k=0", "train.size=3"])
+    of_file, of_value, of_key = sorted(str(error.value).split("\n"))
+    assert of_file.startswith(f"{file}: train.epochs") and of_value.startswith("eval.k.0: ")
+    assert of_key.startswith("unknown key 'train.size'")
+
+
+def test_a_cut_off_beyond_the_catalogue_is_noted():
+    config = parse(Config, {"eval": {"k": [5, 20, 30]}})
+    assert config.eval.notes(30) == [] and config.eval.notes(10)[0].startswith("eval.k=20,30: the data have 10 items")
+
+
 def test_many_negatives_of_a_pair_are_drawn_by_a_thread():
     for negatives, shared, backend in ((800, False, "thread"), (1, False, "ray"), (800, True, "ray")):
         config = parse(Config, {"sampling": {"negatives": negatives, "shared": shared}})
