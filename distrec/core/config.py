@@ -46,7 +46,7 @@ def load(
     try:
         config = parse(kind, tree)
     except UserError as error:
-        raise UserError("\n".join(_place(text, path, overrides) for text in str(error).split("\n"))) from None
+        raise UserError("\n".join(_located(text, path, overrides) for text in str(error).split("\n"))) from None
     used = flat(config)
     for key in given(config):
         if key not in used:
@@ -54,7 +54,7 @@ def load(
     return config
 
 
-def _place(message: str, path: Path | None, overrides: Sequence[str]) -> str:
+def _located(message: str, path: Path | None, overrides: Sequence[str]) -> str:
     """Return a message after the name of the file, unless it is about the value of an override."""
     keys = [override.partition("=")[0] for override in overrides]
     overridden = any(message.startswith((f"{key}:", f"{key}.", f"unknown key '{key}'")) for key in keys)

@@ -39,8 +39,8 @@ def test_rows_and_sums(workers, items, buckets):
     for results in run_ranks(workers, gather_and_return, items, buckets):
         for seed, (rows, own, sums, used) in zip((0, 100), results, strict=True):
             parts = [values(items, seed + 1 + rank) for rank in range(workers)]
-            marks = [torch.arange(items) % (rank + 2) == 1 for rank in range(workers)]
-            assert torch.equal(used, torch.stack(marks).any(0)[own])
+            uses = [torch.arange(items) % (rank + 2) == 1 for rank in range(workers)]
+            assert torch.equal(used, torch.stack(uses).any(0)[own])
             for name, expected in values(items, seed).items():
                 assert torch.equal(rows[name], expected)
                 torch.testing.assert_close(sums[name], sum(part[name] for part in parts)[own])
