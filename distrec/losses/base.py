@@ -46,7 +46,10 @@ def _unique(rows_BD: Tensor, ids_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Catalogue(NamedTuple):
-    """The whole catalogue, for losses over all items. Each worker has the items that it owns."""
+    """The whole catalogue, for losses over all items. Each worker has the items that it owns.
+
+    In steps that stay on GPUs each worker has all items, and `exchange` is that of a worker alone.
+    """
 
     users_BD: Tensor
     """Representations of the users of this worker's pairs."""

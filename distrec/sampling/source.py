@@ -63,6 +63,12 @@ class BatchSource:
         return np.asarray(np.diff(self._step_bounds(0, self.steps), axis=0).sum(1))
 
     @property
+    def own_step_sizes(self) -> np.ndarray:
+        """Pairs of each step of an epoch that are this worker's."""
+        own = list(self._partitions[0].owned_buckets(self.worker))
+        return np.asarray(np.diff(self._step_bounds(0, self.steps)[:, own], axis=0).sum(1))
+
+    @property
     def bytes_per_step(self) -> int:
         """Estimated size of a batch, which determines the number of steps in a block of the stream."""
         pairs = self.batch_size // self.workers + 1

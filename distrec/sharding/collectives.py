@@ -139,7 +139,9 @@ class Exchange:
 
     def gather_into(self, whole: Tensor, part: Tensor) -> None:
         """Write the parts of all workers, of equal length, into `whole`, by rank."""
-        dist.all_gather(list(whole.chunk(self.workers)), part)
+        # `all_gather` would copy them once more. The second name is that of torch before 2.13.
+        gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+        gather(whole, part)
 
     def all_to_all_into(
         self, received: Tensor, sent: Tensor, received_splits: Sequence[int], splits: Sequence[int]

@@ -39,6 +39,8 @@ class StepExchange:
         """
         self._exchange, self._metered = exchange, metered
         self._token: Tensor | None = None
+        self.used = False
+        """Whether anything was exchanged."""
 
     def fetch(self, plan: LookupPlan, *values: Tensor, exact: bool = False) -> tuple[Tensor, ...]:
         """Return the requested rows from their owners, (U, D_k), in the order of the request.
@@ -103,11 +105,6 @@ class StepExchange:
         """
         return self._record_map(forward, transposed, values)
 
-    @property
-    def used(self) -> bool:
-        """Whether anything was exchanged and recorded since the last `attach`."""
-        return self._token is not None
-
     def attach(self, share: Tensor) -> Tensor:
         """Return this worker's share of the loss plus the token. To be called after the last collective."""
         token, self._token = self._token, None  # the graph refers to this object: a cycle would keep its buffers
@@ -134,6 +131,7 @@ class StepExchange:
         return tuple(results)
 
     def _run(self, collective: Collective, value: Tensor) -> tuple[Tensor]:
+        self.used = True
         with self._metered():
             return (collective(value),)
 

@@ -23,7 +23,7 @@ from distrec.sampling.stream.ray_internal import wrapped_errors
 from distrec.sharding.checkpoint import unwritable
 from distrec.training.config import Config
 from distrec.training.connection import WORKER_CPUS
-from distrec.training.device_steps import prevented
+from distrec.training.device_conditions import prevented
 from distrec.training.planning.estimate import Plan, memory_note
 from distrec.training.planning.sizes import Sizes
 from distrec.training.planning.worker_memory import GPU_ACTORS, PAIR_ACTORS

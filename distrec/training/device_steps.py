@@ -2,8 +2,8 @@
 
 docs/gpu.md has figures, and what runs here. The host sends the pairs of many steps at once, and what else changes from
 step to step: learning rates, bias corrections, the scale of decayed rows. It then launches one graph a step. A graph is
-captured for each number of pairs that steps have, some twenty, so that nothing is padded and every loss runs as
-elsewhere.
+captured for each number of pairs that steps have, some twenty of one worker, so that nothing is padded and every loss
+runs as elsewhere.
 
 A step reads a table whole, with row numbers as indices, if it is small or has few rows beside those that the step
 uses. Of another table it reads the rows in the batch: it sorts their numbers, in buffers of the size that they need if
@@ -27,9 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distrec.kernels.dispatch import missing_triton
-from distrec.models.base import EmbeddingConfig, Emit
-from distrec.optim.sparse import COEFFICIENTS, SparseOptimizer, moves_all_rows, not_replayable
+from distrec.models.base import Emit
+from distrec.optim.sparse import COEFFICIENTS, SparseOptimizer
 from distrec.sampling.batch import Batch
 from distrec.sampling.negatives import NegativeSampler
 from distrec.sampling.source import BatchSource
@@ -37,97 +36,12 @@ from distrec.sharding.device_copy import to_device
 from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
+from distrec.training.device_conditions import rows_read, sweeps
 from distrec.training.gathered_items import GatheredItems
 from distrec.training.sharded_model import ShardedModel
 
 _STEPS = 64  # sent at a time
-_SMALL, _DENSE = 100_000, 8  # rows, and rows for each that the step uses, up to which a table is read whole
 _OWN = "own items"
-_SWEPT = 4_000_000  # rows of a table up to which `optim.idle=sweep` runs here
-
-
-def prevented(
-    config: Config, users: int, items: int, device: torch.device, workers: int, installed: bool = False
-) -> str | None:
-    """Return why steps cannot stay on the device; None if they can.
-
-    Args:
-        config: configuration of the run.
-        users: rows of the users' tables.
-        items: rows of the items' tables.
-        device: where the tables are.
-        workers: number of workers.
-        installed: take it that Triton is installed there: a plan is made on another machine.
-    """
-    model = config.model
-    if not isinstance(model, EmbeddingConfig):
-        return "a solver takes no steps"
-    if device.type != "cuda" and config.optim.kernels != "triton":  # Triton's interpreter, in tests
-        return "the tables are on the CPU"
-    if not config.train.capture:
-        return "train.capture=false"
-    if not installed and (reason := missing_triton()):
-        return f"steps on the GPU need {reason}"
-    with torch.device("meta"):
-        layers = any(True for _ in model.build().parameters())
-    if layers or "history" in model.reads:
-        return f"model {model.name} has layers, or reads histories"
-    if model.bfloat16 or config.train.send_bfloat16:
-        return "rows are rounded to bfloat16"
-    if model.user_dropout:
-        return "masks of dropout are drawn on the host"
-    if any(spec.bounds for spec in (*model.tables(), *config.loss.tables())):
-        return f"loss {config.loss.name} bounds the rows of a table"
-    if sweeps(config) and max(users, items) > _SWEPT:
-        return f"optim.idle=sweep over {max(users, items):,} rows"
-    if workers > 1 and (reason := _not_gathered(config, items, workers)):
-        return f"{reason}, and there are {workers} workers"
-    return not_replayable(config.optim, _strengths(config), "graph" in model.reads)
-
-
-def _not_gathered(config: Config, items: int, workers: int) -> str | None:
-    """Return why a worker cannot take its part of a step with the items of all workers; None if it can."""
-    assert isinstance(config.model, EmbeddingConfig), config.model
-    if "graph" in config.model.reads:
-        return f"model {config.model.name} reads the graph"
-    if "batch" in config.loss.needs():
-        return f"loss {config.loss.name} reads the whole batch"
-    if config.effective_sampling.distribution == "in_batch":
-        return "negatives are the positives of the whole batch"
-    if config.optim.clip_norm is not None:
-        return "optim.clip_norm reads the gradients of all workers"
-    uses = config.train.batch_size * (1 + config.batch_needs.extra_positives) + draws_of(config)
-    if items > max(_SMALL, uses // workers):
-        return f"{items:,} items are too many to send at each step"
-    return None
-
-
-def draws_of(config: Config) -> int:
-    """Return the items that a step uses as negatives."""
-    sampling, pairs = config.effective_sampling, config.train.batch_size
-    if sampling.distribution == "in_batch":
-        return pairs
-    return sampling.negatives * (1 if sampling.shared else pairs)
-
-
-def _strengths(config: Config) -> list[float]:
-    """Return the strength of decay of each table."""
-    specs = (*config.model.tables(), *config.loss.tables())
-    return [config.optim.decay.strength_of(spec.name, spec.decay) for spec in specs]
-
-
-def sweeps(config: Config) -> bool:
-    """Return whether a step that stays on the device updates all rows by `optim.idle=sweep`.
-
-    Where rows outside the batch do not move, or by a common factor alone, it does nothing.
-    """
-    moving = any(moves_all_rows(config.optim, strength) for strength in _strengths(config))
-    return config.optim.idle == "sweep" and moving
-
-
-def rows_read(rows: int, uses: int) -> int:
-    """Return how many rows of a table a step reads that uses so many, repeats counted."""
-    return rows if rows <= max(_SMALL, _DENSE * uses) else uses
 
 
 class SteppedTrainer(Protocol):
@@ -182,11 +96,10 @@ class DeviceSteps:
         positives = read.interactions_csr if known or needs.extra_positives else None
         self._draws = DeviceDraws(sampler, positives, seed, self._device)
         self._excludes, self._log_total = sampler.excludes, float(np.log(max(1, sampler.total)))
-        sizes = source.step_sizes
         steps = min(_STEPS, source.steps)
         self._ahead = steps
         dtypes = (torch.int32, torch.int32, torch.int64)
-        self._columns = tuple(self._zeros(steps * int(sizes.max()), dtype) for dtype in dtypes)
+        self._columns = tuple(self._zeros(steps * int(source.own_step_sizes.max()), dtype) for dtype in dtypes)
         self._start_S = self._zeros(steps, torch.int64)
         self._coefficients = {name: self._zeros((steps, COEFFICIENTS), torch.float64) for name in trainer.optimizers}
         self._loss_sum, self._norm = self._zeros((), torch.float64), self._zeros((), torch.float64)
@@ -212,8 +125,8 @@ class DeviceSteps:
         """Copy what never changes to the device."""
         loss = self._config.loss
         sharded = self._trainer.sharded
-        own_users = sharded.partitions[USERS].size(sharded.exchange.rank)
-        self._count = {USERS: own_users, ITEMS: sharded.partitions[ITEMS].rows}
+        own_users, own_items = (sharded.partitions[entity].size(sharded.exchange.rank) for entity in (USERS, ITEMS))
+        self._count = {USERS: own_users, _OWN: own_items, ITEMS: sharded.partitions[ITEMS].rows}
         self._all_rows: dict[str, Tensor] = {}
         self._saturated_U: Tensor | None = None
         if sampler.excludes and sampler.saturated_U.any():
@@ -229,8 +142,8 @@ class DeviceSteps:
     def describe(self) -> str:
         """Return how steps run, for the log."""
         if self.captures:
-            each = "one CUDA graph" if self._gathered is None else "three CUDA graphs, between them items are exchanged"
-            return f"steps stay on the GPU, negatives are drawn there; each is {each}"
+            graphs = "one CUDA graph" if self._gathered is None else f"three CUDA graphs, {self._gathered.describe()}"
+            return f"steps stay on the GPU, negatives are drawn there; each is {graphs}"
         return "negatives are drawn on the device, whose operations the host launches one by one"
 
     def train_epoch(self, epoch: int, first_step: int, batches: Iterator[Batch], emit: Emit) -> float:
@@ -288,18 +201,19 @@ class DeviceSteps:
             total: pairs of all workers.
             ends: whether the step is the last of the epoch.
         """
-        size, gathered = (pairs, total, ends), self._gathered
+        gathered, meters = self._gathered, self._trainer.meters
         if gathered is None:
-            return self._run(self._step, *size)
-        self._run(self._put_items)
-        with self._trainer.meters.part("exchange"):
-            gathered.gather()
-        self._run(self._own_part, *size)
-        with self._trainer.meters.part("exchange"):
-            gathered.return_gradients()
-        self._run(self._update_items, ends)
-        if ends:
-            self._norm.copy_(self._trainer.sharded.exchange.all_add(self._norm.view(1))[0].sqrt())
+            self._run(self._step, pairs, total, ends)
+        else:
+            self._run(self._put_items)
+            with meters.part("exchange"):
+                gathered.gather()
+            self._run(self._own_part, pairs, total, ends)
+            with meters.part("exchange"):
+                gathered.return_gradients()
+            self._run(self._update_items, ends)
+            if ends:
+                self._norm.copy_(self._trainer.sharded.exchange.all_add(self._norm.view(1))[0].sqrt())
 
     def _run(self, part: Callable[..., None], *size: int) -> None:
         """Run a step, or a part of one: replay its graph, capture it before, or launch its operations one by one.
@@ -319,7 +233,8 @@ class DeviceSteps:
             self._graphs[key].replay()
         else:
             part(*size)
-            self.captures &= not self._trainer.exchanges  # of a graph, other workers would have to know
+            # A collective must be captured by all workers or by none, and each captures when its sizes repeat.
+            self.captures &= not self._trainer.exchanges
 
     def _capture(self, part: Callable[..., None], size: tuple[int, ...]) -> torch.cuda.CUDAGraph:
         """Capture a step, or a part of one.
@@ -432,9 +347,8 @@ class DeviceSteps:
         else:
             leaves |= self._gathered.rows()
         leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
-        if pairs:
-            share = trainer.backward_on(Batch(-1, -1, total), arrays, leaves)
-            self._loss_sum.add_(share, alpha=total)
+        share = trainer.backward_on(Batch(-1, -1, total), arrays, leaves)
+        self._loss_sum.add_(share, alpha=total)
         return rows, trainer.gradients_of(leaves)
 
     def _arrays(self, user_B: Tensor, item_B: Tensor, ordinal_B: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -489,9 +403,7 @@ class DeviceSteps:
     def _all(self, table: str) -> Tensor:
         """Return the numbers of all rows, (R,) int64. They are made by a step that is launched, before any capture."""
         if table not in self._all_rows:
-            sharded = self._trainer.sharded
-            count = sharded.partitions[ITEMS].size(sharded.exchange.rank) if table == _OWN else self._count[table]
-            self._all_rows[table] = torch.arange(count, device=self._device)
+            self._all_rows[table] = torch.arange(self._count[table], device=self._device)
         return self._all_rows[table]
 
     def _rows(self, table: str, uses: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -37,6 +37,11 @@ class GatheredItems:
         self._sent = torch.empty(sum(self._splits), device=device)
         self._received = torch.empty(workers * self._splits[exchange.rank], device=device)
 
+    def describe(self) -> str:
+        """Return what is exchanged, for the log."""
+        sent = 4 * (len(self._own) * (len(self._sizes) - 1) + len(self._sent) - self._splits[self._exchange.rank])
+        return f"between which a worker sends {sent / 1e6:,.3g} MB of items and gradients"
+
     def put(self, rows: Mapping[str, Tensor]) -> None:
         """Take the present rows of this worker's items, (V_w, D) by table."""
         for name, part in self._tables(self._own, self._sizes[self._exchange.rank]).items():

@@ -244,7 +244,7 @@ class LossInputBuilder:
 
     @property
     def _owned_positive_B(self) -> Tensor:
-        """Index of the positives of all workers among this worker's items, -1 where another owns it, int64."""
+        """`Catalogue.positive_B`, int64."""
         if "positive_id_B" in self.arrays:
             return self.arrays["positive_id_B"].long()
         _, owner_B, local_B = self._ids_B3.unbind(1)

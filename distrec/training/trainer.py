@@ -21,7 +21,8 @@ from distrec.sharding.differentiable import StepExchange
 from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
-from distrec.training.device_steps import DeviceSteps, pairs_only, prevented, sum_of_squares, sweeps
+from distrec.training.device_conditions import prevented, sweeps
+from distrec.training.device_steps import DeviceSteps, pairs_only, sum_of_squares
 from distrec.training.forward import OCCURRENCES, ForwardPass, Leaves
 from distrec.training.sharded_model import ShardedModel
 

@@ -24,7 +24,8 @@ from distrec.sharding.partition import Partition
 from distrec.testing.ranks import run_ranks
 from distrec.testing.wire import counted_bytes
 from distrec.training.config import Config
-from distrec.training.device_steps import DeviceSteps, pairs_only, prevented
+from distrec.training.device_conditions import prevented
+from distrec.training.device_steps import DeviceSteps, pairs_only
 from distrec.training.planning.sizes import Sizes, step_sizes
 from distrec.training.planning.traffic import step_traffic
 from distrec.training.trainer import Trainer
@@ -132,6 +133,18 @@ class PairsWithMargins(Loss):
         return torch.nn.functional.softplus(step.negative_BN + margin_B1 - step.positive_B[:, None]).mean(1)
 
 
+@losses.register("exchanging")
+class Exchanging(Loss):
+    """Bayesian personalised ranking with a factor that workers compute together: 1."""
+
+    reads = ("positive_B", "negative_BN")
+
+    def per_pair(self, step):
+        with torch.no_grad():
+            count = step.exchange.all_sum(step.positive_B.new_tensor([float(len(step.positive_B))]))
+        return torch.nn.functional.softplus(step.negative_BN - step.positive_B[:, None]).mean(1) * (count / step.pairs)
+
+
 @pytest.fixture(scope="module")
 def tiny(small) -> Config:
     """Return a configuration of 30 users, of whom one knows all 24 items, and 8 steps an epoch."""
@@ -166,7 +179,7 @@ def test_steps_equal_those_of_the_host(tiny, data, monkeypatch, name, whole):
     if INTERPRETING and (name, whole) not in INTERPRETED:
         pytest.skip("on a GPU")
     for limit in ("_SMALL", "_DENSE"):
-        monkeypatch.setattr(f"distrec.training.device_steps.{limit}", 8 * whole)
+        monkeypatch.setattr(f"distrec.training.device_conditions.{limit}", 8 * whole)
     device = equal_on_host_and_device(changed(tiny, **CASES[name]), data)
     if DEVICE.type == "cuda" and name not in ("directau", "resn, few of many rows"):
         assert device.device_steps.captures and device.device_steps._graphs
@@ -195,7 +208,7 @@ def equal_on_host_and_device(config, dataset):
     """Train on both, and compare losses, rows and optimizer state; return the trainer of the device."""
     host, expected = trained(changed(config, **ON_HOST), dataset, CPU)
     device, found = trained(changed(config, **ON_DEVICE), dataset, DEVICE)
-    assert isinstance(device.device_steps, DeviceSteps) and host.device_steps is None
+    assert isinstance(device.device_steps, DeviceSteps) and host.device_steps is None and not device.exchanges
     assert found == pytest.approx(expected, rel=1e-5)
     assert device.diagnostics() == pytest.approx(host.diagnostics(), rel=1e-3)
     for table, optimizer in host.optimizers.items():
@@ -213,6 +226,11 @@ def equal_on_host_and_device(config, dataset):
 OTHERS = {
     "tables of the loss": {"loss": {"name": "pairs_with_margins"}},
     "workers without pairs": {"train": {"batch_size": 3}, "sampling": {"shared": False, "negatives": 2}},
+    "a loss that exchanges": {
+        "loss": {"name": "exchanging"},
+        "train": {"batch_size": 3},
+        "sampling": {"shared": False, "negatives": 2},
+    },
 }
 # Of one worker and of two or three, losses with tables and extra positives, rules with and without state.
 OF_SEVERAL = [
@@ -232,6 +250,7 @@ def train_and_save(config, dataset, folder):
     """Train; return the losses of the epochs over all workers, the diagnostics, and the bytes sent in a step."""
     with counted_bytes() as sent:
         trainer, losses = trained(config, dataset, CPU)
+    assert trainer.exchanges == (trainer.exchange.workers > 1 and config.loss.name == "exchanging")
     trainer.save(folder, {})
     return trainer.exchange.all_sum(losses), trainer.diagnostics(), sum(sent) / (EPOCHS * trainer.source.steps)
 
@@ -252,7 +271,8 @@ def test_several_workers_equal_one(tiny, data, tmp_path, name, workers):
     sizes = Sizes.of(data)
     planned = step_traffic(config, sizes, workers, step_sizes(config, sizes, workers), gpu=True)
     sent = sum(found[2] for found in by_rank) / workers
-    assert sum(collective.bytes for collective in planned) == pytest.approx(sent, rel=0.05)
+    own = 4 * (workers - 1) if name == "a loss that exchanges" else 0
+    assert sum(collective.bytes for collective in planned) + own == pytest.approx(sent, rel=0.05)
     partitions = {spec.name: Partition(m, data.manifest.buckets, 1) for spec, m in entities(config, data)}
     (expected, _, _), (saved, _, _) = (load_shard(folder, 0, partitions) for folder in (one, several))
     for table, values in expected.items():

@@ -14,7 +14,7 @@ from distrec.core.config import parse
 from distrec.core.errors import UserError
 from distrec.core.section import Section
 from distrec.models.base import EmbeddingConfig
-from distrec.sharding.table import USERS
+from distrec.sharding.table import ITEMS, USERS
 from distrec.training.config import Config
 from distrec.training.planning.sizes import Sizes, StepSizes, step_sizes
 from distrec.training.planning.traffic import step_traffic
@@ -139,9 +139,12 @@ def _device_counts(config: Config, sizes: Sizes, step: StepSizes, workers: int) 
     model, rows = config.model, device_rows(config, sizes, workers)
     assert isinstance(model, EmbeddingConfig), model
     normalized = 1.0 if model.similarity == "cosine" else 0.5
+    copied = (
+        1.0 if workers > 1 else 0.0
+    )  # rows of items to and from buffers, and the gradients: as much as a row's work
     return {
         "step": 1,
-        "values of rows": normalized * model.dim * sum(rows.values()),
+        "values of rows": model.dim * (normalized * sum(rows.values()) + copied * rows[ITEMS]),
         "values of own scores": step.own_scores * model.dim,
         "multiply-adds, matrix products": step.shared_scores * model.dim,
         "values of edges": step.edges * model.dim * getattr(model, "layers", 1),
@@ -169,7 +172,7 @@ def step_seconds(
     step = step_sizes(config, sizes, workers)
     gpu = costs.device == "gpu"
     draws_on_device = on_device(config, sizes, workers, gpu)
-    if draws_on_device and ON_DEVICE in costs.constants:  # one graph, of which the parts are not told apart
+    if draws_on_device and ON_DEVICE in costs.constants:  # in graphs, of which the parts are not told apart
         whole = predicted(costs.constants, {ON_DEVICE: _device_counts(config, sizes, step, workers)})[ON_DEVICE]
         found = {"look_up": 0.0, "exchange": 0.0, "compute": whole, "update": 0.0}
         drawing = costs.constants[ON_DEVICE].get("pairs of the stream", 0.0) * step.pairs

@@ -16,7 +16,7 @@ from distrec.optim.deferred import DeferredUpdate, StepCoefficients
 from distrec.optim.sparse import SparseOptimizer
 from distrec.sharding.table import ITEMS, USERS, Table, TableSpec
 from distrec.training.config import Config
-from distrec.training.device_steps import draws_of, prevented, rows_read, sweeps
+from distrec.training.device_conditions import draws_of, prevented, rows_read, sweeps
 from distrec.training.planning.sizes import Sizes, StepSizes, graph_columns, step_sizes
 
 MIB = 2**20
@@ -217,9 +217,7 @@ def _device_step(config: Config, sizes: Sizes, workers: int, step: StepSizes) ->
     if workers > 1:  # the items of all workers; gradients with a column of marks, sent and received, and their sums
         columns = sum(spec.width for spec in specs_of(config) if spec.entity == ITEMS)
         own = sizes.owned(ITEMS, workers) * (3 * columns + 2)
-        found.append(
-            Part("exchange: items and gradients", _F32 * (sizes.items * (3 * columns + 2) + own), certain=True)
-        )
+        found.append(Part("exchange: items and gradients", _F32 * (sizes.items * (3 * columns + 2) + own)))
     uniform = sampling.distribution == "uniform"
     masses = 0 if uniform else 32 * sizes.items
     interactions, users = sizes.interactions / workers, sizes.owned(USERS, workers)

@@ -1,0 +1,98 @@
+"""Which training steps stay on a GPU, and what they read there. docs/gpu.md has the table."""
+
+import torch
+
+from distrec.kernels.dispatch import missing_triton
+from distrec.losses.exact_softmax import Softmax
+from distrec.models.base import EmbeddingConfig
+from distrec.optim.sparse import moves_all_rows, not_replayable
+from distrec.training.config import Config
+
+_SMALL, _DENSE = 100_000, 8  # rows, and rows for each that the step uses, up to which a table is read whole
+_SWEPT = 4_000_000  # rows of a table up to which `optim.idle=sweep` runs there
+
+
+def prevented(
+    config: Config, users: int, items: int, device: torch.device, workers: int, installed: bool = False
+) -> str | None:
+    """Return why steps cannot stay on the device; None if they can.
+
+    Args:
+        config: configuration of the run.
+        users: rows of the users' tables.
+        items: rows of the items' tables.
+        device: where the tables are.
+        workers: number of workers.
+        installed: take it that Triton is installed there: a plan is made on another machine.
+    """
+    model = config.model
+    if not isinstance(model, EmbeddingConfig):
+        return "a solver takes no steps"
+    if device.type != "cuda" and config.optim.kernels != "triton":  # Triton's interpreter, in tests
+        return "the tables are on the CPU"
+    if not config.train.capture:
+        return "train.capture=false"
+    if not installed and (reason := missing_triton()):
+        return f"steps on the GPU need {reason}"
+    with torch.device("meta"):
+        layers = any(True for _ in model.build().parameters())
+    if layers or "history" in model.reads:
+        return f"model {model.name} has layers, or reads histories"
+    if model.bfloat16 or config.train.send_bfloat16:
+        return "rows are rounded to bfloat16"
+    if model.user_dropout:
+        return "masks of dropout are drawn on the host"
+    if any(spec.bounds for spec in (*model.tables(), *config.loss.tables())):
+        return f"loss {config.loss.name} bounds the rows of a table"
+    if sweeps(config) and max(users, items) > _SWEPT:
+        return f"optim.idle=sweep over {max(users, items):,} rows"
+    if workers > 1 and (reason := _not_gathered(config, items, workers)):
+        return f"{reason}, and there are {workers} workers"
+    return not_replayable(config.optim, _strengths(config), "graph" in model.reads)
+
+
+def _not_gathered(config: Config, items: int, workers: int) -> str | None:
+    """Return why a worker cannot take its part of a step with the items of all workers; None if it can."""
+    assert isinstance(config.model, EmbeddingConfig), config.model
+    if "graph" in config.model.reads:
+        return f"model {config.model.name} reads the graph"
+    if "batch" in config.loss.needs():
+        return f"loss {config.loss.name} reads the whole batch"
+    if "catalogue" in config.loss.needs() and not isinstance(config.loss, Softmax):
+        return f"loss {config.loss.name} reads a catalogue that the workers hold together"
+    if config.effective_sampling.distribution == "in_batch":
+        return "negatives are the positives of the whole batch"
+    if config.optim.clip_norm is not None:
+        return "optim.clip_norm reads the gradients of all workers"
+    uses = config.train.batch_size * (1 + config.batch_needs.extra_positives) + draws_of(config)
+    if items > max(_SMALL, uses // workers):
+        return f"{items:,} items are too many to send at each step"
+    return None
+
+
+def draws_of(config: Config) -> int:
+    """Return the items that a step uses as negatives."""
+    sampling, pairs = config.effective_sampling, config.train.batch_size
+    if sampling.distribution == "in_batch":
+        return pairs
+    return sampling.negatives * (1 if sampling.shared else pairs)
+
+
+def _strengths(config: Config) -> list[float]:
+    """Return the strength of decay of each table."""
+    specs = (*config.model.tables(), *config.loss.tables())
+    return [config.optim.decay.strength_of(spec.name, spec.decay) for spec in specs]
+
+
+def sweeps(config: Config) -> bool:
+    """Return whether a step that stays on the device updates all rows by `optim.idle=sweep`.
+
+    Where rows outside the batch do not move, or by a common factor alone, it does nothing.
+    """
+    moving = any(moves_all_rows(config.optim, strength) for strength in _strengths(config))
+    return config.optim.idle == "sweep" and moving
+
+
+def rows_read(rows: int, uses: int) -> int:
+    """Return how many rows of a table a step reads that uses so many, repeats counted."""
+    return rows if rows <= max(_SMALL, _DENSE * uses) else uses
