@@ -62,8 +62,8 @@ class TrainConfig(Section):
     """Ray Data processes for each worker; 0 is one for a worker on the CPU, and for a worker on a GPU as many as the
     cluster has cores for, up to 8, or up to 2 where negatives are drawn on the GPU."""
     capture: bool = True
-    """On a GPU, draw negatives there and replay each step as one CUDA graph, where the configuration allows it: the log
-    says if not, and docs/gpu.md why. false: draw on the CPU, and launch each operation from there."""
+    """On a GPU, draw negatives there and replay steps as CUDA graphs, where the configuration allows it: the log says
+    if not, and docs/gpu.md why. false: draw on the CPU, and launch each operation from there."""
     deterministic: bool = False
     """On a GPU, add gradients in a fixed order, so that a run repeats its digits; slower. On a CPU it always does."""
     look_ahead_mib: int = Field(32, ge=16)

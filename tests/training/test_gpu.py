@@ -61,13 +61,17 @@ def test_a_batch_is_copied_whole(small, dataset):
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_run_through_ray(ray_cluster, small, tmp_path, shared):
-    """The batches of the GPU come from several Ray Data actors, those of the CPU from one."""
-    config = changed(small, sampling={"shared": shared}, tracking={"enabled": False}, train={"epochs": 3})
-    from distrec.training.driver import train
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_through_ray(ray_cluster, small, tmp_path, shared, workers):
+    """The batches of a GPU come from several Ray Data actors, those of the CPU from one."""
+    if torch.cuda.device_count() < workers:
+        pytest.skip(f"needs {workers} GPUs")
+    train = {"epochs": 3, "workers": workers}
+    config = changed(small, sampling={"shared": shared}, tracking={"enabled": False}, train=train)
+    from distrec.training import driver
 
     cpu, gpu = (
-        train(changed(config, train={"device": device}, run={"dir": str(tmp_path / device)}))
+        driver.train(changed(config, train={"device": device}, run={"dir": str(tmp_path / device)}))
         for device in ("cpu", "cuda")
     )
     assert gpu.loss == pytest.approx(cpu.loss, rel=1e-5)
