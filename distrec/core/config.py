@@ -57,7 +57,7 @@ def load(
 def _located(message: str, path: Path | None, overrides: Sequence[str]) -> str:
     """Return a message after the name of the file, unless it is about the value of an override."""
     keys = [override.partition("=")[0] for override in overrides]
-    overridden = any(message.startswith((f"{key}:", f"{key}.", f"unknown key '{key}'")) for key in keys)
+    overridden = any(message.startswith((f"{key}:", f"unknown key '{key}'")) for key in keys)
     return message if path is None or overridden else f"{path}: {message}"
 
 
@@ -176,7 +176,8 @@ def parse(kind: type[S], tree: dict[str, Any], where: str = "") -> S:
 
 def _explain(kind: type[Section], item: Any) -> Iterator[str]:
     """Yield the messages for one of pydantic's errors."""
-    path, value, message = ".".join(map(str, item["loc"])), item["input"], item["msg"].removeprefix("Value error, ")
+    path = ".".join(name for name in item["loc"] if isinstance(name, str))  # without the position in a list
+    value, message = item["input"], item["msg"].removeprefix("Value error, ")
     match item["type"]:
         case "extra_forbidden":
             yield from (unknown_key(kind, key) for key in _leaves(path, value))
