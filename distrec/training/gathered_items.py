@@ -30,7 +30,7 @@ class GatheredItems:
         workers, columns = exchange.workers, sum(widths.values())
         self._sizes = [partition.size(worker) for worker in range(workers)]
         self._ids = [torch.from_numpy(partition.rows_of(worker)).to(device) for worker in range(workers)]
-        # Each worker's rows are padded to those of the first, which has the most; gradients have a column of marks.
+        # Each worker's rows are padded to those of the first, which has the most; gradients have a column of uses.
         self._own = torch.zeros(self._sizes[0] * columns, device=device)
         self._all = torch.empty(workers * len(self._own), device=device)
         self._splits = [size * (columns + 1) for size in self._sizes]

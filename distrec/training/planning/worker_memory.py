@@ -214,7 +214,7 @@ def _device_step(config: Config, sizes: Sizes, workers: int, step: StepSizes) ->
         scores = 16 * min(step.shared_scores, TILE_SCORES)
     sent = 2 * 16 * min(64, step.steps) * pairs  # pairs of steps, and their copy
     found = [Part("a step", 2.0 * (rows + scores) + sent)]
-    if workers > 1:  # the items of all workers; gradients with a column of marks, sent and received, and their sums
+    if workers > 1:  # the items of all workers; gradients with a column of uses, sent and received, and their sums
         columns = sum(spec.width for spec in specs_of(config) if spec.entity == ITEMS)
         own = sizes.owned(ITEMS, workers) * (3 * columns + 2)
         found.append(Part("exchange: items and gradients", _F32 * (sizes.items * (3 * columns + 2) + own)))
