@@ -3,7 +3,7 @@
 import copy
 import difflib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,23 +42,14 @@ def load(
         UserError: a missing or invalid file, an unknown key (with the nearest known ones), an invalid value, a module
             that cannot be imported.
     """
+    overridden = [override.partition("=")[0] for override in overrides]
     tree = load_tree(kind, path, overrides, note, values)
-    try:
-        config = parse(kind, tree)
-    except UserError as error:
-        raise UserError("\n".join(_located(text, path, overrides) for text in str(error).split("\n"))) from None
+    config = parse(kind, tree, f"{path}: " if path else "", elsewhere=overridden)
     used = flat(config)
     for key in given(config):
         if key not in used:
             note(f"{key} has no effect beside the other values")
     return config
-
-
-def _located(message: str, path: Path | None, overrides: Sequence[str]) -> str:
-    """Return a message after the name of the file, unless it is about the value of an override."""
-    keys = [override.partition("=")[0] for override in overrides]
-    overridden = any(message.startswith((f"{key}:", f"unknown key '{key}'")) for key in keys)
-    return message if path is None or overridden else f"{path}: {message}"
 
 
 def load_tree(
@@ -127,7 +118,7 @@ def value_errors(config: Section, key: str, values: Mapping[str, Any]) -> list[s
         kind.model_validate(tree_with(config, values))
     except ValidationError as error:
         found = [item for item in error.errors() if item["loc"][: len(path)] == path or item["type"] == "part"]
-        return [text for item in found for text in _explain(kind, item) if key in text]
+        return [text for item in found for _, text in _explain(kind, item) if key in text]
     return []
 
 
@@ -165,32 +156,36 @@ def _drop_options(kind: type[Section], tree: dict[str, Any], final: dict[str, An
         yield from _drop_options(inner, before, after, f"{prefix}{name}.")
 
 
-def parse(kind: type[S], tree: dict[str, Any], where: str = "") -> S:
-    """Validate a tree of plain values. Raises UserError with one line for each error, after `where`."""
+def parse(kind: type[S], tree: dict[str, Any], where: str = "", elsewhere: Collection[str] = ()) -> S:
+    """Validate a tree of plain values.
+
+    Raises UserError with one line for each error, after `where` unless it is about the value of a key in `elsewhere`.
+    """
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        messages = [message for item in error.errors() for message in _explain(kind, item)]
-        raise UserError("\n".join(where + message for message in messages)) from None
+        found = [entry for item in error.errors() for entry in _explain(kind, item)]
+        lines = [message if key in elsewhere else where + message for key, message in found]
+        raise UserError("\n".join(lines)) from None
 
 
-def _explain(kind: type[Section], item: Any) -> Iterator[str]:
-    """Yield the messages for one of pydantic's errors."""
-    path = ".".join(name for name in item["loc"] if isinstance(name, str))  # without the position in a list
-    value, message = item["input"], item["msg"].removeprefix("Value error, ")
+def _explain(kind: type[Section], item: Any) -> Iterator[tuple[str, str]]:
+    """Yield (key, message) for one of pydantic's errors."""
+    path, value, message = ".".join(map(str, item["loc"])), item["input"], item["msg"].removeprefix("Value error, ")
+    key = ".".join(name for name in item["loc"] if isinstance(name, str))  # without the position in a list
     match item["type"]:
         case "extra_forbidden":
-            yield from (unknown_key(kind, key) for key in _leaves(path, value))
+            yield from ((leaf, unknown_key(kind, leaf)) for leaf in _leaves(path, value))
         case "model_type":
-            yield f"{path} is a section: give its keys, {path}.KEY=...; got {value!r}"
+            yield key, f"{path} is a section: give its keys, {path}.KEY=...; got {value!r}"
         case "tuple_type":
-            yield f"{path} is a list of values: write {path}=A,B (got {value!r})"
+            yield key, f"{path} is a list of values: write {path}=A,B (got {value!r})"
         case "part":
-            yield path + message
+            yield key + message.partition(":")[0], path + message  # .name: ..., or how options combine
         case "value_error" | "missing":
-            yield f"{path}: {message}" if path else message
+            yield key, f"{path}: {message}" if path else message
         case _:
-            yield f"{path}: {message} (got {value!r})"
+            yield key, f"{path}: {message} (got {value!r})"
 
 
 def _leaves(key: str, value: Any) -> Iterator[str]:

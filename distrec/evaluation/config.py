@@ -52,9 +52,8 @@ class EvalConfig(Section):
     def notes(self, items: int) -> list[str]:
         """Return a line on cut-offs that are beyond a catalogue of so many items, if there are any."""
         beyond = [str(k) for k in self.k if k > items]
-        return (
-            [f"eval.k={','.join(beyond)}: the data have {items:,} items, so that all are recommended"] if beyond else []
-        )
+        text = f"eval.k={','.join(beyond)}: the data have {items:,} items, so that all are recommended"
+        return [text] if beyond else []
 
     @field_validator("metrics")
     @classmethod

@@ -58,15 +58,10 @@ class BatchSource:
         return max(1, -(-self.dataset.manifest.train // self.batch_size))
 
     @property
-    def step_sizes(self) -> np.ndarray:
-        """Pairs of each step of an epoch, over all workers."""
-        return np.asarray(np.diff(self._step_bounds(0, self.steps), axis=0).sum(1))
-
-    @property
-    def own_step_sizes(self) -> np.ndarray:
-        """Pairs of each step of an epoch that are this worker's."""
+    def most_pairs(self) -> int:
+        """Most pairs of this worker in a step."""
         own = list(self._partitions[0].owned_buckets(self.worker))
-        return np.asarray(np.diff(self._step_bounds(0, self.steps)[:, own], axis=0).sum(1))
+        return int(np.diff(self._step_bounds(0, self.steps)[:, own], axis=0).sum(1).max())
 
     @property
     def bytes_per_step(self) -> int:
@@ -92,9 +87,9 @@ class BatchSource:
         index, ordinal, ends = self._pairs(epoch, first, last)
         user, item, _ = self._interactions
         user, item = user[index], item[index]
+        pairs = np.diff(self._step_bounds(first, last), axis=0).sum(1).tolist()  # of all workers
         if self.needs.pairs_only:
             columns = (np.split(array, ends[1:-1]) for array in (user, item, ordinal))
-            pairs = np.diff(self._step_bounds(first, last), axis=0).sum(1).tolist()
             return [
                 Batch(epoch, first + k, pairs[k], users_U=user_B, items_U=item_B, ordinal_B=ordinal_B)
                 for k, (user_B, item_B, ordinal_B) in enumerate(zip(*columns, strict=True))
@@ -111,7 +106,7 @@ class BatchSource:
             own_B = None if shared_ordinals is None else np.searchsorted(shared_ordinals[k], ordinal_B)
             # Drawn step by step, so that they are still in cache when they are de-duplicated.
             negatives = self._pair_negatives(epoch, user_B, ordinal_B) if shared is None else shared[k]
-            batches.append(self._batch(epoch, first + k, (ordinal_B, user_B, item_B), negatives, own_B))
+            batches.append(self._batch(epoch, first + k, pairs[k], (ordinal_B, user_B, item_B), negatives, own_B))
         return batches
 
     @cached_property
@@ -230,16 +225,23 @@ class BatchSource:
         return self.sampler.draw_for_pairs(stream, ordinal_B, user_B, self.config.negatives)
 
     def _batch(
-        self, epoch: int, step: int, pairs: tuple[np.ndarray, ...], negatives: np.ndarray, own_B: np.ndarray | None
+        self,
+        epoch: int,
+        step: int,
+        pairs: int,
+        columns: tuple[np.ndarray, ...],
+        negatives: np.ndarray,
+        own_B: np.ndarray | None,
     ) -> Batch:
         """Return a batch with de-duplicated rows.
 
         Args:
-            pairs: (ordinal_B, user_B, item_B).
+            pairs: pairs of all workers.
+            columns: (ordinal_B, user_B, item_B).
             negatives: items (B, N), or (N,) where they are shared.
             own_B: with in-batch negatives, index of each pair's positive among them.
         """
-        ordinal_B, user_B, item_B = pairs
+        ordinal_B, user_B, item_B = columns
         users_U, user_index_B = unique_ids(user_B, self._partitions[0].size(self.worker))
         history_UH = self._histories[users_U]
         extra, m = _NONE, self.needs.extra_positives
@@ -257,7 +259,7 @@ class BatchSource:
         return Batch(
             epoch=epoch,
             step=step,
-            pairs=int(np.diff(self._step_bounds(step, step + 1), axis=0).sum()),
+            pairs=pairs,
             users_U=users_U,
             user_index_B=user_index_B,
             items_U=items_U,

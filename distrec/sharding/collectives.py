@@ -134,7 +134,7 @@ class Exchange:
         """
         rows, received = rows.contiguous(), empty([int(received_splits_W.sum()), rows.shape[1]], rows)
         as_bytes = received.view(torch.uint8), rows.view(torch.uint8)  # because not every backend supports bfloat16
-        dist.all_to_all_single(*as_bytes, received_splits_W.tolist(), splits_W.tolist())
+        self.all_to_all_into(*as_bytes, received_splits_W.tolist(), splits_W.tolist())
         return received
 
     def gather_into(self, whole: Tensor, part: Tensor) -> None:
@@ -143,11 +143,9 @@ class Exchange:
         gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
         gather(whole, part)
 
-    def all_to_all_into(
-        self, received: Tensor, sent: Tensor, received_splits: Sequence[int], splits: Sequence[int]
-    ) -> None:
+    def all_to_all_into(self, received: Tensor, sent: Tensor, received_splits: list[int], splits: list[int]) -> None:
         """Send the parts of a tensor to the ranks, and write what they send to this one into `received`, by rank."""
-        dist.all_to_all_single(received, sent, list(received_splits), list(splits))
+        dist.all_to_all_single(received, sent, received_splits, splits)
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
         """Copy the tensor of worker `source` into the tensors of all workers. Return this worker's."""

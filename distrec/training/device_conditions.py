@@ -64,8 +64,7 @@ def _not_gathered(config: Config, items: int, workers: int) -> str | None:
         return "negatives are the positives of the whole batch"
     if config.optim.clip_norm is not None:
         return "optim.clip_norm reads the gradients of all workers"
-    uses = config.train.batch_size * (1 + config.batch_needs.extra_positives) + draws_of(config)
-    if items > max(_SMALL, uses // workers):
+    if items > max(_SMALL, item_uses(config) // workers):
         return f"{items:,} items are too many to send at each step"
     return None
 
@@ -76,6 +75,11 @@ def draws_of(config: Config) -> int:
     if sampling.distribution == "in_batch":
         return pairs
     return sampling.negatives * (1 if sampling.shared else pairs)
+
+
+def item_uses(config: Config) -> int:
+    """Return the items that a step uses, repeats counted."""
+    return config.train.batch_size * (1 + config.batch_needs.extra_positives) + draws_of(config)
 
 
 def _strengths(config: Config) -> list[float]:

@@ -15,11 +15,8 @@ With several workers each gathers the items of all before a step and returns the
 C: pairs of all steps that are on the device; S: these steps; R: entries of a list of rows.
 """
 
-import contextlib
-import gc
-import warnings
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -36,12 +33,12 @@ from distrec.sharding.device_copy import to_device
 from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
+from distrec.training.cuda_graphs import CudaGraphs
 from distrec.training.device_conditions import rows_read, sweeps
 from distrec.training.gathered_items import GatheredItems
 from distrec.training.sharded_model import ShardedModel
 
 _STEPS = 64  # sent at a time
-_OWN = "own items"
 
 
 class SteppedTrainer(Protocol):
@@ -99,24 +96,28 @@ class DeviceSteps:
         steps = min(_STEPS, source.steps)
         self._ahead = steps
         dtypes = (torch.int32, torch.int32, torch.int64)
-        self._columns = tuple(self._zeros(steps * int(source.own_step_sizes.max()), dtype) for dtype in dtypes)
+        length = steps * source.most_pairs
+        self._columns = tuple(self._zeros(length, dtype) for dtype in dtypes)
         self._start_S = self._zeros(steps, torch.int64)
         self._coefficients = {name: self._zeros((steps, COEFFICIENTS), torch.float64) for name in trainer.optimizers}
         self._loss_sum, self._norm = self._zeros((), torch.float64), self._zeros((), torch.float64)
         self._constants(sampler)
-        sharded, specs = trainer.sharded, trainer.sharded.specs
-        self._tables = {entity: [k for k, spec in specs.items() if spec.entity == entity] for entity in (USERS, ITEMS)}
+        sharded = trainer.sharded
+        self._tables = {
+            entity: sharded.names_of(entity) + sharded.names_of(entity, of_loss=True) for entity in (USERS, ITEMS)
+        }
         self._gathered: GatheredItems | None = None
         if sharded.exchange.workers > 1:
-            widths = {name: specs[name].width for name in self._tables[ITEMS]}
+            self._own_items = sharded.all_rows(ITEMS)
+            widths = {name: sharded.specs[name].width for name in self._tables[ITEMS]}
             self._gathered = GatheredItems(sharded.exchange, sharded.partitions[ITEMS], widths)
-        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._reads_all = sharded.graph is not None or sweeps(self._config)
-        self._seen: set[Hashable] = set()
-        self.captures = self._device.type == "cuda" and "batch" not in self._config.loss.needs()
-        if self.captures:
-            self._pool = torch.cuda.graph_pool_handle()
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._graphs = CudaGraphs(self._device, captures="batch" not in self._config.loss.needs())
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps are captured."""
+        return self._graphs.captures
 
     def _zeros(self, shape: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)
@@ -125,8 +126,8 @@ class DeviceSteps:
         """Copy what never changes to the device."""
         loss = self._config.loss
         sharded = self._trainer.sharded
-        own_users, own_items = (sharded.partitions[entity].size(sharded.exchange.rank) for entity in (USERS, ITEMS))
-        self._count = {USERS: own_users, _OWN: own_items, ITEMS: sharded.partitions[ITEMS].rows}
+        own_users = sharded.partitions[USERS].size(sharded.exchange.rank)
+        self._count = {USERS: own_users, ITEMS: sharded.partitions[ITEMS].rows}
         self._all_rows: dict[str, Tensor] = {}
         self._saturated_U: Tensor | None = None
         if sampler.excludes and sampler.saturated_U.any():
@@ -216,63 +217,11 @@ class DeviceSteps:
                 self._norm.copy_(self._trainer.sharded.exchange.all_add(self._norm.view(1))[0].sqrt())
 
     def _run(self, part: Callable[..., None], *size: int) -> None:
-        """Run a step, or a part of one: replay its graph, capture it before, or launch its operations one by one.
-
-        The first of a size is launched, which compiles and loads its programs: a capture cannot.
-        """
-        key = part.__name__, size, torch.are_deterministic_algorithms_enabled()
-        if key in self._seen and key not in self._graphs and self.captures:
-            try:
-                self._graphs[key] = self._capture(part, size)
-            except RuntimeError as error:
-                self.captures = False
-                self._end_capture()
-                warnings.warn(f"steps cannot be captured as a CUDA graph, and are slower: {error}", stacklevel=2)
-        self._seen.add(key)
-        if key in self._graphs:
-            self._graphs[key].replay()
-        else:
-            part(*size)
+        """Run a step, or a part of one."""
+        self._graphs.run(part, *size)
+        if self._trainer.exchanges:
             # A collective must be captured by all workers or by none, and each captures when its sizes repeat.
-            self.captures &= not self._trainer.exchanges
-
-    def _capture(self, part: Callable[..., None], size: tuple[int, ...]) -> torch.cuda.CUDAGraph:
-        """Capture a step, or a part of one.
-
-        Not by `torch.cuda.graph`, which collects garbage first: that takes longer than capturing. Nothing is collected
-        meanwhile instead, as to free another graph would end the capture.
-        """
-        graph, collecting, here = torch.cuda.CUDAGraph(), gc.isenabled(), torch.cuda.current_stream(self._device)
-        gc.disable()
-        try:
-            self._stream.wait_stream(here)
-            with torch.cuda.stream(self._stream):
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-                try:
-                    part(*size)
-                except BaseException:
-                    with contextlib.suppress(RuntimeError):  # that the capture was ended before: by the first error
-                        graph.capture_end()
-                    raise
-                graph.capture_end()
-            here.wait_stream(self._stream)
-        finally:
-            if collecting:
-                gc.enable()
-        return graph
-
-    def _end_capture(self) -> None:
-        """Free what a capture that failed leaves behind: a generator that takes itself for captured, memory in use.
-
-        torch 2.11 ends neither, so that random numbers and replays raise errors from then on. The graphs captured
-        before have the old state of the generator, and cannot be replayed.
-        """
-        self._graphs.clear()
-        generator = torch.cuda.default_generators[self._stream.device_index]
-        generator.graphsafe_set_state(generator.clone_state())
-        with contextlib.suppress(RuntimeError):  # that nothing is allocated there: by a version that ends it
-            torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
-            torch._C._cuda_releasePool(self._stream.device_index, self._pool)
+            self._graphs.captures = False
 
     # Of what follows, no operation may wait for the device, nor read what changes on the host.
 
@@ -316,11 +265,6 @@ class DeviceSteps:
     def _index(self) -> Tensor:
         """The present step among those that are on the device, (1,)."""
         return self._draws.state[:1]
-
-    @property
-    def _own_items(self) -> Tensor:
-        """Local rows of this worker's items, (V_w,) int64."""
-        return self._all(_OWN)
 
     def _read(self, table: str, rows_R: Tensor) -> Tensor:
         """Return rows of this worker as they are before the present step, (R, D)."""

@@ -231,21 +231,26 @@ class LossInputBuilder:
     def _global_batch(self, users_BD: Tensor, positives_BD: Tensor) -> GlobalBatch:
         all_users_BD, own = self.exchange.gather(users_BD)
         all_items_BD, _ = self.exchange.gather(positives_BD)
-        if "user_id_B" in self.arrays:  # drawn on the device, by one worker
+        if self._stays:
             user_B, item_B = self.arrays["user_id_B"].long(), self.arrays["positive_id_B"].long()
             return GlobalBatch(all_users_BD, all_items_BD, user_B, item_B, own)
         user_B, owner_B, local_B = self._ids_B3.unbind(1)
         return GlobalBatch(all_users_BD, all_items_BD, user_B, local_B * self.group.workers + owner_B, own)
 
     @property
+    def _stays(self) -> bool:
+        """Whether the batch was drawn on the device, where the worker has all items."""
+        return "positive_id_B" in self.arrays
+
+    @property
     def _owners_of_items(self) -> Exchange:
         """The workers that hold the catalogue together: this one alone in a step that stays on the device."""
-        return Exchange(self.group.device, alone=True) if "positive_id_B" in self.arrays else self.group
+        return Exchange(self.group.device, alone=True) if self._stays else self.group
 
     @property
     def _owned_positive_B(self) -> Tensor:
         """`Catalogue.positive_B`, int64."""
-        if "positive_id_B" in self.arrays:
+        if self._stays:
             return self.arrays["positive_id_B"].long()
         _, owner_B, local_B = self._ids_B3.unbind(1)
         return torch.where(owner_B == self.group.rank, local_B, -1)

@@ -180,7 +180,7 @@ def test_configurations_are_frozen():
         ("noequals", "must have the form key=value"),
         ("optim.lr=[", "not a valid value"),
         ("eval.k=[]", "eval.k: .*at least 1"),
-        ("eval.k=[20,0]", "eval.k: .*greater"),
+        ("eval.k=[20,0]", "eval.k.1: .*greater"),
     ],
 )
 def test_messages_for_errors(override, message):
@@ -216,7 +216,7 @@ def test_an_error_names_the_file_unless_it_is_about_an_override(tmp_path):
     with pytest.raises(UserError) as error:
         load(Config, file, ["eval.k=0", "train.size=3"])
     of_file, of_value, of_key = sorted(str(error.value).split("\n"))
-    assert of_file.startswith(f"{file}: train.epochs") and of_value.startswith("eval.k: ")
+    assert of_file.startswith(f"{file}: train.epochs") and of_value.startswith("eval.k.0: ")
     assert of_key.startswith("unknown key 'train.size'")
 
 

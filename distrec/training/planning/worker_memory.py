@@ -16,7 +16,7 @@ from distrec.optim.deferred import DeferredUpdate, StepCoefficients
 from distrec.optim.sparse import SparseOptimizer
 from distrec.sharding.table import ITEMS, USERS, Table, TableSpec
 from distrec.training.config import Config
-from distrec.training.device_conditions import draws_of, prevented, rows_read, sweeps
+from distrec.training.device_conditions import draws_of, item_uses, prevented, rows_read, sweeps
 from distrec.training.planning.sizes import Sizes, StepSizes, graph_columns, step_sizes
 
 MIB = 2**20
@@ -186,13 +186,13 @@ def _step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[P
 
 def device_rows(config: Config, sizes: Sizes, workers: int) -> dict[str, int]:
     """Return the rows of users and items that a worker's part of a step reads which stays on a GPU."""
-    model, pairs, needs = config.model, -(-config.train.batch_size // workers), config.batch_needs
+    model, pairs = config.model, -(-config.train.batch_size // workers)
     assert isinstance(model, EmbeddingConfig), model
     users, items = sizes.partition(USERS, workers).size(0), sizes.items
     if model.reads or sweeps(config):
         return {USERS: users, ITEMS: items}
     if workers == 1 and "catalogue" not in config.loss.needs():
-        items = rows_read(items, pairs * (1 + needs.extra_positives) + draws_of(config))
+        items = rows_read(items, item_uses(config))
     return {USERS: rows_read(users, pairs), ITEMS: items}
 
 
@@ -216,7 +216,7 @@ def _device_step(config: Config, sizes: Sizes, workers: int, step: StepSizes) ->
     found = [Part("a step", 2.0 * (rows + scores) + sent)]
     if workers > 1:  # the items of all workers; gradients with a column of uses, sent and received, and their sums
         columns = sum(spec.width for spec in specs_of(config) if spec.entity == ITEMS)
-        own = sizes.owned(ITEMS, workers) * (3 * columns + 2)
+        own = sizes.owned(ITEMS, workers) * (2 * columns + 1)
         found.append(Part("exchange: items and gradients", _F32 * (sizes.items * (3 * columns + 2) + own)))
     uniform = sampling.distribution == "uniform"
     masses = 0 if uniform else 32 * sizes.items
