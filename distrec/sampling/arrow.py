@@ -39,11 +39,10 @@ def to_table(batches: Sequence[Batch]) -> pa.Table:
 def from_table(table: pa.Table) -> Iterator[Batch]:
     """Yield the batches of a table in its order; their arrays are read-only views of the table's memory."""
     for block in table.to_batches():
-        scalars = {name: block.column(name).to_numpy() for name in _SCALARS}
+        scalars = {name: block.column(name).to_pylist() for name in _SCALARS}
         lists = {name: block.column(name) for name in block.schema.names if name not in _SCALARS}
-        offsets = {name: column.offsets.to_numpy() for name, column in lists.items()}
+        offsets = {name: column.offsets.to_pylist() for name, column in lists.items()}
         values = {name: column.values.to_numpy() for name, column in lists.items()}
         for row in range(block.num_rows):
-            epoch, step, pairs = (int(scalars[name][row]) for name in _SCALARS)
             arrays = {name: values[name][offsets[name][row] : offsets[name][row + 1]] for name in lists}
-            yield Batch(epoch, step, pairs, **arrays)
+            yield Batch(**{name: column[row] for name, column in scalars.items()}, **arrays)
