@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.run [SECTION ...]
 
-Sections: steps, plain, large, start, ray, decay, ranking, deterministic, host, lightgcn, kernels; default all. Data:
-Gowalla in the folder that DISTREC_DATA names. Results go to $OUT/gpu.json (default ./gpu.json) one by one, and a
+Sections: steps, plain, large, start, ray, decay, rules, ranking, deterministic, host, lightgcn, kernels; default all.
+Data: Gowalla in the folder that DISTREC_DATA names. Results go to $OUT/gpu.json (default ./gpu.json) one by one, and a
 section that fails does not stop the others. Without a GPU everything runs once at small sizes, on planted data on the
 CPU, to test this script.
 
@@ -68,6 +68,7 @@ PLAIN = {"800 a pair, B 1,024": (1024, 0.14), "800 a pair, B 8,192": (8192, 0.09
 """Pairs, and the share of the plain loop's step that ours may take."""
 MANY_ROWS = 10_000_000 if GPU else 400
 MOST_ROWS = 50_000_000 if GPU else 400
+SWEPT_ROWS = 1_000_000 if GPU else 200
 results: dict[str, Any] = {"rows": []}
 
 
@@ -298,6 +299,23 @@ def decay() -> None:
     report("decay", f"{MANY_ROWS:,} rows, full / in batch", ratios, "x", bar=1.05)
 
 
+def rules() -> None:
+    """Measure rules that update all rows at each step, beside the host, which updates them when they are next read."""
+    shape = [PAIR, "sampling.negatives=64", "train.batch_size=8192"]
+    for rule in ("momentum", "adam"):
+        for name, dataset in (
+            ("Gowalla", data()),
+            (f"{SWEPT_ROWS:,} users, as many items", large_data(2 * SWEPT_ROWS)),
+        ):
+            for where, capture in (("there", "true"), ("launched from the host", "false")):
+                config = config_of(*shape, f"optim.rule={rule}", "optim.lr=0.001", f"train.capture={capture}")
+                epochs = Epochs(config, dataset, 40)
+                assert not GPU or (epochs.trainer.device_steps is not None) == (capture == "true")
+                epochs.run()
+                report("rules", f"{rule}, {name}, {where}", [epochs.run() for _ in range(3 if GPU else 1)])
+                del epochs
+
+
 def large() -> None:
     """Measure steps and memory of the largest tables that are likely on one card, in float32 and bfloat16."""
     for dtype in ("float32", "bfloat16"):
@@ -357,7 +375,7 @@ def lightgcn() -> None:
         report("lightgcn", f"{layers} layers, 800 shared, B 2,048", times, epoch_s=min(seconds))
 
 
-SECTIONS = (steps, plain, large, start, ray, decay, ranking, deterministic, host, lightgcn, kernels)
+SECTIONS = (steps, plain, large, start, ray, decay, rules, ranking, deterministic, host, lightgcn, kernels)
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """Sparse-aware optimizer: a step costs as much as the rows in the batch, and weight decay may reach the whole table."""
 
-from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -28,39 +27,11 @@ _RESOLUTION = 6e-8  # relative: smaller changes may round to none in float32
 def moves_all_rows(config: OptimConfig, strength: float) -> bool:
     """Return whether a step changes the rows outside the batch by more than a factor that is common to all.
 
-    With `optim.idle=sweep` such a step is one over all rows; otherwise they are updated when they are next read.
+    They are updated when they are next read; with `optim.idle=sweep`, and by the steps of `look_ahead`, at each step.
     """
     decay, rule = config.decay, RULES[config.rule]
     by_gradient = decay.scope == "full" and strength > 0 and decay.coupling == "l2" and not rule.l2_is_decoupled
     return rule.moves_idle or by_gradient
-
-
-def not_replayable(config: OptimConfig, strengths: Sequence[float], reads_all: bool) -> str | None:
-    """Return why `SparseOptimizer.look_ahead` does not work; None if it does.
-
-    It works where a step needs nothing of a row but the row and its accumulators.
-
-    Args:
-        config: configuration of the optimizer.
-        strengths: strength of decay of each table.
-        reads_all: whether each step has all rows in its batch.
-    """
-    decay, rule = config.decay, RULES[config.rule]
-    if config.kernels not in ("auto", "triton"):
-        return f"optim.kernels={config.kernels}"
-    if decay.scope == "occurrences":
-        return "occurrences are counted on the host"
-    moving = [moves_all_rows(config, strength) for strength in strengths]
-    if reads_all or not any(moving):
-        return None
-    if config.idle != "sweep":
-        what = f"rule {config.rule}" if rule.moves_idle else "full l2 decay"
-        return f"{what} moves rows outside the batch when they are next read; with optim.idle=sweep it stays there"
-    if not all(moving):
-        return "rows outside the batch move in some tables alone"
-    if decay.scope == "in_batch" and any(strengths):
-        return f"rule {config.rule} moves all rows, but decay those of the batch alone"
-    return None
 
 
 @runtime_checkable
@@ -79,13 +50,17 @@ class StepsAhead(Protocol):
         rule: UpdateRule,
         coefficients_SC: Tensor,
         index: Tensor,
+        all_rows: bool,
+        all_decay: bool,
     ) -> None: ...
 
 
 class SparseOptimizer:
     """Updates one shard of one table. `dense_reference.DenseReference` is the same as a sweep over all rows."""
 
-    def __init__(self, table: Table, config: OptimConfig, total_steps: int, all_rows: bool = False) -> None:
+    def __init__(
+        self, table: Table, config: OptimConfig, total_steps: int, all_rows: bool = False, ahead: bool = False
+    ) -> None:
         """Allocate the accumulators on the table's device.
 
         Sets `table.deferred` if idle rows change: from then on, read rows through the table, not from `stored_VD`.
@@ -95,6 +70,7 @@ class SparseOptimizer:
             config: rule, decay, schedule and kernels.
             total_steps: steps of the whole run, for the schedule.
             all_rows: the batch of every step is all rows, so that none is updated later.
+            ahead: all steps are those of `look_ahead`, which update all rows if any outside the batch move.
 
         Raises:
             UserError: the kernels do not run on the table's device.
@@ -104,7 +80,6 @@ class SparseOptimizer:
         self._total_steps = total_steps
         self.t = 0
         """Steps taken."""
-        self._all_rows = all_rows
         self.lr_factor = 1.0
         """Factor of the learning rate, beside the schedule: that of `plateau`."""
         device, dtype = table.stored_VD.device, table.stored_VD.dtype
@@ -114,7 +89,8 @@ class SparseOptimizer:
         rule = RULES[config.rule]
         self._rule = rule(table.stored_VD, **{name: getattr(config, name) for name in rule.hyperparameters})
         self._strength = config.decay.strength_of(table.name, table.decay)
-        self._deferred = None if all_rows else self._make_deferred()
+        self._all_rows = all_rows or (ahead and moves_all_rows(config, self._strength))
+        self._deferred = None if self._all_rows else self._make_deferred()
         self._sweep = self._deferred is not None and config.idle == "sweep"
         assert table.deferred is None, f"table {table.name} already has an optimizer"
         table.deferred = self._deferred
@@ -238,9 +214,17 @@ class SparseOptimizer:
 
     @torch.no_grad()
     def step_ahead(self, local_R: Tensor, grad_RD: Tensor, coefficients_SC: Tensor, index: Tensor) -> None:
-        """Take a step of `look_ahead`; arguments as of `step` and `read_ahead`. Only by Triton's kernels."""
+        """Take a step of `look_ahead`; arguments as of `step` and `read_ahead`. Only by Triton's kernels.
+
+        If rows outside the batch move, `local_R` has the length of the shard, with -1 for rows outside the batch where
+        decay is that of the batch; it may have them elsewhere.
+        """
         assert isinstance(self._kernels, StepsAhead), self._kernels
-        self._kernels.step_ahead_(self._table.stored_VD, local_R, grad_RD, self._rule, coefficients_SC, index)
+        stored_VD, all_decay = self._table.stored_VD, self._config.decay.scope == "full"
+        assert not self._all_rows or len(local_R) == len(stored_VD), (len(local_R), len(stored_VD))
+        self._kernels.step_ahead_(
+            stored_VD, local_R, grad_RD, self._rule, coefficients_SC, index, self._all_rows, all_decay
+        )
 
     def _learning_rate(self, t: int) -> float:
         return learning_rate(self._config.schedule, self._config.lr, t, self._total_steps) * self.lr_factor

@@ -5,11 +5,12 @@ import torch
 from distrec.kernels.dispatch import missing_triton
 from distrec.losses.exact_softmax import Softmax
 from distrec.models.base import EmbeddingConfig
-from distrec.optim.sparse import moves_all_rows, not_replayable
+from distrec.optim.rules import RULES
+from distrec.optim.sparse import moves_all_rows
 from distrec.training.config import Config
 
 _SMALL, _DENSE = 100_000, 8  # rows, and rows for each that the step uses, up to which a table is read whole
-_SWEPT = 4_000_000  # rows of a table up to which `optim.idle=sweep` runs there
+_SWEPT = {"lazy": 1_000_000, "sweep": 4_000_000}  # rows of a table up to which a step updates all, by `optim.idle`
 
 
 def prevented(
@@ -44,11 +45,17 @@ def prevented(
         return "masks of dropout are drawn on the host"
     if any(spec.bounds for spec in (*model.tables(), *config.loss.tables())):
         return f"loss {config.loss.name} bounds the rows of a table"
-    if sweeps(config) and max(users, items) > _SWEPT:
-        return f"optim.idle=sweep over {max(users, items):,} rows"
+    if config.optim.kernels not in ("auto", "triton"):
+        return f"optim.kernels={config.optim.kernels}"
+    if config.optim.decay.scope == "occurrences":
+        return "occurrences are counted on the host"
+    idle, rows = config.optim.idle, max(users, items)
+    if sweeps(config) and rows > _SWEPT[idle]:
+        what = f"rule {config.optim.rule}" if RULES[config.optim.rule].moves_idle else "full l2 decay"
+        return f"{what} moves all {rows:,} rows; with optim.idle={idle} that stays there up to {_SWEPT[idle]:,}"
     if workers > 1 and (reason := _not_gathered(config, items, workers)):
         return f"{reason}, and there are {workers} workers"
-    return not_replayable(config.optim, _strengths(config), "graph" in model.reads)
+    return None
 
 
 def _not_gathered(config: Config, items: int, workers: int) -> str | None:
@@ -82,19 +89,27 @@ def item_uses(config: Config) -> int:
     return config.train.batch_size * (1 + config.batch_needs.extra_positives) + draws_of(config)
 
 
-def _strengths(config: Config) -> list[float]:
-    """Return the strength of decay of each table."""
+def _moving(config: Config) -> list[bool]:
+    """Return of each table whether a step moves rows outside the batch, by more than a common factor."""
     specs = (*config.model.tables(), *config.loss.tables())
-    return [config.optim.decay.strength_of(spec.name, spec.decay) for spec in specs]
+    strengths = [config.optim.decay.strength_of(spec.name, spec.decay) for spec in specs]
+    return [moves_all_rows(config.optim, strength) for strength in strengths]
 
 
 def sweeps(config: Config) -> bool:
-    """Return whether a step that stays on the device updates all rows by `optim.idle=sweep`.
+    """Return whether a step that stays on the device updates all rows of some table.
 
-    Where rows outside the batch do not move, or by a common factor alone, it does nothing.
+    It does so whatever `optim.idle` is: up to some million rows that takes less time than to launch from the host what
+    finds out which steps each row has missed. A model that reads the graph has all rows in its batch.
     """
-    moving = any(moves_all_rows(config.optim, strength) for strength in _strengths(config))
-    return config.optim.idle == "sweep" and moving
+    assert isinstance(config.model, EmbeddingConfig), config.model
+    return "graph" not in config.model.reads and any(_moving(config))
+
+
+def tells_rows_apart(config: Config) -> bool:
+    """Return whether such a step must know which rows are in the batch: of some tables it updates them alone, or they
+    alone decay."""
+    return not all(_moving(config)) or config.optim.decay.scope == "in_batch"
 
 
 def rows_read(rows: int, uses: int) -> int:

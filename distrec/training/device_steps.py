@@ -34,7 +34,7 @@ from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
 from distrec.training.cuda_graphs import CudaGraphs
-from distrec.training.device_conditions import rows_read, sweeps
+from distrec.training.device_conditions import rows_read, sweeps, tells_rows_apart
 from distrec.training.gathered_items import GatheredItems
 from distrec.training.sharded_model import ShardedModel
 
@@ -112,6 +112,7 @@ class DeviceSteps:
             widths = {name: sharded.specs[name].width for name in self._tables[ITEMS]}
             self._gathered = GatheredItems(sharded.exchange, sharded.partitions[ITEMS], widths)
         self._reads_all = sharded.graph is not None or sweeps(self._config)
+        self._all_in_batch = sharded.graph is not None or not tells_rows_apart(self._config)
         self._graphs = CudaGraphs(self._device, captures="batch" not in self._config.loss.needs())
 
     @property
@@ -353,10 +354,10 @@ class DeviceSteps:
     def _rows(self, table: str, uses: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return (rows that a step reads and updates, (R,) int64; for each use the index of its rows, int32)."""
         count = sum(len(use) for use in uses)
-        if self._reads_all or (table == ITEMS and "catalogue" in self._config.loss.needs()):
+        if (self._reads_all and self._all_in_batch) or (table == ITEMS and "catalogue" in self._config.loss.needs()):
             return self._all(table), uses
-        gathered = table == ITEMS and self._gathered is not None
-        if gathered or rows_read(self._count[table], count) == self._count[table]:
+        whole = self._reads_all or (table == ITEMS and self._gathered is not None)
+        if whole or rows_read(self._count[table], count) == self._count[table]:
             return self._draws.touched(uses, self._count[table]), uses
         sorted_C, order_C = torch.cat(uses).sort()
         new_C = torch.ones_like(sorted_C, dtype=torch.bool)

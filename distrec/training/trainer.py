@@ -21,7 +21,7 @@ from distrec.sharding.differentiable import StepExchange
 from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
-from distrec.training.device_conditions import prevented, sweeps
+from distrec.training.device_conditions import prevented
 from distrec.training.device_steps import DeviceSteps, pairs_only, sum_of_squares
 from distrec.training.forward import OCCURRENCES, ForwardPass, Leaves
 from distrec.training.sharded_model import ShardedModel
@@ -48,9 +48,11 @@ class Trainer:
         self.forward = ForwardPass(self.sharded)
         users, items = dataset.manifest.users, dataset.manifest.items
         self._why_on_host = prevented(config, users, items, device, self.exchange.workers)
-        all_rows = self.forward.whole_graph or (self._why_on_host is None and sweeps(config))
         self.optimizers = {
-            name: SparseOptimizer(table, config.optim, steps, all_rows=all_rows) for name, table in self.tables.items()
+            name: SparseOptimizer(
+                table, config.optim, steps, all_rows=self.forward.whole_graph, ahead=self._why_on_host is None
+            )
+            for name, table in self.tables.items()
         }
         self.dense = DenseOptimizer(self.model, config.optim, steps, self.exchange)
         self.meters = StepMeters()

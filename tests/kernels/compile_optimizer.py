@@ -32,10 +32,10 @@ def call_all(dtype: torch.dtype) -> Iterator[str]:
         coefficients = rule.coefficients(0.1, 3)
         kernels.step_(stored_VD, local_U, grad_UD, Decay(), rule, coefficients)
         yield f"step of {name}"
-        kernels.step_ahead_(
-            stored_VD, local_U, grad_UD, rule, torch.ones(8, 7, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
-        )
-        yield f"step ahead of {name}"
+        ahead = torch.ones(8, 7, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+        for how in ((False, False), (True, False), (True, True)):
+            kernels.step_ahead_(stored_VD, local_U, grad_UD, rule, *ahead, *how)
+            yield f"step ahead of {name}, {how}"
         if name not in ("sgd", "momentum"):  # never replayed
             kernels = TritonKernels()
             missed = MissedSteps(torch.ones(2 + len(coefficients), 8, dtype=torch.float64), 5, 3, 0.1, 0)

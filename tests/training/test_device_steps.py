@@ -106,12 +106,35 @@ CASES = {
         "optim": {"idle": "sweep", "lr": 0.05, "decay": {"scope": "in_batch", "strength": 0.5}},
     },
     "distances": {"loss": {"name": "triplet"}, "model": DOT, "sampling": PAIRS},
+    # Rows outside the batch move: on the host when they are next read, on the device at each step.
+    "adam": {"sampling": {**PAIRS, "negatives": 2}, "optim": {"rule": "adam", "lr": 0.02}},
+    "adam, decay in the batch": {
+        "sampling": {"shared": False, "negatives": 2},
+        "optim": {"rule": "adam", "lr": 0.02, "decay": {"scope": "in_batch", "strength": 2.0}},
+    },
+    "momentum, l2 in the batch": {
+        "sampling": {"negatives": 3},
+        "optim": {"rule": "momentum", "lr": 0.3, "decay": {"scope": "in_batch", "coupling": "l2", "strength": 0.2}},
+    },
+    "lazy adam, l2 of all items and of no users": {
+        "sampling": {"shared": False, "negatives": 1},
+        "optim": {
+            "rule": "lazy_adam",
+            "decay": {"scope": "full", "coupling": "l2", "strength": 0.05, "tables": {"users": 0.0}},
+        },
+    },
+    "exact softmax, momentum, decay in the batch": {
+        "loss": {"name": "softmax"},
+        "optim": {"rule": "momentum", "lr": 0.3, "decay": {"scope": "in_batch", "strength": 0.2}},
+    },
 }
+ROWS_MOVE = list(CASES)[-5:]
 INTERPRETED = [(name, True) for name in list(CASES)[1:16:2]] + [
     ("flushed between steps", True),
     ("sweep of rows that stay", True),
     ("ssm, full", False),
     ("resn, few of many rows", False),
+    *((name, True) for name in ROWS_MOVE),
 ]
 """Cases that run without a GPU too."""
 EPOCHS = 2
@@ -242,6 +265,7 @@ OF_SEVERAL = [
     "debiased, extra positives, mixture",
     "momentum, sweep",
     "flushed between steps",
+    *ROWS_MOVE[1:4],
     *OTHERS,
 ]
 
@@ -342,15 +366,18 @@ def test_reasons_against_steps_on_the_device(tiny):
     ):
         assert why in prevented(changed(tiny, **change), 30, 24, cuda, 2)
     assert "simplex" in prevented(changed(tiny, model={"name": "simplex"}), 30, 24, cuda, 1)
-    assert prevented(changed(tiny, model={"name": "lightgcn"}, optim={"rule": "adam"}), 30, 24, cuda, 1) is None
-    assert "adam" in prevented(changed(tiny, optim={"rule": "adam"}), 30, 24, cuda, 1)
-    sweep = {"rule": "adam", "idle": "sweep"}
-    assert prevented(changed(tiny, optim=sweep), 30, 24, cuda, 1) is None
-    assert "sweep" in prevented(changed(tiny, optim=sweep), 5_000_000, 24, cuda, 1)
-    in_batch = {"decay": {"scope": "in_batch", "strength": 0.1}}
-    assert "batch alone" in prevented(changed(tiny, optim=sweep | in_batch), 30, 24, cuda, 1)
-    l2 = {"scope": "full", "coupling": "l2", "strength": 0.1, "tables": {"users": 0.0}}
-    assert "some tables" in prevented(changed(tiny, optim={"idle": "sweep", "decay": l2}), 30, 24, cuda, 1)
+    assert prevented(changed(tiny, model={"name": "lightgcn"}, optim={"rule": "adam"}), 5_000_000, 24, cuda, 1) is None
+    l2 = {"decay": {"scope": "full", "coupling": "l2", "strength": 0.1}}
+    for change, what in (({"rule": "adam"}, "rule adam"), (l2, "full l2 decay")):
+        for idle, most in (("lazy", 1_000_000), ("sweep", 4_000_000)):
+            config = changed(tiny, optim={**change, "idle": idle})
+            assert prevented(config, most, 24, cuda, 1) is None
+            reason = prevented(config, most + 1, 24, cuda, 1)
+            assert f"{what} moves all" in reason and f"idle={idle}" in reason
+    assert prevented(tiny, 50_000_000, 24, cuda, 1) is None
+    occurrences = {"decay": {"scope": "occurrences", "coupling": "l2", "strength": 0.1}}
+    assert "occurrences" in prevented(changed(tiny, optim=occurrences), 30, 24, cuda, 1)
+    assert "kernels" in prevented(changed(tiny, optim={"kernels": "reference"}), 30, 24, cuda, 1)
     assert "capture" in prevented(changed(tiny, train={"capture": False}), 30, 24, cuda, 1)
     assert "CPU" in prevented(tiny, 30, 24, CPU, 1)
 

@@ -63,12 +63,16 @@ class TritonKernels(ReferenceKernels):
         rule: UpdateRule,
         coefficients_SC: Tensor,
         index: Tensor,
+        all_rows: bool,
+        all_decay: bool,
     ) -> None:
         """As `step_`, with the line `index`, (1,), of the coefficients that `SparseOptimizer.look_ahead` returned.
 
-        Entries -1 in `local_U` are none.
+        Entries -1 in `local_U` are none. With `all_rows` entry k is k or -1, and rows of -1 are updated too, with decay
+        if `all_decay`.
         """
         slots, constants = _of_rule(rule)
+        constants |= {"ALL_ROWS": all_rows, "ALL_DECAY": all_decay}
         scalars = (0.0,) * 6
         ahead = coefficients_SC, index
         _run(programs.step, stored_VD, local_U, aligned(grad_UD), *slots, *scalars, *ahead, lowest=-1, **constants)

@@ -68,20 +68,20 @@ def _sqrt(x):
 
 
 # Updates of rows, (T, D): (rows, gradients with penalty, slots, coefficients in the order of `Rule.coefficients`,
-# fraction that decay removes) to (rows, slots), all with one signature. Scalars are float64.
+# fraction that decay removes, () or (T, 1)) to (rows, slots), all with one signature. Scalars are float64.
 
 
 @triton.jit
 def sgd(w_TD, g_TD, first, second, lr, _c1, _c2, _c3, shrink, D: tl.constexpr):
     real = w_TD.dtype
-    return w_TD - (tl.full([], shrink, real) * w_TD + tl.full([], lr, real) * g_TD), first, second
+    return w_TD - (shrink.to(real) * w_TD + tl.full([], lr, real) * g_TD), first, second
 
 
 @triton.jit
 def momentum(w_TD, g_TD, b_TD, second, lr, mu, _c2, _c3, shrink, D: tl.constexpr):
     real = w_TD.dtype
     b_TD = tl.full([], mu, real) * b_TD + g_TD
-    return w_TD - (tl.full([], shrink, real) * w_TD + tl.full([], lr, real) * b_TD), b_TD, second
+    return w_TD - (shrink.to(real) * w_TD + tl.full([], lr, real) * b_TD), b_TD, second
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def adagrad(w_TD, g_TD, s_TD, second, lr, eps, _c2, _c3, shrink, D: tl.constexpr
     real = w_TD.dtype
     s_TD = s_TD + g_TD * g_TD
     change_TD = _div(tl.full([], lr, real) * g_TD, _sqrt(s_TD) + tl.full([], eps, real))
-    return w_TD - (tl.full([], shrink, real) * w_TD + change_TD), s_TD, second
+    return w_TD - (shrink.to(real) * w_TD + change_TD), s_TD, second
 
 
 @triton.jit
@@ -97,7 +97,7 @@ def rowwise_adagrad(w_TD, g_TD, s_T1, second, lr, eps, _c2, _c3, shrink, D: tl.c
     real = w_TD.dtype
     s_T1 = s_T1 + _div(tl.sum(g_TD * g_TD, 1), tl.full([], D, real))[:, None]
     rate_T1 = _div(tl.full([], lr, real), _sqrt(s_T1) + tl.full([], eps, real))
-    return w_TD - (tl.full([], shrink, real) * w_TD + rate_T1 * g_TD), s_T1, second
+    return w_TD - (shrink.to(real) * w_TD + rate_T1 * g_TD), s_T1, second
 
 
 @triton.jit
@@ -106,7 +106,7 @@ def adam(w_TD, g_TD, m_TD, v_TD, lr, beta1, beta2, eps, shrink, D: tl.constexpr)
     m_TD = m_TD + tl.full([], 1 - beta1, real) * (g_TD - m_TD)
     v_TD = tl.full([], beta2, real) * v_TD + tl.full([], 1 - beta2, real) * (g_TD * g_TD)
     change_TD = _div(tl.full([], lr, real) * m_TD, _sqrt(v_TD) + tl.full([], eps, real))
-    return w_TD - (tl.full([], shrink, real) * w_TD + change_TD), m_TD, v_TD
+    return w_TD - (shrink.to(real) * w_TD + change_TD), m_TD, v_TD
 
 
 @triton.jit
@@ -143,23 +143,30 @@ def step(
     D: tl.constexpr,
     PAD: tl.constexpr,
     TILE: tl.constexpr,
+    ALL_ROWS: tl.constexpr = False,
+    ALL_DECAY: tl.constexpr = False,
 ):
     """Decay rows and apply the rule that updates them by UPDATE.
 
     `ahead`: None, or the six scalars of each of many steps, float64, which are then read from its line `index`; before
-    them is a number that this program does not read. Row -1 is then none.
+    them is a number that this program does not read. Row -1 is then none; with ALL_ROWS, at position k it is row k,
+    which decays if ALL_DECAY.
     """
     if ahead is not None:
         line = ahead + tl.load(index) * 7 + 1
         c0, c1, c2, c3 = tl.load(line), tl.load(line + 1), tl.load(line + 2), tl.load(line + 3)
         shrink, l2 = tl.load(line + 4), tl.load(line + 5)
     position_T, row_T, mask_T = _find(local, count, rows, TILE, ahead is not None)
+    if ALL_ROWS:
+        if not ALL_DECAY:
+            shrink, l2 = tl.where(mask_T, shrink, 0.0)[:, None], tl.where(mask_T, l2, 0.0)[:, None]
+        row_T, mask_T = position_T, position_T < count
     offset_TD, mask_TD = _elements(row_T, mask_T, D, PAD)
     offset_TX, mask_TX = _elements(row_T, mask_T, X, PAD_X)
     grad_TD, _ = _elements(position_T, mask_T, D, PAD)
     w_TD = tl.load(stored + offset_TD, mask=mask_TD, other=0.0)
     g_TD = tl.load(grad + grad_TD, mask=mask_TD, other=0.0)
-    g_TD = g_TD + tl.full([], l2, w_TD.dtype) * w_TD
+    g_TD = g_TD + l2.to(w_TD.dtype) * w_TD
     first_TX, second_TX = _load(first, offset_TX, mask_TX), _load(second, offset_TX, mask_TX)
     w_TD, first_TX, second_TX = UPDATE(w_TD, g_TD, first_TX, second_TX, c0, c1, c2, c3, shrink, D)
     _store(stored, first, second, offset_TD, mask_TD, offset_TX, mask_TX, w_TD, first_TX, second_TX, X)

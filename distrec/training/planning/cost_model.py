@@ -139,9 +139,8 @@ def _device_counts(config: Config, sizes: Sizes, step: StepSizes, workers: int) 
     model, rows = config.model, device_rows(config, sizes, workers)
     assert isinstance(model, EmbeddingConfig), model
     normalized = 1.0 if model.similarity == "cosine" else 0.5
-    copied = (
-        1.0 if workers > 1 else 0.0
-    )  # rows of items to and from buffers, and the gradients: as much as a row's work
+    # Rows of items to and from buffers, and their gradients: as much as the work on a row.
+    copied = 1.0 if workers > 1 else 0.0
     return {
         "step": 1,
         "values of rows": model.dim * (normalized * sum(rows.values()) + copied * rows[ITEMS]),

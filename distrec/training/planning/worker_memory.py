@@ -69,7 +69,7 @@ def worker_memory(config: Config, sizes: Sizes, workers: int, gpu: bool, first: 
     else:
         step = step_sizes(config, sizes, workers)
         draws_on_device = on_device(config, sizes, workers, gpu)
-        parts += _tables(config, sizes, workers, step.steps, draws_on_device and sweeps(config))
+        parts += _tables(config, sizes, workers, step.steps, draws_on_device)
         parts += _device_step(config, sizes, workers, step) if draws_on_device else _step(config, sizes, workers, step)
         parts += _stream(config, sizes, workers, gpu, draws_on_device)
     parts.append(Part("evaluation", _evaluation(config, sizes, workers) + gpu * _ranking_tile(sizes)))
@@ -94,11 +94,11 @@ def specs_of(config: Config) -> tuple[TableSpec, ...]:
 
 
 def optimizer_bytes(
-    config: Config, sizes: Sizes, workers: int, spec: TableSpec, steps: int, swept: bool = False
+    config: Config, sizes: Sizes, workers: int, spec: TableSpec, steps: int, on_gpu: bool = False
 ) -> tuple[int, int, int]:
     """Return the bytes of a table's shard at the first worker, of its optimizer state, and of its deferred updates.
 
-    `swept`: whether each step updates all rows, as those that stay on a GPU may.
+    `on_gpu`: whether steps stay there.
 
     The optimizer itself is made, on the meta device, which allocates nothing.
     """
@@ -108,7 +108,7 @@ def optimizer_bytes(
     rows_VD = torch.empty(partition.size(0), spec.width, dtype=dtype, device="meta")
     table = Table(spec.name, partition, 0, rows_VD, spec.decay, spec.bounds)
     settings = config.optim.model_copy(update={"kernels": "reference"})
-    optimizer = SparseOptimizer(table, settings, steps * config.epochs, all_rows=swept or "graph" in model.reads)
+    optimizer = SparseOptimizer(table, settings, steps * config.epochs, all_rows="graph" in model.reads, ahead=on_gpu)
     slots = [value for value in optimizer.state().values() if isinstance(value, Tensor)]
     deferred = table.deferred
     pending = _deferred_bytes(deferred, slots, steps) if isinstance(deferred, DeferredUpdate) else 0
@@ -127,8 +127,8 @@ def _deferred_bytes(deferred: DeferredUpdate, slots: list[Tensor], steps: int) -
     return total
 
 
-def _tables(config: Config, sizes: Sizes, workers: int, steps: int, swept: bool) -> list[Part]:
-    found = np.sum([optimizer_bytes(config, sizes, workers, spec, steps, swept) for spec in specs_of(config)], 0)
+def _tables(config: Config, sizes: Sizes, workers: int, steps: int, on_gpu: bool) -> list[Part]:
+    found = np.sum([optimizer_bytes(config, sizes, workers, spec, steps, on_gpu) for spec in specs_of(config)], 0)
     dense = parameters(config) * _F32
     names = "tables", "optimizer state", "deferred updates"
     parts = [Part(name, float(value), certain=True) for name, value in zip(names, found, strict=True)]
