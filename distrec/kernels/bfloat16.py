@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from distrec.kernels.optimizer import Decay, MissedSteps, ReferenceKernels, Scalars, UpdateRule
+from distrec.kernels.optimizer import Decay, MissedSteps, ReferenceKernels, Scalars, StepsAhead, UpdateRule
 
 _CHUNK = 2**18  # rows
 
@@ -39,6 +39,26 @@ class Bfloat16Kernels(ReferenceKernels):
         rows_UD, part = stored_VD.index_select(0, local_U).float(), rule.of_rows(local_U)
         self._inner.step_(rows_UD, _arange_like(local_U), grad_UD, decay, part, coefficients)
         self._write(stored_VD, local_U, rows_UD, rule, part)
+
+    def read_ahead(self, stored_VD: Tensor, local_U: Tensor, coefficients_SC: Tensor | None, index: Tensor) -> Tensor:
+        assert isinstance(self._inner, StepsAhead), self._inner
+        return self._inner.read_ahead(stored_VD, local_U, coefficients_SC, index)
+
+    def step_ahead_(
+        self,
+        stored_VD: Tensor,
+        local_U: Tensor,
+        grad_UD: Tensor,
+        rule: UpdateRule,
+        coefficients_SC: Tensor,
+        index: Tensor,
+        all_rows: bool,
+        all_decay: bool,
+        ids_U: Tensor | None = None,
+    ) -> None:
+        assert isinstance(self._inner, StepsAhead), self._inner
+        ids_U = self._row_ids(_arange_like(local_U) if all_rows else local_U)
+        self._inner.step_ahead_(stored_VD, local_U, grad_UD, rule, coefficients_SC, index, all_rows, all_decay, ids_U)
 
     def replay_(
         self, stored_VD: Tensor, local_G: Tensor, since_G: Tensor, missed: MissedSteps, rule: UpdateRule

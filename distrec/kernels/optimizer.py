@@ -5,7 +5,7 @@ G: rows that missed steps (a gap); C: coefficients of a step; S: steps.
 
 import copy
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -101,6 +101,38 @@ class Decay(NamedTuple):
 
     shrink: float = 0.0
     l2: float = 0.0
+
+
+COEFFICIENTS = 8
+"""Numbers that a step of `StepsAhead` reads: scale before it, four coefficients of the rule, shrink, l2, number of the
+step."""
+
+
+@runtime_checkable
+class StepsAhead(Protocol):
+    """Kernels whose steps read their numbers from the line `index`, (1,), of `coefficients_SC`, both on the device."""
+
+    def read_ahead(self, stored_VD: Tensor, local_U: Tensor, coefficients_SC: Tensor | None, index: Tensor) -> Tensor:
+        """Return rows, times the scale if there are coefficients, (U, D); zeros for entries -1."""
+
+    def step_ahead_(
+        self,
+        stored_VD: Tensor,
+        local_U: Tensor,
+        grad_UD: Tensor,
+        rule: UpdateRule,
+        coefficients_SC: Tensor,
+        index: Tensor,
+        all_rows: bool,
+        all_decay: bool,
+        ids_U: Tensor | None = None,
+    ) -> None:
+        """As `ReferenceKernels.step_`. Entries -1 of `local_U` are none.
+
+        Args:
+            all_rows: entry k is k or -1, and rows of -1 are updated too; `all_decay`: with decay.
+            ids_U: rows in the whole table, int64, by which rows of bfloat16 are rounded.
+        """
 
 
 def padded(coefficients: tuple[float, ...]) -> tuple[float, ...]:

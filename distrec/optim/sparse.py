@@ -1,7 +1,5 @@
 """Sparse-aware optimizer: a step costs as much as the rows in the batch, and weight decay may reach the whole table."""
 
-from typing import Protocol, runtime_checkable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,7 +7,7 @@ from torch import Tensor
 from distrec.core.errors import UserError
 from distrec.kernels.bfloat16 import Bfloat16Kernels
 from distrec.kernels.dispatch import kernels_for
-from distrec.kernels.optimizer import Decay, UpdateRule, padded
+from distrec.kernels.optimizer import COEFFICIENTS, Decay, StepsAhead, padded
 from distrec.optim.config import OptimConfig
 from distrec.optim.decay import FullDecay
 from distrec.optim.deferred import DeferredUpdate
@@ -19,8 +17,6 @@ from distrec.optim.rules import RULES, Momentum
 from distrec.optim.schedule import learning_rate
 from distrec.sharding.table import Table
 
-COEFFICIENTS = 7
-"""Coefficients that a step of `step_ahead` reads: the scale before it, four coefficients of the rule, shrink and l2."""
 _RESOLUTION = 6e-8  # relative: smaller changes may round to none in float32
 
 
@@ -32,27 +28,6 @@ def moves_all_rows(config: OptimConfig, strength: float) -> bool:
     decay, rule = config.decay, RULES[config.rule]
     by_gradient = decay.scope == "full" and strength > 0 and decay.coupling == "l2" and not rule.l2_is_decoupled
     return rule.moves_idle or by_gradient
-
-
-@runtime_checkable
-class StepsAhead(Protocol):
-    """Kernels that read the coefficients of a step from the device."""
-
-    def read_ahead(
-        self, stored_VD: Tensor, local_U: Tensor, coefficients_SC: Tensor | None, index: Tensor
-    ) -> Tensor: ...
-
-    def step_ahead_(
-        self,
-        stored_VD: Tensor,
-        local_U: Tensor,
-        grad_UD: Tensor,
-        rule: UpdateRule,
-        coefficients_SC: Tensor,
-        index: Tensor,
-        all_rows: bool,
-        all_decay: bool,
-    ) -> None: ...
 
 
 class SparseOptimizer:
@@ -152,8 +127,7 @@ class SparseOptimizer:
         assert grad_UD.shape == (len(local_U), stored_VD.shape[1]), (grad_UD.shape, local_U.shape, stored_VD.shape)
         assert grad_UD.dtype == self._table.dtype, (grad_UD.dtype, stored_VD.dtype)
         self.t += 1
-        if isinstance(self._kernels, Bfloat16Kernels):
-            self._kernels.step = self.t
+        self._key_rounding(self.t)
         lr = self._learning_rate(self.t)
         scale = None if self._deferred is None else self._deferred.prepare_step(stored_VD, local_U, lr, self.t)
         decay = self._decay(lr) if scale is None else Decay()
@@ -176,6 +150,7 @@ class SparseOptimizer:
         lrs = [self._learning_rate(self.t + 1 + k) for k in range(wanted)]
         steps = self._deferred.steps_to_flush(lrs)
         if not steps:
+            self._key_rounding(self.t + 1)
             self._table.flush()
             steps = self._deferred.steps_to_flush(lrs)
         return max(1, steps)
@@ -195,8 +170,14 @@ class SparseOptimizer:
             else:
                 decay = self._decay(lr)
             coefficients = self._rule.coefficients(lr / scale, self.t)
-            coefficients_C[:] = before, *padded(coefficients), decay.shrink, decay.l2
+            coefficients_C[:] = before, *padded(coefficients), decay.shrink, decay.l2, self.t
+        self._key_rounding(self.t)
         return coefficients_SC
+
+    def _key_rounding(self, t: int) -> None:
+        """Let rows of bfloat16 be rounded from now on by the random numbers of a step."""
+        if isinstance(self._kernels, Bfloat16Kernels):
+            self._kernels.step = t
 
     def read_ahead(self, local_R: Tensor, coefficients_SC: Tensor, index: Tensor) -> Tensor:
         """Return the rows as they are before a step of `look_ahead`, (R, D); entries -1 of a part of them are zeros.
@@ -206,10 +187,11 @@ class SparseOptimizer:
             coefficients_SC: what `look_ahead` returned, on the device.
             index: the step's line in it, (1,).
         """
-        rows_VD, scaled = self._table.stored_VD.detach(), isinstance(self._deferred, FullDecay)
-        if len(local_R) != len(rows_VD):
+        stored_VD, scaled = self._table.stored_VD.detach(), isinstance(self._deferred, FullDecay)
+        if len(local_R) != len(stored_VD):
             assert isinstance(self._kernels, StepsAhead), self._kernels
-            return self._kernels.read_ahead(rows_VD, local_R, coefficients_SC if scaled else None, index)
+            return self._kernels.read_ahead(stored_VD, local_R, coefficients_SC if scaled else None, index)
+        rows_VD = stored_VD.to(self._table.dtype)
         return rows_VD * coefficients_SC.index_select(0, index)[:, :1].to(rows_VD.dtype) if scaled else rows_VD
 
     @torch.no_grad()

@@ -39,8 +39,8 @@ def prevented(
         layers = any(True for _ in model.build().parameters())
     if layers or "history" in model.reads:
         return f"model {model.name} has layers, or reads histories"
-    if model.bfloat16 or config.train.send_bfloat16:
-        return "rows are rounded to bfloat16"
+    if config.train.send_bfloat16:
+        return "train.send_bfloat16"
     if model.user_dropout:
         return "masks of dropout are drawn on the host"
     if any(spec.bounds for spec in (*model.tables(), *config.loss.tables())):

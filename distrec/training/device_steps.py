@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distrec.kernels.optimizer import COEFFICIENTS
 from distrec.models.base import Emit
-from distrec.optim.sparse import COEFFICIENTS, SparseOptimizer
+from distrec.optim.sparse import SparseOptimizer
 from distrec.sampling.batch import Batch
 from distrec.sampling.negatives import NegativeSampler
 from distrec.sampling.source import BatchSource

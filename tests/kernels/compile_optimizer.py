@@ -24,18 +24,22 @@ def call_all(dtype: torch.dtype) -> Iterator[str]:
     stored_VD, grad_UD = torch.ones(V, D, dtype=dtype), torch.ones(U, D, dtype=dtype)
     kernels.affine_(stored_VD, torch.ones_like(stored_VD), local_U, torch.ones(4, U, dtype=torch.float64))
     yield "affine"
-    for coefficients_SC in (None, torch.ones(8, 7, dtype=torch.float64)):
-        kernels.read_ahead(stored_VD, local_U, coefficients_SC, torch.zeros(1, dtype=torch.int64))
-        yield "gather"
+    for coefficients_SC in (None, torch.ones(8, 8, dtype=torch.float64)):
+        for rows_VD in (stored_VD, stored_VD.bfloat16()):
+            kernels.read_ahead(rows_VD, local_U, coefficients_SC, torch.zeros(1, dtype=torch.int64))
+            yield "gather"
     for name in RULES:
         rule = RULES[name](stored_VD, **{key: getattr(OptimConfig(), key) for key in RULES[name].hyperparameters})
         coefficients = rule.coefficients(0.1, 3)
         kernels.step_(stored_VD, local_U, grad_UD, Decay(), rule, coefficients)
         yield f"step of {name}"
-        ahead = torch.ones(8, 7, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+        ahead = torch.ones(8, 8, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
         for how in ((False, False), (True, False), (True, True)):
             kernels.step_ahead_(stored_VD, local_U, grad_UD, rule, *ahead, *how)
             yield f"step ahead of {name}, {how}"
+        if dtype == torch.float32:
+            kernels.step_ahead_(stored_VD.bfloat16(), local_U, grad_UD, rule, *ahead, False, False, local_U)
+            yield f"step ahead of {name}, rounded"
         if name not in ("sgd", "momentum"):  # never replayed
             kernels = TritonKernels()
             missed = MissedSteps(torch.ones(2 + len(coefficients), 8, dtype=torch.float64), 5, 3, 0.1, 0)

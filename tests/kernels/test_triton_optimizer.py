@@ -8,8 +8,10 @@ import torch
 
 from distrec.core.errors import UserError
 from distrec.kernels.dispatch import kernels_for
-from distrec.kernels.optimizer import ReferenceKernels
+from distrec.kernels.optimizer import Decay, ReferenceKernels, padded
+from distrec.optim.config import OptimConfig
 from distrec.optim.rules import RULES
+from distrec.sharding.partition import Partition
 from tests.kernels.gpu import INTERPRETING, compiling, installed, interpreted, on_gpu, python, running
 from tests.optim.cases import DTYPES, batches, config, each_mode, start
 
@@ -53,6 +55,71 @@ def test_bits_equal_those_of_the_compiled_loops(rule, scope, coupling, dtype):
     # A sum over a row has another order here, so its last bits may differ.
     tolerance = 40 * torch.finfo(dtype).eps if rule == "rowwise_adagrad" else 0
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@running
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("all_rows", [False, True])
+def test_bits_of_rounded_rows_equal_those_of_the_host(rule, all_rows):
+    """By the rows of worker 1 of 3, with rows that are not in the batch and entries that are none."""
+    device, partition = torch.device("cpu" if INTERPRETING else "cuda"), Partition(23, 7, 3)
+    rows_VD = torch.linspace(-1, 1, 6 * partition.size(1)).view(-1, 6).bfloat16()
+    hyperparameters = {name: getattr(OptimConfig(), name) for name in RULES[rule].hyperparameters}
+    shards = [rows_VD.clone(), rows_VD.clone().to(device)]
+    rules = [RULES[rule](shard_VD, **hyperparameters) for shard_VD in shards]
+    host, ahead = (
+        kernels_for(name, shard_VD.device, torch.bfloat16, lambda local_U: partition.row(local_U, 1))
+        for name, shard_VD in zip(("numba", "triton"), shards, strict=True)
+    )
+    for t in range(1, 12):
+        mask_V = (torch.arange(len(rows_VD)) * t) % 3 == 0
+        used_U, every_V = mask_V.nonzero()[:, 0], torch.arange(len(rows_VD))
+        grad_VD = torch.sin(torch.arange(rows_VD.numel()) * t).view(rows_VD.shape) * mask_V[:, None]
+        coefficients, host.step = rules[0].coefficients(0.1, t), t
+        for local_U, decay in ((used_U, Decay(0.01, 0.02)), (every_V[~mask_V], Decay())):
+            if len(local_U) and (all_rows or decay.l2):
+                host.step_(shards[0], local_U, grad_VD[local_U], decay, rules[0], coefficients)
+        line = torch.tensor([[0.5, *padded(coefficients), 0.01, 0.02, t]], dtype=torch.float64)
+        local_V = torch.where(mask_V, every_V, -1)
+        step = (local_V, grad_VD, line.repeat(3, 1), torch.tensor([1]))
+        local_V, grad_VD, lines, index = (values.to(device) for values in step)
+        expected_VD = shards[1].float().cpu() * 0.5 * mask_V[:, None]
+        assert torch.equal(ahead.read_ahead(shards[1], local_V, lines, index).cpu(), expected_VD)
+        ahead.step_ahead_(shards[1], local_V, grad_VD, rules[1], lines, index, all_rows, False)
+        found, expected = [
+            [shard.float().cpu(), *rule.slots.values()] for shard, rule in zip(shards, rules, strict=True)
+        ]
+        for k, (a, b) in enumerate(zip(found, expected, strict=True)):
+            # A sum over a row has another order, so that its last bits may differ, and the rounding of a row with them.
+            tolerance = 0.0 if rule != "rowwise_adagrad" else 40 * torch.finfo(torch.float32).eps if k else 2.0**-7
+            torch.testing.assert_close(a, b.cpu(), rtol=tolerance, atol=0)
+
+
+@running
+@pytest.mark.parametrize("rule", ["sgd", "adagrad", "rowwise_adagrad", "lazy_adam"])
+@pytest.mark.parametrize(("scope", "coupling", "shrink"), [("in_batch", "l2", 0.01), ("full", "decoupled", 0.9)])
+def test_rows_of_bfloat16_after_steps_ahead_equal_those_of_the_host(rule, scope, coupling, shrink):
+    """Full decay is flushed after 18 steps, each of which shrinks rows to a tenth: 2^-60 is the least scale."""
+    device = torch.device("cpu" if INTERPRETING else "cuda")
+    rows_VD, chosen = torch.linspace(-1, 1, 35).view(7, 5).bfloat16(), config(rule, scope, coupling, shrink=shrink)
+    host_table, host = start(chosen, rows_VD.clone())
+    table, optimizer = start(chosen.model_copy(update={"kernels": "triton"}), rows_VD.to(device))
+    grads = iter(batches(3, 40, 7, torch.float32))
+    for count in (1, 15, 9, 15):
+        taken = 0
+        while taken < count:
+            steps = optimizer.steps_ahead(count - taken)
+            lines = torch.from_numpy(optimizer.look_ahead(steps)).to(device)
+            for k in range(steps):
+                rows_U, grad_UD = next(grads)
+                host.step(rows_U, grad_UD)
+                optimizer.step_ahead(rows_U.to(device), grad_UD.to(device), lines, torch.tensor([k], device=device))
+            taken += steps
+        if count == 9:
+            continue  # not flushed before the next steps
+        # The sums of row-wise Adagrad have another order.
+        rtol = 2.0**-7 if rule == "rowwise_adagrad" else 0.0
+        torch.testing.assert_close(table.flush().float().cpu(), host_table.flush().float(), rtol=rtol, atol=0)
 
 
 @interpreted

@@ -129,6 +129,12 @@ CASES = {
     },
 }
 ROWS_MOVE = list(CASES)[-5:]
+# Steps are small: a value that is rounded to the other neighbour then changes the gradients of others by little.
+ROUNDED = {
+    "row-wise adagrad, full": {"optim": {"rule": "rowwise_adagrad", "decay": {"scope": "full", "strength": 1.0}}},
+    "lazy adam, in batch": {"optim": {"rule": "lazy_adam", "decay": {"scope": "in_batch", "strength": 1.0}}},
+    "lightgcn": {"model": {"name": "lightgcn", "layers": 2}, "optim": {"rule": "adam"}},
+}
 INTERPRETED = [(name, True) for name in list(CASES)[1:16:2]] + [
     ("flushed between steps", True),
     ("sweep of rows that stay", True),
@@ -209,6 +215,26 @@ def test_steps_equal_those_of_the_host(tiny, data, monkeypatch, name, whole):
 
 
 @running
+@pytest.mark.parametrize("name", ROUNDED)
+@pytest.mark.parametrize("whole", [True, False])
+def test_rows_of_bfloat16_are_rounded_as_on_the_host(tiny, data, monkeypatch, name, whole):
+    """A sum in another order may round a value to the other neighbour."""
+    for limit in ("_SMALL", "_DENSE"):
+        monkeypatch.setattr(f"distrec.training.device_conditions.{limit}", 8 * whole)
+    config = changed(tiny, sampling={**PAIRS, "negatives": 2}, optim={"lr": 0.002})
+    config = changed(changed(config, **ROUNDED[name]), model={"bfloat16": True, "init": {"std": 1.0}})
+    (host, expected), (device, found) = (
+        trained(changed(config, **settings), data, where) for settings, where in ((ON_HOST, CPU), (ON_DEVICE, DEVICE))
+    )
+    assert device.device_steps is not None and found == pytest.approx(expected, rel=1e-4)
+    for table, shard in host.tables.items():
+        rows_VD, expected_VD = device.tables[table].flush().cpu(), shard.flush()
+        assert rows_VD.dtype == torch.bfloat16
+        assert (rows_VD == expected_VD).double().mean() > 0.95
+        torch.testing.assert_close(rows_VD, expected_VD, rtol=2**-6, atol=1e-3)
+
+
+@running
 def test_a_user_who_knows_every_item_has_no_negatives(tiny, tmp_path):
     everything, others = (
         [(0, item) for item in range(9)],
@@ -247,6 +273,11 @@ def equal_on_host_and_device(config, dataset):
 
 
 OTHERS = {
+    "rows of bfloat16": {
+        "sampling": {"shared": False, "negatives": 2},
+        "model": {"bfloat16": True, "init": {"std": 1.0}},
+        "optim": {"rule": "rowwise_adagrad", "lr": 0.002, "decay": {"scope": "full", "strength": 1.0}},
+    },
     "tables of the loss": {"loss": {"name": "pairs_with_margins"}},
     "workers without pairs": {"train": {"batch_size": 3}, "sampling": {"shared": False, "negatives": 2}},
     "a loss that exchanges": {

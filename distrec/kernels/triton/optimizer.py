@@ -47,12 +47,12 @@ class TritonKernels(ReferenceKernels):
     ) -> None:
         slots, constants = _of_rule(rule)
         scalars = *padded(coefficients), decay.shrink, decay.l2
-        _run(programs.step, stored_VD, local_U, aligned(grad_UD), *slots, *scalars, None, None, **constants)
+        _run(programs.step, stored_VD, local_U, aligned(grad_UD), *slots, *scalars, None, None, None, **constants)
 
     def read_ahead(self, stored_VD: Tensor, local_U: Tensor, coefficients_SC: Tensor | None, index: Tensor) -> Tensor:
-        """Return rows times the scale in the line `index` of `coefficients_SC`, (U, D); zeros for entries -1."""
-        out_UD = stored_VD.new_empty(len(local_U), stored_VD.shape[1])
-        _run(programs.gather, stored_VD, local_U, coefficients_SC, index, out_UD, lowest=-1)
+        dtype = torch.float32 if stored_VD.dtype == torch.bfloat16 else stored_VD.dtype
+        out_UD = stored_VD.new_empty(len(local_U), stored_VD.shape[1], dtype=dtype)
+        _run(programs.gather, _bits(stored_VD), local_U, coefficients_SC, index, out_UD, lowest=-1)
         return out_UD
 
     def step_ahead_(
@@ -65,17 +65,12 @@ class TritonKernels(ReferenceKernels):
         index: Tensor,
         all_rows: bool,
         all_decay: bool,
+        ids_U: Tensor | None = None,
     ) -> None:
-        """As `step_`, with the line `index`, (1,), of the coefficients that `SparseOptimizer.look_ahead` returned.
-
-        Entries -1 in `local_U` are none. With `all_rows` entry k is k or -1, and rows of -1 are updated too, with decay
-        if `all_decay`.
-        """
         slots, constants = _of_rule(rule)
         constants |= {"ALL_ROWS": all_rows, "ALL_DECAY": all_decay}
-        scalars = (0.0,) * 6
-        ahead = coefficients_SC, index
-        _run(programs.step, stored_VD, local_U, aligned(grad_UD), *slots, *scalars, *ahead, lowest=-1, **constants)
+        arguments = aligned(grad_UD), *slots, *(0.0,) * 6, coefficients_SC, index, ids_U
+        _run(programs.step, _bits(stored_VD), local_U, *arguments, lowest=-1, **constants)
 
     def replay_(
         self, stored_VD: Tensor, local_G: Tensor, since_G: Tensor, missed: MissedSteps, rule: UpdateRule
@@ -121,6 +116,11 @@ def _of_rule(rule: UpdateRule) -> tuple[list[Tensor | None], dict[str, Any]]:
     width = next((slot.shape[1] if slot.dim() == 2 else 1 for slot in rule.slots.values()), 1)
     constants = {"UPDATE": UPDATES[rule.name], "X": width, "PAD_X": triton.next_power_of_2(width)}
     return slots + [None] * (2 - len(slots)), constants
+
+
+def _bits(stored_VD: Tensor) -> Tensor:
+    """Return rows of bfloat16 as int16, of which programs make float32, and others as they are."""
+    return stored_VD.view(torch.int16) if stored_VD.dtype == torch.bfloat16 else stored_VD
 
 
 def _to_device(host: Tensor, device: torch.device) -> Tensor:

@@ -110,6 +110,26 @@ def adam(w_TD, g_TD, m_TD, v_TD, lr, beta1, beta2, eps, shrink, D: tl.constexpr)
 
 
 @triton.jit
+def _float(w_TD):
+    """Return rows as float32 if they are the bits of bfloat16, else as they are."""
+    if w_TD.dtype == tl.int16:
+        return (w_TD.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return w_TD
+
+
+@triton.jit
+def _rounded(w_TD, id_T, t, PAD: tl.constexpr):
+    """Return float32 rows rounded stochastically to the bits of bfloat16, as `kernels.bfloat16.round_` does."""
+    key_TD = id_T[:, None] * 0x9E3779B1 + tl.arange(0, PAD).to(tl.int64)[None, :] * 0x85EBCA77 + t * 0xC2B2AE3D
+    noise_TD = key_TD.to(tl.int32)
+    noise_TD = (noise_TD ^ ((noise_TD >> 16) & 0xFFFF)) * 0x7FEB352D
+    noise_TD = (noise_TD ^ ((noise_TD >> 15) & 0x1FFFF)) * 0x68E31DA5
+    noise_TD = noise_TD ^ ((noise_TD >> 16) & 0xFFFF)
+    return ((w_TD.to(tl.int32, bitcast=True) + (noise_TD & 0xFFFF)) >> 16).to(tl.int16)
+
+
+@triton.jit
 def _store(stored, first, second, offset_TD, mask_TD, offset_TX, mask_TX, w_TD, first_TX, second_TX, X: tl.constexpr):
     if first is not None:
         if X == 1:
@@ -137,6 +157,7 @@ def step(
     l2: tl.float64,
     ahead,
     index,
+    ids,
     UPDATE: tl.constexpr,
     X: tl.constexpr,
     PAD_X: tl.constexpr,
@@ -148,14 +169,16 @@ def step(
 ):
     """Decay rows and apply the rule that updates them by UPDATE.
 
-    `ahead`: None, or the six scalars of each of many steps, float64, which are then read from its line `index`; before
-    them is a number that this program does not read. Row -1 is then none; with ALL_ROWS, at position k it is row k,
-    which decays if ALL_DECAY.
+    `ahead`: None, or the six scalars of each of many steps, float64, which are then read from its line `index`: before
+    them is a number that this program does not read, after them the step. Row -1 is then none; with ALL_ROWS, at
+    position k it is row k, which decays if ALL_DECAY. `ids`: rows in the whole table, of rows that are bfloat16.
     """
     if ahead is not None:
-        line = ahead + tl.load(index) * 7 + 1
+        line = ahead + tl.load(index) * 8 + 1
         c0, c1, c2, c3 = tl.load(line), tl.load(line + 1), tl.load(line + 2), tl.load(line + 3)
         shrink, l2 = tl.load(line + 4), tl.load(line + 5)
+    else:
+        shrink, l2 = tl.full([], shrink, tl.float64), tl.full([], l2, tl.float64)
     position_T, row_T, mask_T = _find(local, count, rows, TILE, ahead is not None)
     if ALL_ROWS:
         if not ALL_DECAY:
@@ -164,11 +187,14 @@ def step(
     offset_TD, mask_TD = _elements(row_T, mask_T, D, PAD)
     offset_TX, mask_TX = _elements(row_T, mask_T, X, PAD_X)
     grad_TD, _ = _elements(position_T, mask_T, D, PAD)
-    w_TD = tl.load(stored + offset_TD, mask=mask_TD, other=0.0)
+    w_TD = _float(tl.load(stored + offset_TD, mask=mask_TD, other=0))
     g_TD = tl.load(grad + grad_TD, mask=mask_TD, other=0.0)
     g_TD = g_TD + l2.to(w_TD.dtype) * w_TD
     first_TX, second_TX = _load(first, offset_TX, mask_TX), _load(second, offset_TX, mask_TX)
     w_TD, first_TX, second_TX = UPDATE(w_TD, g_TD, first_TX, second_TX, c0, c1, c2, c3, shrink, D)
+    if ids is not None:
+        id_T = tl.load(ids + position_T, mask=position_T < count, other=0)
+        w_TD = _rounded(w_TD, id_T, tl.load(line + 6).to(tl.int64), PAD)
     _store(stored, first, second, offset_TD, mask_TD, offset_TX, mask_TX, w_TD, first_TX, second_TX, X)
 
 
@@ -178,9 +204,9 @@ def gather(stored, local, count, rows, ahead, index, out, D: tl.constexpr, PAD: 
     position_T, row_T, mask_T = _find(local, count, rows, TILE, True)
     offset_TD, mask_TD = _elements(row_T, mask_T, D, PAD)
     out_TD, _ = _elements(position_T, mask_T, D, PAD)
-    w_TD = tl.load(stored + offset_TD, mask=mask_TD, other=0.0)
+    w_TD = _float(tl.load(stored + offset_TD, mask=mask_TD, other=0))
     if ahead is not None:
-        w_TD = w_TD * tl.load(ahead + tl.load(index) * 7).to(w_TD.dtype)
+        w_TD = w_TD * tl.load(ahead + tl.load(index) * 8).to(w_TD.dtype)
     listed_TD = (position_T < count)[:, None] & (tl.arange(0, PAD) < D)[None, :]
     tl.store(out + out_TD, w_TD, mask=listed_TD)
 
