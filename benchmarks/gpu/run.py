@@ -231,7 +231,8 @@ def ray() -> None:
         epochs = Epochs(config_of(*settings), data())
         # The processes make some seven epochs of pairs ahead, most of them while the first epoch captures its steps.
         source, count, ahead = epochs.source, 40 if GPU else 3, 10 if GPU else 1
-        batches = stream(source, 0, count, source.bytes_per_step, 32, actors=PAIR_ACTORS)
+        look_ahead_mib = epochs.trainer.config.train.look_ahead_mib
+        batches = stream(source, 0, count, source.bytes_per_step, look_ahead_mib, actors=PAIR_ACTORS)
         for _ in range(ahead):
             epochs.run(batches)
         epochs.trainer.timing()

@@ -66,7 +66,7 @@ class TrainConfig(Section):
     if not, and docs/gpu.md why. false: draw on the CPU, and launch each operation from there."""
     deterministic: bool = False
     """On a GPU, add gradients in a fixed order, so that a run repeats its digits; slower. On a CPU it always does."""
-    look_ahead_mib: int = Field(32, ge=16)
+    look_ahead_mib: int = Field(64, ge=16)
     """Bound on the batches prepared ahead of each worker, MiB. With Ray Data it applies to each process, and up to
     three blocks of 32 MiB in progress come on top."""
     wait_s: int = Field(3600, ge=0)
