@@ -7,6 +7,7 @@ they depend neither on the worker that holds the row nor on whether the run was 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,11 +55,10 @@ class Bfloat16Kernels(ReferenceKernels):
         index: Tensor,
         all_rows: bool,
         all_decay: bool,
-        ids_U: Tensor | None = None,
     ) -> None:
-        assert isinstance(self._inner, StepsAhead), self._inner
         ids_U = self._row_ids(_arange_like(local_U) if all_rows else local_U)
-        self._inner.step_ahead_(stored_VD, local_U, grad_UD, rule, coefficients_SC, index, all_rows, all_decay, ids_U)
+        inner: Any = self._inner  # Triton's, the only ones that take steps ahead
+        inner.step_ahead_(stored_VD, local_U, grad_UD, rule, coefficients_SC, index, all_rows, all_decay, ids_U)
 
     def replay_(
         self, stored_VD: Tensor, local_G: Tensor, since_G: Tensor, missed: MissedSteps, rule: UpdateRule

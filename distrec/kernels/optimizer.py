@@ -125,13 +125,10 @@ class StepsAhead(Protocol):
         index: Tensor,
         all_rows: bool,
         all_decay: bool,
-        ids_U: Tensor | None = None,
     ) -> None:
         """As `ReferenceKernels.step_`. Entries -1 of `local_U` are none.
 
-        Args:
-            all_rows: entry k is k or -1, and rows of -1 are updated too; `all_decay`: with decay.
-            ids_U: rows in the whole table, int64, by which rows of bfloat16 are rounded.
+        With `all_rows` entry k is k or -1, and rows of -1 are updated too, with decay if `all_decay`.
         """
 
 

@@ -104,7 +104,7 @@ class OptimConfig(Section):
     idle: Literal["lazy", "sweep"] = "lazy"
     """When rows outside the batch are updated (decay, momentum): lazy, when they are next read, with the same result
     at less cost; sweep, at each step. A model that reads the whole graph updates all rows at each step in any case, and
-    so do steps that stay on a GPU with up to a million rows."""
+    steps that stay on a GPU those that momentum or l2 decay moves: docs/gpu.md says with how many rows."""
 
     kernels: Literal["auto", "reference", "numba", "triton"] = "auto"
     """Implementation of a step: numba, compiled loops for CPUs; triton, compiled programs for GPUs; reference, plain

@@ -64,6 +64,7 @@ class SparseOptimizer:
         rule = RULES[config.rule]
         self._rule = rule(table.stored_VD, **{name: getattr(config, name) for name in rule.hyperparameters})
         self._strength = config.decay.strength_of(table.name, table.decay)
+        self._ahead = ahead
         self._all_rows = all_rows or (ahead and moves_all_rows(config, self._strength))
         self._deferred = None if self._all_rows else self._make_deferred()
         self._sweep = self._deferred is not None and config.idle == "sweep"
@@ -123,6 +124,7 @@ class SparseOptimizer:
             grad_UD: gradients of these rows as `table.read` returned them, of the same dtype.
         """
         stored_VD = self._table.stored_VD
+        assert not self._ahead, "steps are those of look_ahead"
         assert local_U.dtype == torch.int64 and local_U.dim() == 1, (local_U.dtype, local_U.shape)
         assert grad_UD.shape == (len(local_U), stored_VD.shape[1]), (grad_UD.shape, local_U.shape, stored_VD.shape)
         assert grad_UD.dtype == self._table.dtype, (grad_UD.dtype, stored_VD.dtype)
@@ -161,6 +163,7 @@ class SparseOptimizer:
         The caller takes all of these steps by `read_ahead` and `step_ahead` before anything else is done with the
         table. There may be no more than `steps_ahead` allows.
         """
+        assert self._deferred is None or isinstance(self._deferred, FullDecay), self._deferred
         coefficients_SC = np.zeros((steps, COEFFICIENTS))
         for coefficients_C in coefficients_SC:
             self.t += 1

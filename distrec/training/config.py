@@ -18,6 +18,7 @@ from distrec.optim.config import OptimConfig
 from distrec.optim.dense import DENSE
 from distrec.sampling.batch import BatchNeeds
 from distrec.sampling.config import SamplingConfig
+from distrec.sharding.table import TableSpec
 from distrec.tracking.config import TrackingConfig
 
 _MANY_NEGATIVES = 16
@@ -123,7 +124,7 @@ class Config(Section):
         if self.optim.schedule.name == "plateau" and not self.watched:
             raise ValueError("optim.schedule.name=plateau follows a validation metric: set train.watch, as ndcg@20")
         if "optim" not in model.ignores:
-            tables = [*(table.name for table in (*model.tables(), *self.loss.tables())), DENSE]
+            tables = [*(spec.name for spec in self.table_specs), DENSE]
             if unknown := [name for name in self.optim.decay.tables if name not in tables]:
                 raise ValueError(f"optim.decay.tables: no table {', '.join(unknown)}; known: {', '.join(tables)}")
         return self
@@ -182,6 +183,12 @@ class Config(Section):
     def epochs(self) -> int:
         """Epochs of the run: `train.epochs`, or 1 for a solver that is done after one."""
         return 1 if isinstance(self.model, SolverConfig) and self.model.one_epoch else self.train.epochs
+
+    @property
+    def table_specs(self) -> tuple[TableSpec, ...]:
+        """Tables of the model and of the loss."""
+        assert isinstance(self.model, EmbeddingConfig), self.model
+        return (*self.model.tables(), *self.loss.tables())
 
     @property
     def watched(self) -> str | None:

@@ -7,10 +7,12 @@ from distrec.losses.exact_softmax import Softmax
 from distrec.models.base import EmbeddingConfig
 from distrec.optim.rules import RULES
 from distrec.optim.sparse import moves_all_rows
+from distrec.sharding.table import ITEMS, USERS
 from distrec.training.config import Config
 
 _SMALL, _DENSE = 100_000, 8  # rows, and rows for each that the step uses, up to which a table is read whole
-_SWEPT = {"lazy": 1_000_000, "sweep": 4_000_000}  # rows of a table up to which a step updates all, by `optim.idle`
+_SWEPT_ROWS = 4_000_000  # of a table, up to which a step updates all of them with `optim.idle=sweep`
+_SWEPT_VALUES = 2**27  # of a worker, up to which it does so by default: more take longer than to launch from the host
 
 
 def prevented(
@@ -43,19 +45,33 @@ def prevented(
         return "train.send_bfloat16"
     if model.user_dropout:
         return "masks of dropout are drawn on the host"
-    if any(spec.bounds for spec in (*model.tables(), *config.loss.tables())):
+    if any(spec.bounds for spec in config.table_specs):
         return f"loss {config.loss.name} bounds the rows of a table"
     if config.optim.kernels not in ("auto", "triton"):
         return f"optim.kernels={config.optim.kernels}"
     if config.optim.decay.scope == "occurrences":
         return "occurrences are counted on the host"
-    idle, rows = config.optim.idle, max(users, items)
-    if sweeps(config) and rows > _SWEPT[idle]:
-        what = f"rule {config.optim.rule}" if RULES[config.optim.rule].moves_idle else "full l2 decay"
-        return f"{what} moves all {rows:,} rows; with optim.idle={idle} that stays there up to {_SWEPT[idle]:,}"
+    if reason := _not_swept(config, {USERS: users, ITEMS: items}, workers):
+        return reason
     if workers > 1 and (reason := _not_gathered(config, items, workers)):
         return f"{reason}, and there are {workers} workers"
     return None
+
+
+def _not_swept(config: Config, rows: dict[str, int], workers: int) -> str | None:
+    """Return why a step on the device cannot update all rows that move; None if it can, or need not."""
+    swept = [entity for entity in rows if sweeps(config, entity)]
+    if not swept:
+        return None
+    what = f"rule {config.optim.rule}" if RULES[config.optim.rule].moves_idle else "full l2 decay"
+    if config.optim.idle == "sweep":
+        most = max(rows[entity] for entity in swept)
+        return f"{what} moves all {most:,} rows" if most > _SWEPT_ROWS else None
+    assert isinstance(config.model, EmbeddingConfig), config.model
+    if config.model.bfloat16:  # to round rows at each step adds more noise than to round them when they are read
+        return f"{what} moves all rows, which are bfloat16, and optim.idle=lazy"
+    values = sum(spec.width * rows[spec.entity] // workers for spec in config.table_specs if spec.entity in swept)
+    return f"{what} moves all rows, {values:,} values, and optim.idle=lazy" if values > _SWEPT_VALUES else None
 
 
 def _not_gathered(config: Config, items: int, workers: int) -> str | None:
@@ -89,27 +105,26 @@ def item_uses(config: Config) -> int:
     return config.train.batch_size * (1 + config.batch_needs.extra_positives) + draws_of(config)
 
 
-def _moving(config: Config) -> list[bool]:
-    """Return of each table whether a step moves rows outside the batch, by more than a common factor."""
-    specs = (*config.model.tables(), *config.loss.tables())
-    strengths = [config.optim.decay.strength_of(spec.name, spec.decay) for spec in specs]
-    return [moves_all_rows(config.optim, strength) for strength in strengths]
+def _moving(config: Config, entity: str) -> list[bool]:
+    """Return of each table of an entity whether a step moves rows outside the batch, by more than a common factor."""
+    specs = [spec for spec in config.table_specs if spec.entity == entity]
+    return [moves_all_rows(config.optim, config.optim.decay.strength_of(spec.name, spec.decay)) for spec in specs]
 
 
-def sweeps(config: Config) -> bool:
-    """Return whether a step that stays on the device updates all rows of some table.
+def sweeps(config: Config, entity: str) -> bool:
+    """Return whether a step that stays on the device updates all rows of some table of users or of items.
 
     It does so whatever `optim.idle` is: up to some million rows that takes less time than to launch from the host what
     finds out which steps each row has missed. A model that reads the graph has all rows in its batch.
     """
     assert isinstance(config.model, EmbeddingConfig), config.model
-    return "graph" not in config.model.reads and any(_moving(config))
+    return "graph" not in config.model.reads and any(_moving(config, entity))
 
 
-def tells_rows_apart(config: Config) -> bool:
+def tells_rows_apart(config: Config, entity: str) -> bool:
     """Return whether such a step must know which rows are in the batch: of some tables it updates them alone, or they
     alone decay."""
-    return not all(_moving(config)) or config.optim.decay.scope == "in_batch"
+    return not all(_moving(config, entity)) or config.optim.decay.scope == "in_batch"
 
 
 def rows_read(rows: int, uses: int) -> int:

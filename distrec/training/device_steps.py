@@ -5,9 +5,9 @@ step to step: learning rates, bias corrections, the scale of decayed rows. It th
 captured for each number of pairs that steps have, some twenty of one worker, so that nothing is padded and every loss
 runs as elsewhere.
 
-A step reads a table whole, with row numbers as indices, if it is small or has few rows beside those that the step
-uses. Of another table it reads the rows in the batch: it sorts their numbers, in buffers of the size that they need if
-all are distinct. An entry -1 in a list of rows is none.
+A step reads a table whole, with row numbers as indices, if it is small, has few rows beside those that the step uses,
+or has rows that move outside the batch, which the step updates too. Of another table it reads the rows in the batch: it
+sorts their numbers, in buffers of the size that they need if all are distinct. An entry -1 in a list of rows is none.
 
 With several workers each gathers the items of all before a step and returns their gradients to the owners after it
 (`gathered_items`): a step is then three graphs, with collectives between them.
@@ -112,8 +112,14 @@ class DeviceSteps:
             self._own_items = sharded.all_rows(ITEMS)
             widths = {name: sharded.specs[name].width for name in self._tables[ITEMS]}
             self._gathered = GatheredItems(sharded.exchange, sharded.partitions[ITEMS], widths)
-        self._reads_all = sharded.graph is not None or sweeps(self._config)
-        self._all_in_batch = sharded.graph is not None or not tells_rows_apart(self._config)
+        self._sweeps = {entity: sweeps(self._config, entity) for entity in (USERS, ITEMS)}
+        # Entities of which all rows count as rows of the batch.
+        self._in_batch = {
+            entity: sharded.graph is not None
+            or (self._sweeps[entity] and not tells_rows_apart(self._config, entity))
+            or (entity == ITEMS and "catalogue" in self._config.loss.needs())
+            for entity in (USERS, ITEMS)
+        }
         self._graphs = CudaGraphs(self._device, captures="batch" not in self._config.loss.needs())
 
     @property
@@ -346,20 +352,20 @@ class DeviceSteps:
             return torch.eye(len(user_B), dtype=torch.bool, device=self._device)
         return user_B.new_empty(0, dtype=torch.bool)
 
-    def _all(self, table: str) -> Tensor:
+    def _all(self, entity: str) -> Tensor:
         """Return the numbers of all rows, (R,) int64. They are made by a step that is launched, before any capture."""
-        if table not in self._all_rows:
-            self._all_rows[table] = torch.arange(self._count[table], device=self._device)
-        return self._all_rows[table]
+        if entity not in self._all_rows:
+            self._all_rows[entity] = torch.arange(self._count[entity], device=self._device)
+        return self._all_rows[entity]
 
-    def _rows(self, table: str, uses: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def _rows(self, entity: str, uses: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return (rows that a step reads and updates, (R,) int64; for each use the index of its rows, int32)."""
-        count = sum(len(use) for use in uses)
-        if (self._reads_all and self._all_in_batch) or (table == ITEMS and "catalogue" in self._config.loss.needs()):
-            return self._all(table), uses
-        whole = self._reads_all or (table == ITEMS and self._gathered is not None)
-        if whole or rows_read(self._count[table], count) == self._count[table]:
-            return self._draws.touched(uses, self._count[table]), uses
+        rows, count = self._count[entity], sum(len(use) for use in uses)
+        if self._in_batch[entity]:
+            return self._all(entity), uses
+        whole = self._sweeps[entity] or (entity == ITEMS and self._gathered is not None)
+        if whole or rows_read(rows, count) == rows:
+            return self._draws.touched(uses, rows), uses
         sorted_C, order_C = torch.cat(uses).sort()
         new_C = torch.ones_like(sorted_C, dtype=torch.bool)
         torch.ne(sorted_C[1:], sorted_C[:-1], out=new_C[1:])

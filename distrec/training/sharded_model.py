@@ -40,7 +40,7 @@ class ShardedModel(Scorer):
         self.partitions = {USERS: Partition(m.users, m.buckets, workers), ITEMS: Partition(m.items, m.buckets, workers)}
         self.reads, self.similarity, self.logits = config.model.reads, config.model.similarity, config.model.logits
         self.dtype = torch.bfloat16 if config.model.bfloat16 else torch.float32
-        self.specs = {spec.name: spec for spec in (*config.model.tables(), *config.loss.tables())}
+        self.specs = {spec.name: spec for spec in config.table_specs}
         self.own_tables = {spec.name for spec in config.loss.tables()}
         self.tables = {name: self._initial_table(name) for name in self.specs}
         with torch.random.fork_rng(devices=[]):

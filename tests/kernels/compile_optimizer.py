@@ -38,8 +38,9 @@ def call_all(dtype: torch.dtype) -> Iterator[str]:
             kernels.step_ahead_(stored_VD, local_U, grad_UD, rule, *ahead, *how)
             yield f"step ahead of {name}, {how}"
         if dtype == torch.float32:
-            kernels.step_ahead_(stored_VD.bfloat16(), local_U, grad_UD, rule, *ahead, False, False, local_U)
-            yield f"step ahead of {name}, rounded"
+            for all_rows in (False, True):
+                kernels.step_ahead_(stored_VD.bfloat16(), local_U, grad_UD, rule, *ahead, all_rows, False, local_U)
+                yield f"step ahead of {name}, rounded, {all_rows}"
         if name not in ("sgd", "momentum"):  # never replayed
             kernels = TritonKernels()
             missed = MissedSteps(torch.ones(2 + len(coefficients), 8, dtype=torch.float64), 5, 3, 0.1, 0)

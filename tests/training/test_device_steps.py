@@ -134,6 +134,16 @@ ROUNDED = {
     "row-wise adagrad, full": {"optim": {"rule": "rowwise_adagrad", "decay": {"scope": "full", "strength": 1.0}}},
     "lazy adam, in batch": {"optim": {"rule": "lazy_adam", "decay": {"scope": "in_batch", "strength": 1.0}}},
     "lightgcn": {"model": {"name": "lightgcn", "layers": 2}, "optim": {"rule": "adam"}},
+    "adam, sweep, in batch": {
+        "optim": {"rule": "adam", "idle": "sweep", "decay": {"scope": "in_batch", "strength": 1.0}},
+    },
+    "row-wise adagrad, sweep, l2": {
+        "optim": {
+            "rule": "rowwise_adagrad",
+            "idle": "sweep",
+            "decay": {"scope": "full", "coupling": "l2", "strength": 0.1},
+        },
+    },
 }
 INTERPRETED = [(name, True) for name in list(CASES)[1:16:2]] + [
     ("flushed between steps", True),
@@ -141,6 +151,7 @@ INTERPRETED = [(name, True) for name in list(CASES)[1:16:2]] + [
     ("ssm, full", False),
     ("resn, few of many rows", False),
     *((name, True) for name in ROWS_MOVE),
+    ("lazy adam, l2 of all items and of no users", False),
 ]
 """Cases that run without a GPU too."""
 EPOCHS = 2
@@ -338,7 +349,7 @@ def test_several_workers_equal_one(tiny, data, tmp_path, name, workers):
 def entities(config, dataset):
     """Return each table of a configuration and its number of rows."""
     rows = {"users": dataset.manifest.users, "items": dataset.manifest.items}
-    return [(spec, rows[spec.entity]) for spec in (*config.model.tables(), *config.loss.tables())]
+    return [(spec, rows[spec.entity]) for spec in config.table_specs]
 
 
 @running
@@ -398,13 +409,20 @@ def test_reasons_against_steps_on_the_device(tiny):
         assert why in prevented(changed(tiny, **change), 30, 24, cuda, 2)
     assert "simplex" in prevented(changed(tiny, model={"name": "simplex"}), 30, 24, cuda, 1)
     assert prevented(changed(tiny, model={"name": "lightgcn"}, optim={"rule": "adam"}), 5_000_000, 24, cuda, 1) is None
+    wide = changed(tiny, model={"dim": 64})
     l2 = {"decay": {"scope": "full", "coupling": "l2", "strength": 0.1}}
     for change, what in (({"rule": "adam"}, "rule adam"), (l2, "full l2 decay")):
-        for idle, most in (("lazy", 1_000_000), ("sweep", 4_000_000)):
-            config = changed(tiny, optim={**change, "idle": idle})
-            assert prevented(config, most, 24, cuda, 1) is None
-            reason = prevented(config, most + 1, 24, cuda, 1)
-            assert f"{what} moves all" in reason and f"idle={idle}" in reason
+        lazy, sweep = (changed(wide, optim={**change, "idle": idle}) for idle in ("lazy", "sweep"))
+        assert prevented(lazy, 2**20, 2**20, cuda, 1) is None
+        assert f"{what} moves all rows, 134,217,792 values" in prevented(lazy, 2**20 + 1, 2**20, cuda, 1)
+        assert prevented(lazy, 2**21, 1000, cuda, 2) is None
+        assert prevented(sweep, 4_000_000, 4_000_000, cuda, 1) is None
+        assert f"{what} moves all 4,000,001 rows" in prevented(sweep, 24, 4_000_001, cuda, 1)
+        assert "bfloat16" in prevented(changed(lazy, model={"bfloat16": True}), 30, 24, cuda, 1)
+        assert prevented(changed(sweep, model={"bfloat16": True}), 30, 24, cuda, 1) is None
+    of_items = changed(wide, optim={"decay": l2["decay"] | {"tables": {"users": 0.0}}})
+    assert prevented(of_items, 50_000_000, 2**20, cuda, 1) is None
+    assert "values" in prevented(of_items, 30, 2**21 + 1, cuda, 1)
     assert prevented(tiny, 50_000_000, 24, cuda, 1) is None
     occurrences = {"decay": {"scope": "occurrences", "coupling": "l2", "strength": 0.1}}
     assert "occurrences" in prevented(changed(tiny, optim=occurrences), 30, 24, cuda, 1)

@@ -67,6 +67,8 @@ class TritonKernels(ReferenceKernels):
         all_decay: bool,
         ids_U: Tensor | None = None,
     ) -> None:
+        """As `StepsAhead.step_ahead_`. `ids_U`: of bfloat16, rows in the whole table, by which they are rounded."""
+        assert (ids_U is not None) == (stored_VD.dtype == torch.bfloat16), (ids_U, stored_VD.dtype)
         slots, constants = _of_rule(rule)
         constants |= {"ALL_ROWS": all_rows, "ALL_DECAY": all_decay}
         arguments = aligned(grad_UD), *slots, *(0.0,) * 6, coefficients_SC, index, ids_U

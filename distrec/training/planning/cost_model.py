@@ -24,7 +24,6 @@ from distrec.training.planning.worker_memory import (
     on_device,
     optimizer_bytes,
     parameters,
-    specs_of,
 )
 
 SHIPPED = Path(__file__).with_name("costs.json")
@@ -100,9 +99,9 @@ def counts(config: Config, sizes: Sizes, workers: int, step: StepSizes | None = 
     model = config.model
     assert isinstance(model, EmbeddingConfig), model
     step = step or step_sizes(config, sizes, workers)
-    found = [(spec, *optimizer_bytes(config, sizes, workers, spec, step.steps)) for spec in specs_of(config)]
+    found = [(spec, *optimizer_bytes(config, sizes, workers, spec, step.steps)) for spec in config.table_specs]
     stored, state = sum(entry[1] for entry in found), sum(entry[2] for entry in found)
-    width = sum(spec.width for spec in specs_of(config) if spec.entity == USERS) or model.dim
+    width = sum(spec.width for spec in config.table_specs if spec.entity == USERS) or model.dim
     values = (step.users + step.items_read) * width
     far, far_state = max(0.0, 1 - _CACHE / max(1, stored)), max(0.0, 1 - _CACHE / max(1, stored + state))
     slots = 1 + state / max(1, stored)  # arrays that an update changes

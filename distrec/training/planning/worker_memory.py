@@ -88,11 +88,6 @@ def _solver(model: SolverConfig, sizes: Sizes, workers: int, first: bool) -> lis
     return [Part(name, needed, certain=True) for name, needed in model.needed_bytes(counts, first).items()]
 
 
-def specs_of(config: Config) -> tuple[TableSpec, ...]:
-    """Return the tables of the model and of the loss."""
-    return (*config.model.tables(), *config.loss.tables())
-
-
 def optimizer_bytes(
     config: Config, sizes: Sizes, workers: int, spec: TableSpec, steps: int, on_gpu: bool = False
 ) -> tuple[int, int, int]:
@@ -128,7 +123,7 @@ def _deferred_bytes(deferred: DeferredUpdate, slots: list[Tensor], steps: int) -
 
 
 def _tables(config: Config, sizes: Sizes, workers: int, steps: int, on_gpu: bool) -> list[Part]:
-    found = np.sum([optimizer_bytes(config, sizes, workers, spec, steps, on_gpu) for spec in specs_of(config)], 0)
+    found = np.sum([optimizer_bytes(config, sizes, workers, spec, steps, on_gpu) for spec in config.table_specs], 0)
     dense = parameters(config) * _F32
     names = "tables", "optimizer state", "deferred updates"
     parts = [Part(name, float(value), certain=True) for name, value in zip(names, found, strict=True)]
@@ -159,7 +154,7 @@ def _step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[P
     """Return the memory of a step's arrays, and that of the exchange of rows."""
     model = config.model
     assert isinstance(model, EmbeddingConfig), model
-    widths = {entity: sum(s.width for s in specs_of(config) if s.entity == entity) for entity in (USERS, ITEMS)}
+    widths = {entity: sum(s.width for s in config.table_specs if s.entity == entity) for entity in (USERS, ITEMS)}
     # Rows, representations, and the gradients of both; networks hold their activations beside them.
     copies = (4 if model.similarity == "cosine" else 2) + 2 * bool(parameters(config)) + bool(model.bfloat16) / 2
     rows = copies * (step.users * widths[USERS] + step.items_read * widths[ITEMS]) * _F32
@@ -189,11 +184,11 @@ def device_rows(config: Config, sizes: Sizes, workers: int) -> dict[str, int]:
     model, pairs = config.model, -(-config.train.batch_size // workers)
     assert isinstance(model, EmbeddingConfig), model
     users, items = sizes.partition(USERS, workers).size(0), sizes.items
-    if model.reads or sweeps(config):
-        return {USERS: users, ITEMS: items}
-    if workers == 1 and "catalogue" not in config.loss.needs():
+    if not (model.reads or workers > 1 or "catalogue" in config.loss.needs() or sweeps(config, ITEMS)):
         items = rows_read(items, item_uses(config))
-    return {USERS: rows_read(users, pairs), ITEMS: items}
+    if not (model.reads or sweeps(config, USERS)):
+        users = rows_read(users, pairs)
+    return {USERS: users, ITEMS: items}
 
 
 def _device_step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[Part]:
@@ -205,7 +200,7 @@ def _device_step(config: Config, sizes: Sizes, workers: int, step: StepSizes) ->
     model, sampling, rows_of = config.model, config.effective_sampling, device_rows(config, sizes, workers)
     assert isinstance(model, EmbeddingConfig), model
     pairs, drawn = config.train.batch_size / workers, draws_of(config)
-    width = sum(spec.width * rows_of[spec.entity] for spec in specs_of(config))
+    width = sum(spec.width * rows_of[spec.entity] for spec in config.table_specs)
     # Rows times their scale, representations, and the gradients of both; the list itself.
     rows = (4 if model.similarity == "cosine" else 2) * width * _F32 + 8 * sum(rows_of.values())
     # Of own negatives index, order and rank, scores, gradients; of shared ones scores, sums, gradients and masks.
@@ -215,7 +210,7 @@ def _device_step(config: Config, sizes: Sizes, workers: int, step: StepSizes) ->
     sent = 2 * 16 * min(64, step.steps) * pairs  # pairs of steps, and their copy
     found = [Part("a step", 2.0 * (rows + scores) + sent)]
     if workers > 1:  # the items of all workers; gradients with a column of uses, sent and received, and their sums
-        columns = sum(spec.width for spec in specs_of(config) if spec.entity == ITEMS)
+        columns = sum(spec.width for spec in config.table_specs if spec.entity == ITEMS)
         own = sizes.owned(ITEMS, workers) * (2 * columns + 1)
         found.append(Part("exchange: items and gradients", _F32 * (sizes.items * (3 * columns + 2) + own)))
     uniform = sampling.distribution == "uniform"

@@ -1,12 +1,14 @@
 """Planned memory, beside what real tables and optimizers hold."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from distrec.models.base import DataSizes
 from distrec.training.planning.sizes import Sizes
-from distrec.training.planning.worker_memory import total_bytes, worker_memory
+from distrec.training.planning.worker_memory import device_rows, total_bytes, worker_memory
 from distrec.training.trainer import Trainer
 from tests.conftest import changed
 
@@ -33,6 +35,19 @@ def test_tables_state_and_deferred_updates_are_exact(small, dataset, name):
     deferred = [table.deferred for table in trainer.tables.values() if hasattr(table.deferred, "_written_V")]
     held = sum(d._written_V.nbytes + d._steps.values_CS.nbytes for d in deferred)
     assert planned["deferred updates"] == held
+
+
+def test_rows_that_move_are_updated_at_each_step_on_a_gpu(small, dataset):
+    """No update is deferred there, and the tables of the entity are read whole."""
+    sizes = replace(Sizes.of(dataset), users=200_000, items=300_000)
+    config = changed(small, model={"dim": 64}, train={"batch_size": 64}, sampling={"negatives": 10})
+    l2 = {"decay": {"scope": "full", "coupling": "l2", "strength": 0.01, "tables": {"users": 0.0}}}
+    for optim, users, items in (({}, 64, 74), ({"rule": "adam"}, 200_000, 300_000), (l2, 64, 300_000)):
+        moving = changed(config, optim=optim)
+        assert device_rows(moving, sizes, 1) == {"users": users, "items": items}
+        for gpu in (False, True):
+            planned = {part.name: part.bytes for part in worker_memory(moving, sizes, 1, gpu=gpu)}
+            assert (planned["deferred updates"] > 0) == (bool(optim) and not gpu)
 
 
 def test_shards_of_workers_add_up_to_the_tables(small, dataset):
