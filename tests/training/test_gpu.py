@@ -109,3 +109,20 @@ def test_a_failed_capture_leaves_the_process_usable(small, dataset):
     following, losses = by_epochs(small, dataset)
     assert following.device_steps.captures and following.device_steps._graphs
     assert losses == pytest.approx(by_epochs(changed(small, train={"capture": False}), dataset)[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("optim", [{}, {"rule": "adam", "decay": {"scope": "in_batch", "strength": 0.1}}], ids=str)
+def test_steps_do_not_wait_for_the_gpu(small, dataset, monkeypatch, optim):
+    """An operation that synchronises is an error from the first step of an epoch to its last, pairs sent meanwhile."""
+    monkeypatch.setattr("distrec.training.device_steps._STEPS", 3)
+    trainer, _ = by_epochs(changed(small, optim=optim, train={"epochs": 3}), dataset)  # captures
+    steps = trainer.source.steps
+    assert steps > 6
+
+    def emit(done, loss):
+        torch.cuda.set_sync_debug_mode("default" if done == steps else "error")
+
+    try:
+        trainer.train_epoch(2, 0, iter(trainer.source.batches(2, 0, steps)), emit)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
