@@ -58,9 +58,9 @@ class SparseOptimizer:
         self.lr_factor = 1.0
         """Factor of the learning rate, beside the schedule: that of `plateau`."""
         device, dtype = table.stored_VD.device, table.stored_VD.dtype
-        self._kernels = kernels_for(
-            config.kernels, device, dtype, lambda local: table.partition.row(local, table.worker)
-        )
+        # The function must not hold the table, whose deferred updates hold the kernels: a cycle is not freed at once.
+        partition, worker = table.partition, table.worker
+        self._kernels = kernels_for(config.kernels, device, dtype, lambda local: partition.row(local, worker))
         rule = RULES[config.rule]
         self._rule = rule(table.stored_VD, **{name: getattr(config, name) for name in rule.hyperparameters})
         self._strength = config.decay.strength_of(table.name, table.decay)

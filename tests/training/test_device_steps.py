@@ -467,13 +467,15 @@ def test_evaluated_slowed_down_saved_and_loaded_between_epochs(tiny, data, tmp_p
 
 
 @running
-def test_a_finished_trainer_frees_its_steps_at_once(tiny, data):
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_finished_trainer_frees_its_steps_and_tables_at_once(tiny, data, bfloat16):
     """A search trains many models in a process, and torch collects no garbage when memory is short."""
-    trainer = Trainer(changed(tiny, **ON_DEVICE), data, DEVICE)
-    steps = weakref.ref(trainer.device_steps)
+    optim = {"decay": {"scope": "full", "strength": 0.1}}
+    trainer = Trainer(changed(changed(tiny, **ON_DEVICE), optim=optim, model={"bfloat16": bfloat16}), data, DEVICE)
+    held = [weakref.ref(trainer.device_steps), *(weakref.ref(table.stored_VD) for table in trainer.tables.values())]
     gc.disable()
     try:
         del trainer
-        assert steps() is None
+        assert [reference() for reference in held] == [None] * 3
     finally:
         gc.enable()
