@@ -7,7 +7,6 @@ they depend neither on the worker that holds the row nor on whether the run was 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +25,10 @@ class Bfloat16Kernels(ReferenceKernels):
         self.step = 0
         """Step of the run, which keys the rounding; set by the optimizer."""
 
+    @property
+    def ahead(self) -> StepsAhead | None:
+        return self._inner.ahead  # which rounds rows itself
+
     def read(self, stored_VD: Tensor, local_U: Tensor, factor: float) -> Tensor:
         return stored_VD.index_select(0, local_U).float().mul_(factor)
 
@@ -40,25 +43,6 @@ class Bfloat16Kernels(ReferenceKernels):
         rows_UD, part = stored_VD.index_select(0, local_U).float(), rule.of_rows(local_U)
         self._inner.step_(rows_UD, _arange_like(local_U), grad_UD, decay, part, coefficients)
         self._write(stored_VD, local_U, rows_UD, rule, part)
-
-    def read_ahead(self, stored_VD: Tensor, local_U: Tensor, coefficients_SC: Tensor | None, index: Tensor) -> Tensor:
-        assert isinstance(self._inner, StepsAhead), self._inner
-        return self._inner.read_ahead(stored_VD, local_U, coefficients_SC, index)
-
-    def step_ahead_(
-        self,
-        stored_VD: Tensor,
-        local_U: Tensor,
-        grad_UD: Tensor,
-        rule: UpdateRule,
-        coefficients_SC: Tensor,
-        index: Tensor,
-        all_rows: bool,
-        all_decay: bool,
-    ) -> None:
-        ids_U = self._row_ids(_arange_like(local_U) if all_rows else local_U)
-        inner: Any = self._inner  # Triton's, the only ones that take steps ahead
-        inner.step_ahead_(stored_VD, local_U, grad_UD, rule, coefficients_SC, index, all_rows, all_decay, ids_U)
 
     def replay_(
         self, stored_VD: Tensor, local_G: Tensor, since_G: Tensor, missed: MissedSteps, rule: UpdateRule

@@ -52,7 +52,9 @@ def kernels_for(
     if name == "auto":
         on_gpu = device.type == "cuda" and missing_triton() is None
         name = "numba" if device.type == "cpu" else "triton" if on_gpu else "reference"
-    kernels = {"numba": _numba, "triton": _triton}[name](device) if name != "reference" else ReferenceKernels()
+    kernels = ReferenceKernels()
+    if name != "reference":
+        kernels = _numba(device) if name == "numba" else _triton(device, row_ids)
     return Bfloat16Kernels(kernels, row_ids) if dtype == torch.bfloat16 else kernels
 
 
@@ -64,7 +66,7 @@ def _numba(device: torch.device) -> ReferenceKernels:
     return NumbaKernels()
 
 
-def _triton(device: torch.device) -> ReferenceKernels:
+def _triton(device: torch.device, row_ids: Callable[[Tensor], Tensor]) -> ReferenceKernels:
     if reason := missing_triton():
         raise UserError(f"optim.kernels triton needs {reason}; use auto or reference")
     from distrec.kernels.triton.launch import INTERPRETED
@@ -72,4 +74,4 @@ def _triton(device: torch.device) -> ReferenceKernels:
 
     if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
         raise UserError(f"optim.kernels triton runs on GPUs, but the tables are on {device}; use auto or reference")
-    return TritonKernels()
+    return TritonKernels(row_ids)

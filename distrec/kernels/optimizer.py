@@ -5,7 +5,7 @@ G: rows that missed steps (a gap); C: coefficients of a step; S: steps.
 
 import copy
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -108,7 +108,6 @@ COEFFICIENTS = 8
 step."""
 
 
-@runtime_checkable
 class StepsAhead(Protocol):
     """Kernels whose steps read their numbers from the line `index`, (1,), of `coefficients_SC`, both on the device."""
 
@@ -142,6 +141,11 @@ class ReferenceKernels:
 
     Local rows are int64 and, unless stated otherwise, unique.
     """
+
+    @property
+    def ahead(self) -> StepsAhead | None:
+        """Kernels of the same rows that read the numbers of a step from the device; None if there are none."""
+        return None
 
     def read(self, stored_VD: Tensor, local_U: Tensor, factor: float) -> Tensor:
         """Return copies of some stored rows times `factor`, (U, D). Rows may repeat."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from distrec.core.errors import UserError
 from distrec.kernels.bfloat16 import Bfloat16Kernels
 from distrec.kernels.dispatch import kernels_for
-from distrec.kernels.optimizer import COEFFICIENTS, Decay, StepsAhead, padded
+from distrec.kernels.optimizer import COEFFICIENTS, Decay, padded
 from distrec.optim.config import OptimConfig
 from distrec.optim.decay import FullDecay
 from distrec.optim.deferred import DeferredUpdate
@@ -192,8 +192,8 @@ class SparseOptimizer:
         """
         stored_VD, scaled = self._table.stored_VD.detach(), isinstance(self._deferred, FullDecay)
         if len(local_R) != len(stored_VD):
-            assert isinstance(self._kernels, StepsAhead), self._kernels
-            return self._kernels.read_ahead(stored_VD, local_R, coefficients_SC if scaled else None, index)
+            assert self._kernels.ahead is not None, self._kernels
+            return self._kernels.ahead.read_ahead(stored_VD, local_R, coefficients_SC if scaled else None, index)
         rows_VD = stored_VD.to(self._table.dtype)
         return rows_VD * coefficients_SC.index_select(0, index)[:, :1].to(rows_VD.dtype) if scaled else rows_VD
 
@@ -204,10 +204,10 @@ class SparseOptimizer:
         If rows outside the batch move, `local_R` has the length of the shard, with -1 for rows outside the batch where
         decay is that of the batch; it may have them elsewhere.
         """
-        assert isinstance(self._kernels, StepsAhead), self._kernels
+        assert self._kernels.ahead is not None, self._kernels
         stored_VD, all_decay = self._table.stored_VD, self._config.decay.scope == "full"
         assert not self._all_rows or len(local_R) == len(stored_VD), (len(local_R), len(stored_VD))
-        self._kernels.step_ahead_(
+        self._kernels.ahead.step_ahead_(
             stored_VD, local_R, grad_RD, self._rule, coefficients_SC, index, self._all_rows, all_decay
         )
 

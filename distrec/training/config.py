@@ -190,6 +190,10 @@ class Config(Section):
         assert isinstance(self.model, EmbeddingConfig), self.model
         return (*self.model.tables(), *self.loss.tables())
 
+    def width(self, entity: str) -> int:
+        """Return the columns of all tables of users or of items."""
+        return sum(spec.width for spec in self.table_specs if spec.entity == entity)
+
     @property
     def watched(self) -> str | None:
         """Validation metric by which the best epoch is kept, None if none is."""

@@ -70,7 +70,7 @@ def _not_swept(config: Config, rows: dict[str, int], workers: int) -> str | None
     assert isinstance(config.model, EmbeddingConfig), config.model
     if config.model.bfloat16:  # to round rows at each step adds more noise than to round them when they are read
         return f"{what} moves all rows, which are bfloat16, and optim.idle=lazy"
-    values = sum(spec.width * rows[spec.entity] // workers for spec in config.table_specs if spec.entity in swept)
+    values = sum(config.width(entity) * rows[entity] // workers for entity in swept)
     return f"{what} moves all rows, {values:,} values, and optim.idle=lazy" if values > _SWEPT_VALUES else None
 
 
@@ -121,10 +121,22 @@ def sweeps(config: Config, entity: str) -> bool:
     return "graph" not in config.model.reads and any(_moving(config, entity))
 
 
-def tells_rows_apart(config: Config, entity: str) -> bool:
-    """Return whether such a step must know which rows are in the batch: of some tables it updates them alone, or they
-    alone decay."""
-    return not all(_moving(config, entity)) or config.optim.decay.scope == "in_batch"
+def reads_all(config: Config, entity: str, workers: int) -> bool:
+    """Return whether such a step reads all rows of users or of items, whatever their number."""
+    assert isinstance(config.model, EmbeddingConfig), config.model
+    of_items = entity == ITEMS and (workers > 1 or "catalogue" in config.loss.needs())
+    return "graph" in config.model.reads or sweeps(config, entity) or of_items
+
+
+def all_in_batch(config: Config, entity: str) -> bool:
+    """Return whether all rows of users or of items count as rows of the batch.
+
+    Those of tables that are swept do, unless some of the tables are not, or only what is really in the batch decays.
+    """
+    assert isinstance(config.model, EmbeddingConfig), config.model
+    of_items = entity == ITEMS and "catalogue" in config.loss.needs()
+    swept = all(_moving(config, entity)) and config.optim.decay.scope != "in_batch"
+    return "graph" in config.model.reads or swept or of_items
 
 
 def rows_read(rows: int, uses: int) -> int:

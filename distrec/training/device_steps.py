@@ -35,7 +35,7 @@ from distrec.sharding.table import ITEMS, USERS
 from distrec.tracking.meters import StepMeters
 from distrec.training.config import Config
 from distrec.training.cuda_graphs import CudaGraphs
-from distrec.training.device_conditions import rows_read, sweeps, tells_rows_apart
+from distrec.training.device_conditions import all_in_batch, reads_all, rows_read
 from distrec.training.gathered_items import GatheredItems
 from distrec.training.sharded_model import ShardedModel
 
@@ -112,14 +112,8 @@ class DeviceSteps:
             self._own_items = sharded.all_rows(ITEMS)
             widths = {name: sharded.specs[name].width for name in self._tables[ITEMS]}
             self._gathered = GatheredItems(sharded.exchange, sharded.partitions[ITEMS], widths)
-        self._sweeps = {entity: sweeps(self._config, entity) for entity in (USERS, ITEMS)}
-        # Entities of which all rows count as rows of the batch.
-        self._in_batch = {
-            entity: sharded.graph is not None
-            or (self._sweeps[entity] and not tells_rows_apart(self._config, entity))
-            or (entity == ITEMS and "catalogue" in self._config.loss.needs())
-            for entity in (USERS, ITEMS)
-        }
+        self._reads_all = {entity: reads_all(self._config, entity, sharded.exchange.workers) for entity in self._tables}
+        self._all_in_batch = {entity: all_in_batch(self._config, entity) for entity in self._tables}
         self._graphs = CudaGraphs(self._device, captures="batch" not in self._config.loss.needs())
 
     @property
@@ -361,10 +355,9 @@ class DeviceSteps:
     def _rows(self, entity: str, uses: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return (rows that a step reads and updates, (R,) int64; for each use the index of its rows, int32)."""
         rows, count = self._count[entity], sum(len(use) for use in uses)
-        if self._in_batch[entity]:
+        if self._all_in_batch[entity]:
             return self._all(entity), uses
-        whole = self._sweeps[entity] or (entity == ITEMS and self._gathered is not None)
-        if whole or rows_read(rows, count) == rows:
+        if self._reads_all[entity] or rows_read(rows, count) == rows:
             return self._draws.touched(uses, rows), uses
         sorted_C, order_C = torch.cat(uses).sort()
         new_C = torch.ones_like(sorted_C, dtype=torch.bool)

@@ -20,7 +20,10 @@ HOST_SCALARS = {"c0", "c1", "c2", "c3", "shrink", "l2", "log_decay1", "log_decay
 
 def call_all(dtype: torch.dtype) -> Iterator[str]:
     """Call each kernel for each rule; yield the name of each after its call."""
-    kernels, local_U = TritonKernels(), torch.arange(U)  # row indices on the CPU are checked before a launch
+    kernels, local_U = (
+        TritonKernels(lambda local_U: local_U),
+        torch.arange(U),
+    )  # row indices on the CPU are checked before a launch
     stored_VD, grad_UD = torch.ones(V, D, dtype=dtype), torch.ones(U, D, dtype=dtype)
     kernels.affine_(stored_VD, torch.ones_like(stored_VD), local_U, torch.ones(4, U, dtype=torch.float64))
     yield "affine"
@@ -39,10 +42,10 @@ def call_all(dtype: torch.dtype) -> Iterator[str]:
             yield f"step ahead of {name}, {how}"
         if dtype == torch.float32:
             for all_rows in (False, True):
-                kernels.step_ahead_(stored_VD.bfloat16(), local_U, grad_UD, rule, *ahead, all_rows, False, local_U)
+                kernels.step_ahead_(stored_VD.bfloat16(), local_U, grad_UD, rule, *ahead, all_rows, False)
                 yield f"step ahead of {name}, rounded, {all_rows}"
         if name not in ("sgd", "momentum"):  # never replayed
-            kernels = TritonKernels()
+            kernels = TritonKernels(lambda local_U: local_U)
             missed = MissedSteps(torch.ones(2 + len(coefficients), 8, dtype=torch.float64), 5, 3, 0.1, 0)
             kernels.replay_(stored_VD, local_U, torch.zeros(U, dtype=torch.int32), missed, rule)
             yield f"replay of {name}"

@@ -67,7 +67,7 @@ def test_bits_of_rounded_rows_equal_those_of_the_host(rule, all_rows):
     hyperparameters = {name: getattr(OptimConfig(), name) for name in RULES[rule].hyperparameters}
     shards = [rows_VD.clone(), rows_VD.clone().to(device)]
     rules = [RULES[rule](shard_VD, **hyperparameters) for shard_VD in shards]
-    host, ahead = (
+    host, device_kernels = (
         kernels_for(name, shard_VD.device, torch.bfloat16, lambda local_U: partition.row(local_U, 1))
         for name, shard_VD in zip(("numba", "triton"), shards, strict=True)
     )
@@ -84,8 +84,8 @@ def test_bits_of_rounded_rows_equal_those_of_the_host(rule, all_rows):
         step = (local_V, grad_VD, line.repeat(3, 1), torch.tensor([1]))
         local_V, grad_VD, lines, index = (values.to(device) for values in step)
         expected_VD = shards[1].float().cpu() * 0.5 * mask_V[:, None]
-        assert torch.equal(ahead.read_ahead(shards[1], local_V, lines, index).cpu(), expected_VD)
-        ahead.step_ahead_(shards[1], local_V, grad_VD, rules[1], lines, index, all_rows, False)
+        assert torch.equal(device_kernels.ahead.read_ahead(shards[1], local_V, lines, index).cpu(), expected_VD)
+        device_kernels.ahead.step_ahead_(shards[1], local_V, grad_VD, rules[1], lines, index, all_rows, False)
         found, expected = [
             [shard.float().cpu(), *rule.slots.values()] for shard, rule in zip(shards, rules, strict=True)
         ]

@@ -4,13 +4,14 @@ C: coefficients of a step; G: rows that missed steps; S: steps.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from distrec.kernels.optimizer import Decay, MissedSteps, ReferenceKernels, UpdateRule, padded
+from distrec.kernels.optimizer import Decay, MissedSteps, ReferenceKernels, StepsAhead, UpdateRule, padded
 from distrec.kernels.triton import optimizer_programs as programs
 from distrec.kernels.triton.launch import OPTIONS, aligned
 
@@ -33,8 +34,14 @@ class TritonKernels(ReferenceKernels):
     A row is updated by one program in a fixed order of operations, whatever else is in the batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, row_ids: Callable[[Tensor], Tensor]) -> None:
+        """`row_ids` maps local rows to rows of the whole table, by which rows of bfloat16 are rounded."""
+        self._row_ids = row_ids
         self._coefficients = _DeviceCoefficients()
+
+    @property
+    def ahead(self) -> StepsAhead:
+        return self
 
     def step_(
         self,
@@ -65,10 +72,10 @@ class TritonKernels(ReferenceKernels):
         index: Tensor,
         all_rows: bool,
         all_decay: bool,
-        ids_U: Tensor | None = None,
     ) -> None:
-        """As `StepsAhead.step_ahead_`. `ids_U`: of bfloat16, rows in the whole table, by which they are rounded."""
-        assert (ids_U is not None) == (stored_VD.dtype == torch.bfloat16), (ids_U, stored_VD.dtype)
+        ids_U = None
+        if stored_VD.dtype == torch.bfloat16:
+            ids_U = self._row_ids(torch.arange(len(local_U), device=local_U.device) if all_rows else local_U)
         slots, constants = _of_rule(rule)
         constants |= {"ALL_ROWS": all_rows, "ALL_DECAY": all_decay}
         arguments = aligned(grad_UD), *slots, *(0.0,) * 6, coefficients_SC, index, ids_U

@@ -101,7 +101,7 @@ def counts(config: Config, sizes: Sizes, workers: int, step: StepSizes | None = 
     step = step or step_sizes(config, sizes, workers)
     found = [(spec, *optimizer_bytes(config, sizes, workers, spec, step.steps)) for spec in config.table_specs]
     stored, state = sum(entry[1] for entry in found), sum(entry[2] for entry in found)
-    width = sum(spec.width for spec in config.table_specs if spec.entity == USERS) or model.dim
+    width = config.width(USERS) or model.dim
     values = (step.users + step.items_read) * width
     far, far_state = max(0.0, 1 - _CACHE / max(1, stored)), max(0.0, 1 - _CACHE / max(1, stored + state))
     slots = 1 + state / max(1, stored)  # arrays that an update changes

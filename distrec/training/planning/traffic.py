@@ -32,7 +32,7 @@ def step_traffic(config: Config, sizes: Sizes, workers: int, step: StepSizes, gp
 
 
 def _gathered_items(config: Config, sizes: Sizes, workers: int) -> Iterator[Collective]:
-    width = sum(spec.width for spec in config.table_specs if spec.entity == ITEMS)
+    width = config.width(ITEMS)
     largest, away = sizes.partition(ITEMS, workers).size(0), (workers - 1) / workers
     yield Collective("items, to all workers", 1, _F32 * width * largest * (workers - 1))
     yield Collective("gradients of items", 1, _F32 * (width + 1) * sizes.items * away)  # 1: which are used
@@ -43,7 +43,7 @@ def _collectives(config: Config, sizes: Sizes, workers: int, step: StepSizes) ->
     assert isinstance(model, EmbeddingConfig), model
     others, away = workers - 1, (workers - 1) / workers  # share of the rows that other workers own
     rounded = 2 if config.train.send_bfloat16 else _F32
-    width = sum(spec.width for spec in config.table_specs if spec.entity == ITEMS)
+    width = config.width(ITEMS)
     width += (model.dim if "positive_rows_BD" in reads else 0) + (config.optim.decay.scope == "occurrences")
     if step.items:
         ids = others * workers * _INT64 + _INT32 * step.items * away

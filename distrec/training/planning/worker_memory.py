@@ -16,7 +16,7 @@ from distrec.optim.deferred import DeferredUpdate, StepCoefficients
 from distrec.optim.sparse import SparseOptimizer
 from distrec.sharding.table import ITEMS, USERS, Table, TableSpec
 from distrec.training.config import Config
-from distrec.training.device_conditions import draws_of, item_uses, prevented, rows_read, sweeps
+from distrec.training.device_conditions import draws_of, item_uses, prevented, reads_all, rows_read
 from distrec.training.planning.sizes import Sizes, StepSizes, graph_columns, step_sizes
 
 MIB = 2**20
@@ -154,7 +154,7 @@ def _step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[P
     """Return the memory of a step's arrays, and that of the exchange of rows."""
     model = config.model
     assert isinstance(model, EmbeddingConfig), model
-    widths = {entity: sum(s.width for s in config.table_specs if s.entity == entity) for entity in (USERS, ITEMS)}
+    widths = {entity: config.width(entity) for entity in (USERS, ITEMS)}
     # Rows, representations, and the gradients of both; networks hold their activations beside them.
     copies = (4 if model.similarity == "cosine" else 2) + 2 * bool(parameters(config)) + bool(model.bfloat16) / 2
     rows = copies * (step.users * widths[USERS] + step.items_read * widths[ITEMS]) * _F32
@@ -181,14 +181,9 @@ def _step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[P
 
 def device_rows(config: Config, sizes: Sizes, workers: int) -> dict[str, int]:
     """Return the rows of users and items that a worker's part of a step reads which stays on a GPU."""
-    model, pairs = config.model, -(-config.train.batch_size // workers)
-    assert isinstance(model, EmbeddingConfig), model
-    users, items = sizes.partition(USERS, workers).size(0), sizes.items
-    if not (model.reads or workers > 1 or "catalogue" in config.loss.needs() or sweeps(config, ITEMS)):
-        items = rows_read(items, item_uses(config))
-    if not (model.reads or sweeps(config, USERS)):
-        users = rows_read(users, pairs)
-    return {USERS: users, ITEMS: items}
+    rows = {USERS: sizes.partition(USERS, workers).size(0), ITEMS: sizes.items}
+    uses = {USERS: -(-config.train.batch_size // workers), ITEMS: item_uses(config)}
+    return {k: rows[k] if reads_all(config, k, workers) else rows_read(rows[k], uses[k]) for k in rows}
 
 
 def _device_step(config: Config, sizes: Sizes, workers: int, step: StepSizes) -> list[Part]:
@@ -200,7 +195,7 @@ def _device_step(config: Config, sizes: Sizes, workers: int, step: StepSizes) ->
     model, sampling, rows_of = config.model, config.effective_sampling, device_rows(config, sizes, workers)
     assert isinstance(model, EmbeddingConfig), model
     pairs, drawn = config.train.batch_size / workers, draws_of(config)
-    width = sum(spec.width * rows_of[spec.entity] for spec in config.table_specs)
+    width = sum(config.width(entity) * rows for entity, rows in rows_of.items())
     # Rows times their scale, representations, and the gradients of both; the list itself.
     rows = (4 if model.similarity == "cosine" else 2) * width * _F32 + 8 * sum(rows_of.values())
     # Of own negatives index, order and rank, scores, gradients; of shared ones scores, sums, gradients and masks.
@@ -210,7 +205,7 @@ def _device_step(config: Config, sizes: Sizes, workers: int, step: StepSizes) ->
     sent = 2 * 16 * min(64, step.steps) * pairs  # pairs of steps, and their copy
     found = [Part("a step", 2.0 * (rows + scores) + sent)]
     if workers > 1:  # the items of all workers; gradients with a column of uses, sent and received, and their sums
-        columns = sum(spec.width for spec in config.table_specs if spec.entity == ITEMS)
+        columns = config.width(ITEMS)
         own = sizes.owned(ITEMS, workers) * (2 * columns + 1)
         found.append(Part("exchange: items and gradients", _F32 * (sizes.items * (3 * columns + 2) + own)))
     uniform = sampling.distribution == "uniform"
